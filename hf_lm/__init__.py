@@ -1,0 +1,22 @@
+"""hf_lm: one JSON recipe in; a trained, measured causal language model out.
+
+Reading order, which is the way of the data:
+  run            the main path and command line: a table of contents
+  cli            the thin `hf-lm` sub-commands
+  recipe         JSON -> frozen pydantic models; every key, default and check
+  dataset        sources -> documents -> shifted blocks
+  tokenizer      load a tokenizer, or train one on the recipe's text
+  model_config   GPT-2's words for every supported family
+  model          build or load the network
+  optimizer      parameter groups, AdamW / Adam / SGD, schedules
+  trainer        LMTrainer: overridden hooks only
+  evaluation     loss, perplexity, accuracy, bits per byte, samples
+  machine        threads, precision and memory of this computer
+  plan           what a run will cost, before it starts
+  run_folder     what a run leaves on disk, and how it is continued
+  progress       what a person watches: loss, rate, speed, time left
+  console        what a person reads: the plan and the end
+  errors         user-facing errors and exit codes
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,196 @@
+"""The `hf-lm` command: thin sub-commands, one stage each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_lm import __version__
+from hf_lm.errors import DataError, RecipeError
+from hf_lm.run import add_options, guarded, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_lm.recipe import Recipe
+
+LONGEST_BLOCK = 1024  # tokens of context to evaluate with, unless the model has fewer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The sub-commands and their options."""
+    options = argparse.ArgumentParser(
+        prog="hf-lm", description="Train, measure and use small language models."
+    )
+    options.add_argument("--version", action="version", version=f"hf_lm {__version__}")
+    commands = options.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    training = commands.add_parser("run", help="train what a recipe describes")
+    add_options(training).set_defaults(call=run)
+    checking = commands.add_parser("check", help="check a recipe and print the plan")
+    add_options(checking).set_defaults(call=lambda given: run(replaced(given, check=True)))
+
+    measuring = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
+    measuring.add_argument("model", metavar="MODEL", help="a folder or Hub id")
+    measuring.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help='text, as data.source of a recipe; without it, what the run of "MODEL/.." held out',
+    )
+    measuring.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a key of the data or evaluation section, as data.text_column=body",
+    )
+    measuring.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    measuring.set_defaults(call=evaluate)
+
+    writing = commands.add_parser("generate", help="let a model continue a text")
+    writing.add_argument("model", metavar="MODEL", help="a folder or Hub id")
+    writing.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="the beginning; may be given many times"
+    )
+    writing.add_argument(
+        "--max-new-tokens", type=positive, default=200, metavar="N", help="tokens to add (200)"
+    )
+    writing.add_argument(
+        "--temperature", type=not_negative, default=0.8, help="0 takes the likeliest token (0.8)"
+    )
+    writing.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
+    writing.set_defaults(call=generate)
+    return options
+
+
+def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    """The same options with some values replaced."""
+    return argparse.Namespace(**{**vars(given), **values})
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """A number that is not below 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `hf-lm` command; returns its exit code."""
+    given = parser().parse_args(arguments)
+    return guarded(partial(given.call, given))
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with its tokenizer, in fp32, on the GPU if there is one.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    from hf_lm import console
+    from hf_lm.machine import find_machine
+    from hf_lm.model import load_pretrained
+    from hf_lm.recipe import TrainingRecipe
+    from hf_lm.tokenizer import load_tokenizer
+
+    console.quiet_libraries()
+    machine = find_machine(TrainingRecipe())
+    tokenizer = load_tokenizer(name)
+    return load_pretrained(name).to(machine.device), tokenizer
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Print loss, perplexity, accuracy and bits per byte of a model."""
+    from hf_lm.dataset import find_corpus, scan_documents
+
+    refuse_missing(given.model)
+    recipe = evaluated_recipe(given)
+    corpus = find_corpus(recipe.data)
+    scan_documents(recipe.data, corpus)
+    model, tokenizer = load(given.model)
+
+    from hf_lm import console
+    from hf_lm.dataset import load_blocks, load_documents, text_blocks
+    from hf_lm.dataset.blocks import make_collate
+    from hf_lm.evaluation import context, measure
+    from hf_lm.tokenizer import token_bytes
+
+    if given.source:
+        data = recipe.data
+        if not any(key.startswith("data.block_size=") for key in given.overrides):
+            size = min(context(model), LONGEST_BLOCK)
+            data = data.model_copy(update={"block_size": size})
+        blocks = text_blocks(data, corpus, tokenizer)
+    else:
+        documents, content = load_documents(recipe.data, corpus, seed=recipe.seed)
+        limit = recipe.evaluation.max_blocks
+        parts, _ = load_blocks(recipe.data, documents, tokenizer, content=content, held_out=limit)
+        blocks = parts["validation"]
+    metrics = measure(
+        model,
+        blocks,
+        recipe.evaluation,
+        collate=make_collate(recipe.data, tokenizer),
+        token_bytes=token_bytes(tokenizer),
+    )
+    if given.json:
+        sys.stdout.write(json.dumps(metrics) + "\n")
+    else:
+        console.show_rows(given.model, console.metric_rows(metrics))
+
+
+def refuse_missing(name: str) -> None:
+    """Refuse a model that is plainly a path, and not there, before anything is loaded."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise RecipeError(f"{name}: no such folder (current folder: {Path.cwd()})")
+
+
+def evaluated_recipe(given: argparse.Namespace) -> Recipe:
+    """The recipe of the run the model came from, or one around `--source`.
+
+    Raises:
+        DataError: neither is there.
+    """
+    from hf_lm.recipe import load_recipe, make_recipe
+
+    if given.source:
+        tree = {"data": {"source": given.source}, "training": {"max_steps": 1}}
+        return make_recipe(tree, Path.cwd(), name="--source", overrides=given.overrides)
+    own = Path(given.model).parent / "recipe.json"
+    if not own.is_file():
+        raise DataError(f"{given.model}: no run around it (no {own}); name the text with --source")
+    return load_recipe(own, overrides=given.overrides)
+
+
+def generate(given: argparse.Namespace) -> None:
+    """Print each prompt with what the model adds to it."""
+    refuse_missing(given.model)
+    model, tokenizer = load(given.model)
+
+    from hf_lm.evaluation import sample
+
+    written = sample(
+        model,
+        tokenizer,
+        given.prompt or [""],
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+        seed=given.seed,
+    )
+    for piece in written:
+        sys.stdout.write(f"{piece['prompt']}{piece['text']}\n")

@@ -1,0 +1,91 @@
+"""What a person reads: the plan before a run, notes, and the end after it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to this file: only errors of the libraries show, and no bars of theirs."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not console.is_terminal:
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported
+
+
+def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """A title, and lines of a label and a text."""
+    console.print(Text(title, style="bold cyan"))
+    rows = list(rows)
+    width = max(len(label) for label, _ in rows) + 2
+    for label, text in rows:
+        console.print(Text.assemble((label.ljust(width), "bold"), text))
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """What is right but worth knowing, one line each."""
+    for note in notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_samples(samples: Sequence[Mapping[str, str]]) -> None:
+    """What the model writes, prompts in bold."""
+    for sample in samples:
+        console.print(Text("sample", style="bold cyan"))
+        console.print(Text.assemble((sample["prompt"], "bold"), sample["text"]))
+        console.print()
+
+
+def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+    """The result of a run, and what to do with it."""
+    console.print()
+    show_samples(samples)
+    seconds, speed = metrics["train_seconds"], metrics["tokens_per_second"]
+    where = shlex.quote(str(model))
+    prompt = next((s["prompt"] for s in samples if s["prompt"]), "Once upon a time")
+    show_rows(
+        "done",
+        [
+            *metric_rows(metrics),
+            (
+                "training",
+                f"{metrics['train_tokens']:,} tokens in {duration(seconds)}, {speed:,.0f} a second",
+            ),
+            ("model", str(model)),
+            ("write with it", f"hf-lm generate {where} --prompt {shlex.quote(prompt)}"),
+            ("measure it", f"hf-lm evaluate {where} --source YOUR_TEXT"),
+            ("in Python", f'AutoModelForCausalLM.from_pretrained("{model}")'),
+        ],
+    )
+
+
+def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What was measured, with the uncertainty that the choice of text brings."""
+    return [
+        ("loss", f"{metrics['loss']:.4f} ± {metrics['loss_stderr']:.4f} nats a token"),
+        ("perplexity", f"{metrics['perplexity']:.2f}"),
+        ("accuracy", f"{metrics['accuracy']:.1%} of {metrics['tokens']:,} tokens"),
+        ("bits per byte", f"{metrics['bits_per_byte']:.4f} on {metrics['bytes']:,} bytes"),
+    ]
+
+
+def show_complete(model: Path) -> None:
+    """The same command again, after a run that is done."""
+    console.print(f"already complete: {model}; start anew with --fresh")

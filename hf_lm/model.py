@@ -1,0 +1,181 @@
+"""A recipe section and a vocabulary in, a stock transformers model out, built or loaded in fp32.
+
+Only native classes are used and no code from a model repository is run, so what is saved loads
+everywhere. Precision is a matter of autocast, in training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from hf_lm.errors import RecipeError
+from hf_lm.model_config import MODERN, GPTConfig, Vocabulary
+from hf_lm.recipe import ModelRecipe
+
+# The name is unknown to transformers' table of masks, so no mask is built: under torch.compile its
+# "sdpa" always makes a [B, 1, T, T] one, which keeps the flash kernels out (transformers #48925).
+CAUSAL = "hf_lm_causal"
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
+DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout")
+RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what writes into the residual stream
+
+
+def build_model(
+    recipe: ModelRecipe,
+    vocabulary: Vocabulary,
+    *,
+    block_size: int,
+    document_mask: bool = False,
+    seed: int = 0,
+    meta: bool = False,
+) -> PreTrainedModel:
+    """The network of a recipe, from scratch or pretrained.
+
+    Args:
+        recipe: which network.
+        vocabulary: of the tokenizer the model will be used with.
+        block_size: tokens the model must be able to see.
+        document_mask: leave the attention that can part documents by their positions.
+        seed: of the initial weights.
+        meta: without memory for the weights, to count them.
+
+    Raises:
+        RecipeError: the weights cannot be loaded, or do not fit the tokenizer or the blocks.
+    """
+    config = native_config(recipe, vocabulary, block_size=block_size)
+    set_seed(seed)
+    if recipe.pretrained and not meta:
+        model = load_pretrained(recipe.pretrained, config)
+    else:
+        with torch.device("meta") if meta else nullcontext():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            scale_residual(model)
+    model.config.architectures = [type(model).__name__]
+    _, bos, eos, pad = vocabulary
+    model.config.bos_token_id, model.config.eos_token_id = bos, eos
+    model.generation_config = GenerationConfig(
+        bos_token_id=bos, eos_token_id=eos, pad_token_id=eos if pad is None else pad
+    )
+    # transformers takes the loss from the class name, and GPT2LMHeadModel has no "ForCausalLM" in
+    # it: the Trainer then counts one target a block too many, and the loss is (T-1)/T of itself.
+    model.loss_type = "ForCausalLM"
+    if not document_mask and config.model_type in ("gpt2", *MODERN):
+        model.set_attn_implementation(CAUSAL)
+    return model
+
+
+def native_config(
+    recipe: ModelRecipe, vocabulary: Vocabulary, *, block_size: int
+) -> PreTrainedConfig:
+    """The configuration of the recipe's network, checked against its vocabulary and blocks."""
+    if recipe.pretrained:
+        return pretrained_config(recipe, recipe.pretrained, vocabulary, block_size=block_size)
+    layers, heads, width = recipe.shape
+    return GPTConfig(
+        family=recipe.family,
+        vocab_size=vocabulary.size,
+        n_positions=recipe.n_positions or block_size,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=recipe.n_inner,
+        dropout=recipe.dropout,
+        pad_vocab_to_multiple_of=recipe.pad_vocab_to_multiple_of,
+        tie_word_embeddings=recipe.tie_word_embeddings,
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
+    ).to_native()
+
+
+def pretrained_config(
+    recipe: ModelRecipe, name: str, vocabulary: Vocabulary, *, block_size: int
+) -> PreTrainedConfig:
+    """The configuration that comes with pretrained weights, with the recipe's dropout."""
+    key = f"model.pretrained = {json.dumps(name)}"
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the loader raises OSError, ValueError, KeyError and more
+        raise RecipeError(f"{key}: {one_line(error)}") from None
+    problems = []
+    if vocabulary.size > config.vocab_size:
+        problems.append(
+            f"{key}: has {config.vocab_size:,} tokens, the tokenizer {vocabulary.size:,}; use the "
+            "model's own tokenizer"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and block_size > longest:
+        problems.append(f"data.block_size = {block_size}: {key} sees {longest} tokens; lower it")
+    if problems:
+        raise RecipeError(problems)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, recipe.dropout)
+    return config
+
+
+def load_pretrained(name: str, config: PreTrainedConfig | None = None) -> Any:
+    """Weights from a folder or the Hub: safetensors only, in fp32, and none of its code."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # as above, and whatever a damaged file makes safetensors raise
+        raise RecipeError(f"model.pretrained = {json.dumps(name)}: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text on one line, not longer than a person reads."""
+    return " ".join(str(error).split())[:300]
+
+
+def scale_residual(model: PreTrainedModel) -> None:
+    """Start what writes into the residual stream at 0.02/√(2·n_layer) (Radford et al., 2019).
+
+    transformers does so for GPT-2 alone.
+    """
+    config = model.config
+    std = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+    for name, weight in model.named_parameters():
+        if name.endswith(RESIDUAL):
+            nn.init.normal_(weight, mean=0.0, std=std)
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the longest list of modules in the network."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile each block, in place: one graph serves all, so it takes seconds."""
+    for block in blocks_of(model):
+        block.compile()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Any) -> None:
+    """Everything `AutoModelForCausalLM` and `AutoTokenizer` need, and nothing else."""
+    model.config.use_cache = True  # the Trainer turns it off; left so, generate() would crawl
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

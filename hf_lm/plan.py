@@ -1,0 +1,260 @@
+"""A recipe, a network and a count of blocks in; what the run will do and cost out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_lm.errors import RecipeError
+from hf_lm.recipe import TrainingRecipe
+
+STATE_BYTES = {"adamw": 16, "adam": 16, "sgd": 12}  # fp32 weight, gradient and optimizer state
+CHECKPOINT_BYTES = {"adamw": 12, "adam": 12, "sgd": 8}  # the same without the gradient
+MEMORY_SHARE = 0.8  # of the free memory; the rest is for the libraries and fragmentation
+
+
+@dataclass(frozen=True)
+class Network:
+    """The sizes of a network that its costs follow from."""
+
+    parameters: int
+    matrix_parameters: int  # weights that each token is multiplied with, the output matrix included
+    n_layer: int
+    n_embd: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run in numbers."""
+
+    network: Network
+    block_size: int
+    train_blocks: int | None  # None: a stream
+    world_size: int
+    micro_batch_size: int
+    accumulation: int
+    max_steps: int
+    memory: int  # bytes of one process, estimated
+    checkpoint: int  # bytes of one checkpoint
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of one optimizer step."""
+        return self.micro_batch_size * self.accumulation * self.world_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.blocks_per_step * self.block_size
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of one pass; the last one may be smaller."""
+        return math.ceil(self.train_blocks / self.blocks_per_step) if self.train_blocks else None
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of the whole run, repeats included."""
+        if not self.train_blocks or not self.steps_per_epoch:
+            return self.max_steps * self.tokens_per_step
+        epochs, steps = divmod(self.max_steps, self.steps_per_epoch)
+        return epochs * self.train_blocks * self.block_size + steps * self.tokens_per_step
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training blocks."""
+        return self.max_steps / self.steps_per_epoch if self.steps_per_epoch else None
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run."""
+        return self.train_tokens * flops_per_token(self.network, self.block_size)
+
+    def arguments(self) -> dict[str, Any]:
+        """The plan's part of TrainingArguments."""
+        return {
+            "max_steps": self.max_steps,
+            "per_device_train_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The lines of the plan."""
+        n = self.network
+        epochs = f", {self.epochs:.2f} epochs" if self.epochs else ""
+        return [
+            (
+                "model",
+                f"{n.parameters:,} parameters: {n.n_layer} layers, width {n.n_embd}, "
+                f"{n.vocab_size:,} tokens, context {self.block_size}",
+            ),
+            (
+                "step",
+                f"{self.tokens_per_step:,} tokens = {self.micro_batch_size} blocks × "
+                f"{self.accumulation} accumulated × {self.world_size} process(es)",
+            ),
+            (
+                "training",
+                f"{self.max_steps:,} steps, {self.train_tokens:,} tokens{epochs}"
+                if self.max_steps
+                else "as many steps as the epochs have, once the text is here",
+            ),
+            (
+                "cost",
+                f"{self.flops / 1e12:,.1f} TFLOP, about {in_bytes(self.memory)} of memory, "
+                f"{in_bytes(self.checkpoint)} a checkpoint",
+            ),
+        ]
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def describe_network(model: PreTrainedModel) -> Network:
+    """The sizes of a transformers model; weights on the meta device count too."""
+    config = model.config
+    embedding: Any = model.get_input_embeddings().weight
+    output: Any = model.get_output_embeddings()
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
+    positions = sum(p.numel() for name, p in model.named_parameters() if "wpe" in name)
+    looked_up = positions + (0 if output.weight is embedding else embedding.numel())
+    return Network(
+        parameters=sum(p.numel() for p in model.parameters()),
+        matrix_parameters=matrices - looked_up,
+        n_layer=config.num_hidden_layers,
+        n_embd=config.hidden_size,
+        vocab_size=config.vocab_size,
+    )
+
+
+def flops_per_token(network: Network, block_size: int) -> float:
+    """FLOPs to train on one token: 6 a matrix weight, and attention over half a block on average.
+
+    Kaplan et al., 2020 (arXiv:2001.08361), table 1, with the causal half of attention only.
+    """
+    attention = 12 * network.n_layer * network.n_embd * block_size / 2
+    return 6 * network.matrix_parameters + attention
+
+
+def activation_bytes(network: Network, blocks: int, block_size: int, *, recompute: bool) -> int:
+    """Bytes that the forward pass keeps for the backward one, for `blocks` blocks at a time.
+
+    About 40 numbers a layer and unit of width (Korthikanti et al., 2022, arXiv:2205.05198, with
+    attention that keeps no matrix of scores), and four copies of the logits; in fp32.
+    """
+    layer = (2 if recompute else 40) * network.n_layer * network.n_embd
+    return 4 * blocks * block_size * (layer + 4 * network.vocab_size)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, in descending order."""
+    return [n for n in range(number, 0, -1) if number % n == 0]
+
+
+def make_plan(
+    recipe: TrainingRecipe,
+    network: Network,
+    *,
+    block_size: int,
+    train_blocks: int | None,
+    world_size: int,
+    memory: int,
+) -> Plan:
+    """Micro-batch, accumulation and steps from the tokens of a step and the memory there is.
+
+    Args:
+        recipe: how long and in what portions to train.
+        network: its sizes.
+        block_size: tokens predicted in a block.
+        train_blocks: blocks of one epoch, None for a stream.
+        world_size: processes that share a step.
+        memory: free bytes of one process.
+
+    Raises:
+        RecipeError: a step cannot be shared out, is more than the text, or does not fit in memory.
+    """
+    blocks = recipe.tokens_per_step // block_size
+    refuse_step(recipe, blocks, block_size, train_blocks, world_size)
+
+    def needed(micro: int) -> int:
+        state = network.parameters * STATE_BYTES[recipe.optimizer]
+        return state + activation_bytes(
+            network, micro, block_size, recompute=recipe.activation_checkpointing
+        )
+
+    share, micro = blocks // world_size, recipe.micro_batch_size
+    if micro == "auto":
+        micro = next((n for n in divisors(share) if needed(n) <= MEMORY_SHARE * memory), 1)
+    if needed(micro) > memory:
+        raise RecipeError(too_large(network, needed(micro), memory))
+    return Plan(
+        network=network,
+        block_size=block_size,
+        train_blocks=train_blocks,
+        world_size=world_size,
+        micro_batch_size=micro,
+        accumulation=share // micro,
+        max_steps=count_max_steps(recipe, blocks, block_size, train_blocks),
+        memory=needed(micro),
+        checkpoint=network.parameters * CHECKPOINT_BYTES[recipe.optimizer],
+    )
+
+
+def refuse_step(
+    recipe: TrainingRecipe,
+    blocks: int,
+    block_size: int,
+    train_blocks: int | None,
+    world_size: int,
+) -> None:
+    """Refuse a step that processes or micro-batches cannot share, or that is more than the text."""
+    micro, share = recipe.micro_batch_size, blocks // world_size
+    key = f"training.tokens_per_step = {recipe.tokens_per_step}"
+    if blocks % world_size:
+        raise RecipeError(
+            f"{key}: {blocks} blocks cannot be shared by {world_size} processes; use a multiple of "
+            f"{world_size * block_size}"
+        )
+    if micro != "auto" and share % micro:
+        raise RecipeError(
+            f"training.micro_batch_size = {micro}: does not divide the {share} blocks of a step on "
+            f"each of {world_size} processes"
+        )
+    if train_blocks is not None and blocks > train_blocks:
+        raise RecipeError(
+            f"{key}: {blocks} blocks of {block_size} tokens a step, but the training text has only "
+            f"{train_blocks}; lower it or add text"
+        )
+
+
+def count_max_steps(
+    recipe: TrainingRecipe, blocks: int, block_size: int, train_blocks: int | None
+) -> int:
+    """Optimizer steps of the run, from whichever end the recipe names."""
+    if recipe.max_steps:
+        return recipe.max_steps
+    if recipe.max_tokens:
+        return math.ceil(recipe.max_tokens / (blocks * block_size))
+    assert recipe.max_epochs, "checked with the recipe"
+    if train_blocks is None:  # only in a check, where a Hub dataset is not there yet
+        return 0
+    return math.ceil(recipe.max_epochs * math.ceil(train_blocks / blocks))
+
+
+def too_large(network: Network, needed: int, memory: int) -> str:
+    """What to say about a network that does not fit."""
+    return (
+        f"model: {network.parameters:,} parameters need about {needed / 1e9:.1f} GB to train, "
+        f"{memory / 1e9:.1f} GB are free; use a smaller model, data.block_size or "
+        "training.micro_batch_size, or training.activation_checkpointing"
+    )

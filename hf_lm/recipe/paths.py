@@ -1,0 +1,112 @@
+"""Which strings of a recipe are local paths, and where a relative one starts.
+
+Relative paths start at the recipe's folder, so a recipe means the same from everywhere; those given
+to `--set` start where they were typed. A string is a path when it looks like one (it starts with
+`.`, `/` or `~`, holds `*`, ends like a data file) or exists; otherwise it is a Hub id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_lm.recipe.checks import HUB_ID
+from hf_lm.recipe.reader import Problem
+from hf_lm.recipe.sections import Recipe
+
+PATH_KEYS = (
+    ("output_dir",),
+    ("data", "source"),
+    ("data", "validation", "source"),
+    ("tokenizer", "pretrained"),
+    ("model", "pretrained"),
+)
+EMBEDDED = "python-stdlib"
+ALWAYS_PATH = {("output_dir",)}
+DATA_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def is_path(text: str, folder: Path) -> bool:
+    """Whether a string of a recipe names something local."""
+    if text.startswith((".", "/", "~")) or any(mark in text for mark in "*?["):
+        return True
+    return text.lower().endswith(DATA_SUFFIXES) or os.path.lexists(folder / text)
+
+
+def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
+    """A path value made absolute; anything else as it is."""
+    if isinstance(value, list):
+        return [absolute(item, folder, key) for item in value]
+    if isinstance(value, dict) and "source" in value:
+        return value | {"source": absolute(value["source"], folder, key)}
+    if not isinstance(value, str) or value in ("", EMBEDDED) or unusable(value):
+        return value
+    if key not in ALWAYS_PATH and ("://" in value or not is_path(value, folder)):
+        return value
+    return os.path.normpath(folder / Path(value).expanduser())
+
+
+def resolve_paths(
+    tree: dict[str, Any], folder: Path, *, only: tuple[str, ...] | None = None
+) -> Any:
+    """Make the paths of a tree absolute, in place: all of them, or those under one key."""
+    for key in PATH_KEYS:
+        if only and key[: len(only)] != only and only[: len(key)] != key:
+            continue
+        section: Any = tree
+        for name in key[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and key[-1] in section:
+            section[key[-1]] = absolute(section[key[-1]], folder, key)
+    if only is None and "output_dir" not in tree:
+        name = tree.get("name", Recipe.model_fields["name"].default)
+        tree["output_dir"] = os.path.normpath(folder / "runs" / str(name))
+    return tree
+
+
+def unusable(text: str) -> str | None:
+    """Why no file system takes this name, if none does."""
+    if not text.isprintable():
+        return "holds a control character"
+    if any(len(part.encode()) > 255 for part in text.split("/")):
+        return "has a part longer than 255 bytes"
+    return None
+
+
+def strings(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every string of the recipe that is a path or a Hub id, with its key."""
+    for key in PATH_KEYS:
+        value: Any = recipe
+        for name in key:
+            value = getattr(value, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            text = item if isinstance(item, str) or item is None else item.source
+            if text is not None:
+                yield key, text
+
+
+def path_problems(recipe: Recipe) -> list[Problem]:
+    """Names that can be neither a path nor a Hub id, and pretrained folders that do not exist."""
+    return [
+        Problem(key, rule, text) for key, text in strings(recipe) if (rule := name_rule(key, text))
+    ]
+
+
+def name_rule(key: tuple[str, ...], text: str) -> str | None:
+    """The rule that a path or Hub id breaks, if any."""
+    if reason := unusable(text):
+        return reason
+    if "://" in text:
+        return "is a URL; download it first, or name a Hub id"
+    path = Path(text)
+    if key in ALWAYS_PATH:
+        taken = {Path("/"), Path.home(), Path.cwd(), *Path.cwd().parents}
+        owned = path.resolve() not in taken and ".git" not in path.parts
+        return None if owned else "is not a folder of its own; name a new one, as runs/NAME"
+    if path.is_absolute():
+        gone = key[-1] == "pretrained" and not path.is_dir()
+        return "no such folder" if gone else None
+    is_id = HUB_ID.match(text) and ".." not in text and not text.endswith(".git")
+    return None if is_id else "is no path and no Hub id (USER/NAME)"

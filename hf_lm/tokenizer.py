@@ -1,0 +1,187 @@
+"""A recipe section and training text in, a tokenizer that any transformers reads out.
+
+Trained ones are byte-level BPE as GPT-2's, one token a character, or one token a byte. All three
+give text back exactly; a character that an alphabet does not hold is refused rather than lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from hf_lm.errors import RecipeError
+from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
+
+Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by part
+
+EOS = "<|endoftext|>"  # GPT-2's only special token: it ends a document and begins a sample
+VOCAB_SIZE = 8192
+TRAIN_BYTES = 200 * 2**20  # BPE merges change little beyond this; training on it takes about 45 s
+
+
+class PreTrainedTokenizerFast(TokenizersBackend):
+    """`TokenizersBackend` under the name that transformers 4 and 5 both know.
+
+    A tokenizer is saved with the name of its class; version 4 cannot read "TokenizersBackend".
+    """
+
+
+def build_tokenizer(
+    recipe: TokenizerRecipe, documents: Documents, *, default: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer the recipe names, or train one.
+
+    Args:
+        recipe: which tokenizer.
+        documents: "train" and "validation", read only if one is trained: BPE learns from the first
+            alone, an alphabet is taken from both, so that all held-out text can be measured.
+        default: the pretrained model to take the tokenizer of, if the recipe says nothing.
+
+    Raises:
+        RecipeError: it cannot be loaded, or has no end-of-text token.
+    """
+    pretrained = recipe.pretrained or (None if recipe.train else default)
+    if pretrained:
+        return load_tokenizer(pretrained)
+    train = recipe.train or TrainTokenizer()
+    if train.kind == "bpe":
+        backend = train_bpe(texts_of(documents["train"]), vocab_size=bpe_size(recipe))
+    elif train.kind == "char":
+        backend = char_tokenizer(chain(*(texts_of(part) for part in documents.values())))
+    else:
+        backend = byte_tokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=EOS,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def bpe_size(recipe: TokenizerRecipe) -> int:
+    """Tokens of the BPE vocabulary a recipe asks for."""
+    return (recipe.train.vocab_size if recipe.train else None) or VOCAB_SIZE
+
+
+def trains_bpe(recipe: TokenizerRecipe, *, default: str | None) -> bool:
+    """Whether the recipe's vocabulary is learnt, and so not known before all text has been read."""
+    pretrained = recipe.pretrained or (None if recipe.train else default)
+    return not pretrained and (recipe.train is None or recipe.train.kind == "bpe")
+
+
+def texts_of(documents: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """The texts of documents, in memory one at a time."""
+    return (row["text"] for row in documents)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the Hub; code that comes with it is never run."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the loaders raise OSError, ValueError, KeyError and more
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"tokenizer.pretrained = {json.dumps(name)}: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(
+            f"tokenizer.pretrained = {json.dumps(name)}: has no end-of-text token, so no model "
+            "could learn to stop; use one with an eos_token"
+        )
+    return tokenizer
+
+
+def first_bytes(texts: Iterable[str]) -> Iterator[str]:
+    """Texts up to TRAIN_BYTES."""
+    size = 0
+    for text in texts:
+        yield text
+        size += len(text.encode())
+        if size > TRAIN_BYTES:
+            return
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE (Radford et al., 2019): GPT-2's splitting, merges learnt from `texts`."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(first_bytes(texts), trainer)
+    return backend
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([EOS, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([EOS])
+    return backend
+
+
+def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """One token for each character that occurs in `texts`, in code point order."""
+    alphabet: set[str] = set()
+    for text in texts:
+        alphabet.update(text)
+    vocabulary = {token: i for i, token in enumerate([EOS, *sorted(alphabet)])}
+    # Without the token for unknown ones the model raises: dropping them would shorten the text.
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([EOS])
+    return backend
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """How many bytes of text each token stands for [vocabulary]; special tokens stand for none.
+
+    Summed over a text's tokens this is the text's length in bytes, for byte-level and
+    byte-fallback vocabularies also where a token is part of a character.
+    """
+    alphabet = byte_characters()
+    byte_level = "ByteLevel" in decoder_kinds(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    sizes = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for token, i in tokenizer.get_vocab().items():
+        if i in special:
+            continue
+        if byte_level and all(character in alphabet for character in token):
+            sizes[i] = len(token)
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            sizes[i] = 1
+        else:
+            sizes[i] = len(token.replace("\u2581", " ").encode())  # sentencepiece's space
+    return sizes
+
+
+def byte_characters() -> set[str]:
+    """The characters that stand for the 256 bytes in a byte-level vocabulary."""
+    return set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of how text becomes ids."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The decoder of a tokenizer as JSON, empty for one without a backend."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    return json.dumps(json.loads(backend.to_str()).get("decoder")) if backend else ""

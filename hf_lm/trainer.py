@@ -1,0 +1,284 @@
+"""transformers' Trainer with its hooks overridden, and nothing else.
+
+What differs from the stock Trainer, and why:
+  - the optimizer and its schedule are made by functions it is given: transformers has neither decay
+    of matrices alone nor a warmup that starts above rate 0;
+  - evaluation is a function it is given too: the stock one averages over batches, not tokens, and
+    keeps every logit;
+  - a gradient that is not finite stops the run before the optimizer takes it in;
+  - rows go to log.jsonl as numbers, with the tokens seen and the speed.
+The loss itself stays the stock one, which is the exact mean over tokens once the collator gives
+`shift_labels` and the model's `loss_type` says what it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_lm.errors import NonFiniteError
+from hf_lm.recipe import TrainingRecipe
+
+Row = dict[str, Any]
+EVALUATED = ("loss", "perplexity", "accuracy", "bits_per_byte")  # of what `measure` returns
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a trainer is given to call; none of it is the trainer's own business.
+
+    Attributes:
+        make_optimizer: model to optimizer.
+        make_schedule: optimizer and number of steps to learning rates.
+        measure: model to metrics, on all processes.
+        sample: model to texts, on the main process.
+        write_row: takes a row of log.jsonl, on the main process.
+        flops_per_token: FLOPs to train on one token.
+        peak_flops: FLOP/s of all devices, if known.
+        seconds: how long earlier parts of this run took.
+    """
+
+    make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
+    make_schedule: Callable[[Any, int], LambdaLR]
+    measure: Callable[[Any], dict[str, float]]
+    sample: Callable[[Any], list[dict[str, str]]]
+    write_row: Callable[[Row], None]
+    flops_per_token: float
+    peak_flops: float | None = None
+    seconds: float = 0.0
+
+
+class Clock:
+    """Monotonic seconds since the first step, and those of them spent training."""
+
+    def __init__(self, seconds: float) -> None:
+        self.before = seconds
+        self.start: float | None = None
+        self.paused = 0.0
+        self.mark: tuple[float, int] | None = None
+
+    def begin(self, tokens: int) -> None:
+        """Start at the first step."""
+        if self.start is None:
+            self.start = time.monotonic()
+            self.mark = (0.0, tokens)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run's first step, earlier parts included."""
+        return self.before + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def speed(self, tokens: int) -> float | None:
+        """Tokens a second since the last call, evaluations and checkpoints left out."""
+        if self.start is None or self.mark is None:
+            return None
+        trained = time.monotonic() - self.start - self.paused
+        (then, seen), self.mark = self.mark, (trained, tokens)
+        return (tokens - seen) / (trained - then) if trained > then and tokens > seen else None
+
+
+class LMTrainer(Trainer):
+    """A causal language model's Trainer."""
+
+    def __init__(self, *, hooks: Hooks, **trainer_args: Any) -> None:
+        self.hooks, self.clock = hooks, Clock(hooks.seconds)
+        # Anything but an Optimizer class is called, and what it returns is called with the model.
+        factory: Any = (lambda: hooks.make_optimizer, {})
+        super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """Use our own schedule: every warmup of transformers wastes step one at rate 0."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.hooks.make_schedule(
+                optimizer or self.optimizer, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Leave a stream to itself: it already reads this process's share, at its own position."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """Count the tokens of a step on the host: the stock count waits for the device."""
+        self.clock.begin(self.state.num_input_tokens_seen)
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(batch["shift_labels"].numel() for batch in batches)
+        self.state.num_input_tokens_seen += tokens * self.args.world_size
+        return batches, items
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Count the output matrix and attention too, and do not walk the modules at every step."""
+        return int(inputs["input_ids"].numel() * self.hooks.flops_per_token)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Stop before the optimizer takes in a gradient that is not finite.
+
+        With fp16 the loss is looked at instead: its scaler skips infinite gradients by design.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        watched = self._tr_loss if self.args.fp16 else torch.as_tensor(grad_norm)
+        if not torch.isfinite(watched).all():
+            step, rate = self.state.global_step + 1, self._get_learning_rate()
+            self.write_row({"loss": float("nan"), "learning_rate": rate}, step=step)
+            raise NonFiniteError(
+                f"step {step}: the loss or its gradient is NaN or infinite at learning rate "
+                f"{rate:g}; this step was not taken. Lower training.learning_rate, raise "
+                'training.warmup_steps, or set training.precision to "fp32"'
+            )
+        return grad_norm
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Sum over tokens and processes, so that no batch size and no world size shows."""
+        began = time.monotonic()
+        measured = self.hooks.measure(self.model)
+        metrics = {f"{metric_key_prefix}_{name}": measured[name] for name in EVALUATED}
+        samples = self.hooks.sample(self.model) if self.is_world_process_zero() else []
+        super().log(dict(metrics))
+        self.write_row({**metrics, "samples": samples})
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self.clock.paused += time.monotonic() - began
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed and utilization to a training row, and keep the row as numbers."""
+        if "loss" in logs:
+            speed = self.clock.speed(self.state.num_input_tokens_seen)
+            if speed:
+                logs["tokens_per_second"] = speed
+                if self.hooks.peak_flops:
+                    logs["mfu"] = speed * self.hooks.flops_per_token / self.hooks.peak_flops
+            self.write_row(logs)
+        super().log(logs, start_time)
+
+    def write_row(self, values: Row, *, step: int | None = None) -> None:
+        """One row of log.jsonl, from the main process."""
+        if self.is_world_process_zero():
+            place = {
+                "step": step or self.state.global_step,
+                "tokens": self.state.num_input_tokens_seen,
+                "seconds": round(self.clock.seconds, 3),
+            }
+            self.hooks.write_row({**place, **values})
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Keep the time a checkpoint takes out of the speed."""
+        began = time.monotonic()
+        super()._save_checkpoint(model, trial)
+        self.clock.paused += time.monotonic() - began
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write use_cache true: the Trainer's false would make generate() crawl for users."""
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        config.use_cache, before = True, config.use_cache
+        super()._save(output_dir, state_dict)
+        config.use_cache = before
+
+
+class LogAtSave(TrainerCallback):
+    """Write a row with every checkpoint, so that a resumed run's rows mean the same steps."""
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Runs behind the callback that decides about saving."""
+        control.should_log = control.should_log or control.should_save
+
+
+def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArguments:
+    """The recipe's training section as transformers says it.
+
+    Args:
+        recipe: the section.
+        others: what the plan, the machine and the folder say: `max_steps` and the like.
+    """
+    total = others["max_steps"]
+    evaluate = count_steps(recipe.eval_steps, total)
+    save = count_steps(recipe.save_steps, total)
+    if recipe.load_best_model_at_end:  # shares of all steps may round to what is no multiple
+        save = max(1, round(save / evaluate)) * evaluate
+    args = TrainingArguments(
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        activation_checkpointing=recipe.activation_checkpointing,
+        dataloader_num_workers=recipe.dataloader_num_workers,
+        dataloader_pin_memory=recipe.dataloader_pin_memory and not others["use_cpu"],
+        logging_steps=recipe.logging_steps,
+        logging_nan_inf_filter=False,  # it would report the mean of earlier losses for a NaN
+        eval_strategy="steps",
+        eval_steps=evaluate,
+        save_strategy="steps",
+        save_steps=save,
+        save_total_limit=recipe.save_total_limit,
+        load_best_model_at_end=recipe.load_best_model_at_end,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=recipe.early_stopping_patience is not None,
+        ddp_find_unused_parameters=False,  # every parameter takes part; looking costs time
+        report_to=recipe.report_to if isinstance(recipe.report_to, str) else [*recipe.report_to],
+        **others,
+        **recipe.extra_args,
+    )
+    if args.n_gpu > 1:
+        args._n_gpu = (
+            1  # several GPUs in one process would mean nn.DataParallel, which scales wrongly
+        )
+    return args
+
+
+def count_steps(steps: float, total: int) -> int:
+    """A number of steps that may be given as a share of all steps."""
+    return int(steps) if steps >= 1 else max(1, round(steps * total))
+
+
+def build_trainer(
+    recipe: TrainingRecipe,
+    args: TrainingArguments,
+    *,
+    hooks: Hooks,
+    callbacks: list[TrainerCallback],
+    **trainer_args: Any,
+) -> LMTrainer:
+    """An LMTrainer with the recipe's callbacks, and without the stock console output."""
+    if recipe.early_stopping_patience:
+        callbacks = [*callbacks, EarlyStoppingCallback(recipe.early_stopping_patience)]
+    trainer = LMTrainer(args=args, hooks=hooks, callbacks=[LogAtSave(), *callbacks], **trainer_args)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer

@@ -1,0 +1,101 @@
+"""Offline, in a temporary home, before anything of Hugging Face is imported."""
+
+import os
+import tempfile
+
+HOME = tempfile.mkdtemp(prefix="hf_lm-tests-")
+os.environ.update(
+    HF_HOME=HOME,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    COLUMNS="200",
+)
+for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "RANK"):
+    os.environ.pop(name, None)
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CORPUS = Path(__file__).parent / "data" / "corpus.txt"
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "output_dir": "run",
+    "data": {"source": "corpus", "block_size": 16, "validation": {"holdout": 0.2}},
+    "tokenizer": {"train": {"kind": "bpe", "vocab_size": 320}},
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16},
+    "training": {
+        "max_steps": 8,
+        "tokens_per_step": 128,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "logging_steps": 2,
+        "eval_steps": 4,
+        "save_steps": 4,
+    },
+    "evaluation": {"prompts": ["The "], "max_new_tokens": 4, "max_blocks": 40},
+}
+
+
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set."""
+    tree = copy.deepcopy(tree)
+    for dotted, value in changes.items():
+        *parents, key = dotted.split(".")
+        section = tree
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = value
+    return tree
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_home() -> Iterator[None]:
+    yield
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+def write_corpus(folder: Path) -> None:
+    """The test corpus as one document a paragraph."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    for number, paragraph in enumerate(CORPUS.read_text(encoding="utf-8").split("\n\n")):
+        (folder / f"{number:03}.txt").write_text(paragraph + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes the tiny recipe with changes beside a corpus; returns its path."""
+
+    def write(**changes: Any) -> Path:
+        write_corpus(tmp_path / "corpus")
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        path = tmp_path / "recipe.json"
+        path.write_text(json.dumps(merged(TINY, dotted)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the tiny recipe."""
+    from hf_lm.recipe import load_recipe
+    from hf_lm.run import train
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_corpus(folder / "corpus")
+    (folder / "recipe.json").write_text(json.dumps(TINY), encoding="utf-8")
+    train(load_recipe(folder / "recipe.json"))
+    return folder / "run"

@@ -1,0 +1,81 @@
+"""The sub-commands measure and write with a model that is already there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_lm.cli import main
+
+
+def test_measuring_a_run_gives_the_figures_it_reported(tiny_run: Path, capsys: Any) -> None:
+    assert main(["evaluate", str(tiny_run / "model"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    reported = json.loads((tiny_run / "metrics.json").read_text())
+    for name, value in found.items():
+        assert reported[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_measuring_on_other_text_takes_all_of_it(
+    tiny_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.jsonl").write_text(json.dumps({"body": "Some other text. " * 20}))
+    model = str(tiny_run / "model")
+    assert main(["evaluate", model, "--source", "other.jsonl"]) == 2
+    assert 'set data.text_column to one of "body"' in capsys.readouterr().err
+    options = ["--set", "data.text_column=body"]
+    assert main(["evaluate", model, "--source", "other.jsonl", *options, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert 300 < whole["bytes"] <= 340
+    options += ["--set", "data.block_size=8", "--set", "evaluation.max_blocks=2"]
+    assert main(["evaluate", model, "--source", "other.jsonl", *options]) == 0
+    assert "of 16 tokens" in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, line in (
+        (["evaluate", "./none"], "./none: no such folder"),
+        (["evaluate", "no/where"], "no/where: no run around it"),
+        (["generate", "./none"], "./none: no such folder"),
+        (["generate", "no/where"], 'tokenizer.pretrained = "no/where": '),
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(line)
+        assert err.count("\n") == 1
+
+
+def test_generating_continues_each_prompt_and_repeats_with_its_seed(
+    tiny_run: Path, capsys: Any
+) -> None:
+    arguments = ["generate", str(tiny_run / "model"), "--prompt", "The run", "--prompt", "A "]
+    arguments += ["--max-new-tokens", "5"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("The run")
+    assert "\nA " in first
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert main([*arguments, "--seed", "7", "--temperature", "2"]) == 0
+    assert capsys.readouterr().out != first
+
+
+@pytest.mark.parametrize("bad", [["--max-new-tokens", "0"], ["--temperature", "-1"]])
+def test_a_wrong_number_is_refused_by_the_parser(bad: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "x", *bad])
+    assert caught.value.code == 2
+
+
+def test_run_and_check_are_the_commands_of_the_module(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    assert main(["check", str(write_recipe())]) == 0
+    assert "checked, nothing written" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert main(["run", str(write_recipe(training__max_steps=2))]) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()

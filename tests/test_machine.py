@@ -1,0 +1,72 @@
+"""The machine is used as the launcher and the recipe ask, or the recipe is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_lm import machine
+from hf_lm.errors import RecipeError
+from hf_lm.machine import find_machine, peak_memory
+from hf_lm.recipe import TrainingRecipe
+
+
+@pytest.fixture(autouse=True)
+def _no_cuda(monkeypatch: Any) -> Any:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_31_and_32_what_is_not_there_is_refused(monkeypatch: Any) -> None:
+    monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
+    with pytest.raises(RecipeError, match=r'device = "cuda": no CUDA device was found'):
+        find_machine(TrainingRecipe(device="cuda"))
+    with pytest.raises(RecipeError, match=r'precision = "fp16": needs a CUDA device'):
+        find_machine(TrainingRecipe(precision="fp16"))
+    with pytest.raises(RecipeError, match=r'precision = "bf16": this processor only emulates'):
+        find_machine(TrainingRecipe(precision="bf16"))
+
+
+def test_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch: Any) -> None:
+    for able, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(machine, "computes_bf16", lambda kind, able=able: able)
+        assert find_machine(TrainingRecipe()).precision == chosen
+
+
+def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeypatch: Any) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    torch.set_num_threads(1)
+    assert find_machine(TrainingRecipe()).threads == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert find_machine(TrainingRecipe()).threads == 1
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    torch.set_num_threads(1)
+    assert find_machine(TrainingRecipe()).threads == 1
+
+
+def test_a_process_knows_its_place(monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    found = find_machine(TrainingRecipe())
+    assert found.share() == {"rank": 3, "world_size": 4}
+    assert not found.is_main
+    assert found.arguments()["use_cpu"] is True
+    assert found.peak_flops is None
+    assert found.rows()[0][1].startswith("4 × ")
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    assert find_machine(TrainingRecipe()).memory > 10**8
+    assert peak_memory("cpu") > 10**7
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_found_with_its_peak() -> None:
+    found = find_machine(TrainingRecipe())
+    assert found.device == "cuda"
+    assert found.precision == "bf16"

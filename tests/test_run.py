@@ -1,0 +1,279 @@
+"""The real command: files, the same bits twice, a resumed run equal to an unbroken one."""
+
+import _thread
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_lm.errors import DataError, RecipeError
+from hf_lm.recipe import load_recipe
+from hf_lm.run import check, main, train
+
+DROPOUT = {"model__dropout": 0.1, "training__max_steps": 12}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The saved model's weights."""
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of log.jsonl, without what depends on the clock."""
+    timed = ("seconds", "tokens_per_second", "mfu")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def test_a_finished_run_leaves_exactly_the_files_of_the_design(tiny_run: Path) -> None:
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names == {
+        *("recipe.json", "provenance.json", "log.jsonl", "metrics.json", "status.json"),
+        *("checkpoint-4", "checkpoint-8", "model"),
+    }
+    assert {path.name for path in (tiny_run / "model").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    assert json.loads((tiny_run / "status.json").read_text()) == {
+        "state": "done",
+        "reason": "",
+        "step": 8,
+    }
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    assert set(metrics) == {
+        *("loss", "perplexity", "accuracy", "bits_per_byte", "loss_stderr", "tokens", "bytes"),
+        *("train_tokens", "train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
+        "parameters",
+    }
+    assert metrics["train_tokens"] == 8 * 128
+
+
+def test_rows_hold_numbers_under_their_names(tiny_run: Path) -> None:
+    found = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    trained = [row for row in found if "loss" in row]
+    assert [row["step"] for row in trained] == [2, 4, 6, 8]
+    assert set(trained[0]) == {
+        *("step", "tokens", "seconds", "loss", "learning_rate", "grad_norm"),
+        "tokens_per_second",
+    }
+    assert trained[0]["learning_rate"] == 0.01  # the rate the second step was taken with
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    evaluated = [row for row in found if "eval_loss" in row]
+    assert [row["step"] for row in evaluated] == [4, 8]
+    assert set(evaluated[0]) == {
+        *("step", "tokens", "seconds", "eval_loss", "eval_perplexity", "eval_accuracy"),
+        *("eval_bits_per_byte", "samples"),
+    }
+    assert evaluated[0]["samples"][0]["prompt"] == "The "
+
+
+def test_the_tokenizer_knows_the_context_of_the_model(tiny_run: Path) -> None:
+    config = json.loads((tiny_run / "model" / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == 16
+
+
+def test_the_same_recipe_gives_the_same_bits_and_evaluating_changes_none(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, every in (("a", 4), ("b", 4), ("c", 5)):
+        train(load_recipe(write_recipe(**DROPOUT, output_dir=name, training__eval_steps=every)))
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def interrupt_at(log: Path, step: int) -> None:
+    """Press Ctrl-C once the log shows a step."""
+
+    def watch() -> None:
+        while not (log.is_file() and f'"step": {step},' in log.read_text()):
+            time.sleep(0.002)
+        _thread.interrupt_main()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_an_interrupted_run_continued_by_the_same_command_ends_in_the_same_bits(
+    family: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    changes = {
+        **DROPOUT,
+        "model__family": family,
+        "training__max_steps": 30,
+        "training__save_steps": 7,
+        "training__micro_batch_size": 4,
+    }
+    train(load_recipe(write_recipe(**changes, output_dir="whole")))
+    path = write_recipe(**changes, output_dir="broken")
+    interrupt_at(tmp_path / "broken" / "log.jsonl", 16)
+    assert main([str(path)]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    status = json.loads((tmp_path / "broken" / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert main([str(path)]) == 0
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+
+def test_87_a_run_that_is_complete_is_not_touched(tiny_run: Path, capsys: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    metrics = train(load_recipe(tiny_run.parent / "recipe.json"))
+    assert metrics["train_tokens"] == 8 * 128
+    assert "already complete" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_a_complete_run_is_extended_from_its_end(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    train(load_recipe(write_recipe()))
+    train(load_recipe(write_recipe(training__max_steps=12)))
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_changed_recipe_exits_4_and_fresh_starts_beside_it(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    train(load_recipe(write_recipe()))
+    path = str(write_recipe(training__learning_rate=0.02))
+    assert main([path]) == 4
+    assert "training.learning_rate was 0.01, is now 0.02" in capsys.readouterr().err
+    assert main([path, "--fresh"]) == 0
+    assert (tmp_path / "run-2" / "model").is_dir()
+
+
+def test_fine_tuning_starts_from_the_published_weights(
+    write_recipe: Callable[..., Path], tmp_path: Path, tiny_run: Path
+) -> None:
+    path = write_recipe(training__learning_rate=1e-9, training__warmup_steps=0)
+    assert main([str(path), "--from", str(tiny_run / "model")]) == 0
+    before, after = weights(tiny_run), weights(tmp_path / "run")
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__family": "llama"},
+        {"model__family": "arcee", "data__document_mask": True},
+        {"training__optimizer": "sgd", "training__schedule": "wsd"},
+        {"tokenizer__train": {"kind": "char"}, "training__activation_checkpointing": True},
+        {"tokenizer__train": {"kind": "byte"}, "model__pad_vocab_to_multiple_of": 64},
+        {"training__max_steps": None, "training__max_epochs": 0.3, "training__micro_batch_size": 2},
+        {"training__dataloader_num_workers": 1, "training__report_to": "tensorboard"},
+    ],
+    ids="-".join,
+)
+def test_every_choice_of_a_recipe_trains(
+    changes: dict[str, Any], write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    metrics = train(load_recipe(write_recipe(**changes)))
+    assert metrics["loss"] < 6
+
+
+def test_a_finished_epoch_counts_its_tokens(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(
+        write_recipe(
+            training__max_steps=None,
+            training__max_epochs=1.0,
+            data__block_size=64,
+            training__tokens_per_step=1024,
+        )
+    )
+    metrics = train(recipe)
+    assert metrics["train_tokens"] % 64 == 0
+    assert metrics["train_tokens"] % 1024 != 0  # the last step of an epoch is smaller
+
+
+def test_refused_text_leaves_nothing(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe(data__source="none.txt")
+    before = sorted(tmp_path.rglob("*"))
+    for call in (train, check):
+        with pytest.raises(DataError):
+            call(load_recipe(path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_40_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"no/where: not found locally .*offline mode is on"):
+        train(load_recipe(write_recipe(data__source="no/where")))
+    with pytest.raises(RecipeError, match=r'tokenizer.pretrained = "no/where"'):
+        train(load_recipe(write_recipe(model={"pretrained": "no/where"}, tokenizer={})))
+    assert not (tmp_path / "run").exists()
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the module as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "hf_lm.run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_help_answers_in_half_a_second_and_lists_every_option() -> None:
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        run = command("--help")
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.5
+    assert set(re.findall(r"--[a-z-]+", run.stdout)) == {
+        *("--help", "--version", "--set", "--from", "--check", "--fresh", "--accept-change")
+    }
+
+
+def test_twelve_mistakes_are_twelve_lines_in_two_seconds(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe(
+        seed=-1,
+        nmae="x",
+        data__block_size=0,
+        data__streming=True,
+        tokenizer__train__kind="bpee",
+        model__n_embd=33,
+        model__dropout=2,
+        training__learning_rate="fast",
+        training__lr=1,
+        training__warmup_steps=99,
+        training__extra_args={"hub_token": "x"},
+        evaluation__prompts="x",
+    )
+    began = time.monotonic()
+    run = command(str(path))
+    assert time.monotonic() - began < 2
+    assert run.returncode == 2
+    assert run.stdout == ""
+    lines = run.stderr.splitlines()
+    assert len(lines) == 12
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_other_processes_leave_silently(write_recipe: Callable[..., Path]) -> None:
+    run = command(str(write_recipe(seed=-1)), RANK="1")
+    assert (run.returncode, run.stderr) == (2, "")

@@ -1,0 +1,290 @@
+"""Losses and gradients equal a hand-written loop; a NaN stops the run; rows are numbers."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional
+
+from hf_lm.dataset.blocks import collate
+from hf_lm.errors import NonFiniteError
+from hf_lm.model import build_model
+from hf_lm.model_config import Vocabulary
+from hf_lm.optimizer import build_optimizer, build_schedule, rate_factor
+from hf_lm.recipe import ModelRecipe, TrainingRecipe
+from hf_lm.trainer import Clock, Hooks, LMTrainer, build_trainer, count_steps, training_arguments
+
+T, V, STEPS = 8, 50, 20
+TRAINING = TrainingRecipe(
+    max_steps=STEPS, learning_rate=0.01, warmup_steps=3, max_grad_norm=0.5, logging_steps=1
+)
+
+
+def make_blocks(count: int = 8 * STEPS) -> Dataset:
+    """Random blocks of T+1 ids."""
+    ids = np.random.default_rng(0).integers(0, V, (count, T + 1)).astype(np.uint16)
+    return Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy")
+
+
+def make_model(family: str = "gpt2") -> torch.nn.Module:
+    """A small network."""
+    network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
+    return build_model(network, Vocabulary(V, 0, 0), block_size=T, seed=1)
+
+
+def make_trainer(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    *,
+    recipe: TrainingRecipe = TRAINING,
+    micro: int = 8,
+    accumulation: int = 1,
+    blocks: Dataset | None = None,
+    model: torch.nn.Module | None = None,
+    collator: Any = collate,
+    **hooks: Any,
+) -> LMTrainer:
+    """A trainer on the CPU in fp32 whose rows are collected."""
+    blocks = blocks if blocks is not None else make_blocks()
+    args = training_arguments(
+        recipe,
+        output_dir=str(folder),
+        seed=3,
+        data_seed=3,
+        use_cpu=True,
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+    )
+    given = {
+        "make_optimizer": partial(build_optimizer, recipe=recipe),
+        "make_schedule": partial(build_schedule, recipe=recipe),
+        "measure": lambda model: {
+            "loss": 1.0,
+            "perplexity": math.e,
+            "accuracy": 0.5,
+            "bits_per_byte": 2.0,
+        },
+        "sample": lambda model: [{"prompt": "a", "text": "b"}],
+        "write_row": rows.append,
+        "flops_per_token": 100.0,
+    }
+    return build_trainer(
+        recipe,
+        args,
+        hooks=Hooks(**{**given, **hooks}),
+        callbacks=[],
+        model=model or make_model(),
+        train_dataset=blocks,
+        eval_dataset=blocks,
+        data_collator=collator,
+    )
+
+
+def by_hand(
+    model: torch.nn.Module, micro_batches: list[torch.Tensor], accumulation: int
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of a plain loop over micro-batches [micro, T+1]."""
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    losses, norms = [], []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * rate_factor(step, TRAINING, STEPS)
+        total = 0.0
+        for ids in micro_batches[step * accumulation : (step + 1) * accumulation]:
+            logits = model(ids[:, :-1], use_cache=False).logits
+            targets = ids[:, 1:].reshape(-1)
+            loss = functional.cross_entropy(logits.reshape(-1, V), targets, reduction="sum")
+            (loss / (8 * T)).backward()
+            total += loss.item() / (8 * T)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses, norms
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_losses_and_gradients_equal_a_plain_loop_for_every_accumulation(
+    family: str, tmp_path: Path
+) -> None:
+    runs = {}
+    for micro, accumulation in ((8, 1), (4, 2), (2, 4)):
+        rows: list[dict[str, Any]] = []
+        seen: list[torch.Tensor] = []
+
+        def watched(blocks: Any, seen: list[torch.Tensor] = seen) -> dict[str, torch.Tensor]:
+            batch = collate(blocks)
+            seen.append(torch.cat([batch["input_ids"], batch["shift_labels"][:, -1:]], dim=1))
+            return batch
+
+        trainer = make_trainer(
+            tmp_path / f"{micro}",
+            rows,
+            micro=micro,
+            accumulation=accumulation,
+            model=make_model(family),
+            collator=watched,
+        )
+        trainer.train()
+        trained = [row for row in rows if "loss" in row]
+        assert len(trained) == STEPS
+        ours = [row["loss"] for row in trained], [row["grad_norm"] for row in trained]
+        hand = by_hand(make_model(family), seen, accumulation)
+        for logged, computed in zip(ours, hand, strict=True):
+            np.testing.assert_allclose(logged, computed, rtol=1e-6)
+        runs[micro] = ours
+    for micro in (4, 2):  # the same blocks in other portions: rounding alone differs, and adds up
+        np.testing.assert_allclose(runs[micro][0], runs[8][0], rtol=1e-5)
+
+
+def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, peak_flops=1e9, seconds=100.0)
+    trainer.train()
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == [5, 7, 10, 14, 15, 20]  # 7 and 14: checkpoints
+    assert [row["tokens"] for row in training] == [64 * row["step"] for row in training]
+    assert all(row["tokens_per_second"] > 0 for row in training)
+    for row in training:
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] * 100 / 1e9)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 100
+    evaluated = [row for row in rows if "eval_loss" in row]
+    assert [row["step"] for row in evaluated] == [10, 20]
+    assert evaluated[0]["samples"] == [{"prompt": "a", "text": "b"}]
+    assert evaluated[0]["eval_bits_per_byte"] == 2.0
+
+
+def test_a_logged_loss_is_the_mean_since_the_last_row(tmp_path: Path) -> None:
+    single: list[dict[str, Any]] = []
+    grouped: list[dict[str, Any]] = []
+    make_trainer(tmp_path / "1", single).train()
+    recipe = TRAINING.model_copy(update={"logging_steps": 5})
+    make_trainer(tmp_path / "5", grouped, recipe=recipe).train()
+    losses = [row["loss"] for row in single if "loss" in row]
+    grouped = [row for row in grouped if "loss" in row]
+    before = 0
+    for row in grouped:
+        assert row["loss"] == pytest.approx(np.mean(losses[before : row["step"]]), rel=1e-6)
+        before = row["step"]
+
+
+@pytest.mark.parametrize("place", ["weight", "gradient"])
+def test_99_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    model = make_model()
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    if place == "weight":
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+    else:
+        weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"step 1: .*NaN or infinite at learning rate"):
+        make_trainer(tmp_path, rows, model=model).train()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or name.endswith("c_fc.weight")
+    assert rows[-1]["step"] == 1
+    assert math.isnan(rows[-1]["loss"])
+
+
+def test_evaluating_leaves_no_trace(tmp_path: Path) -> None:
+    weights = []
+    for every in (3, 20):
+        rows: list[dict[str, Any]] = []
+        model = make_model()
+        recipe = TRAINING.model_copy(update={"eval_steps": every})
+        make_trainer(tmp_path / f"{every}", rows, recipe=recipe, model=model).train()
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_a_checkpoint_says_use_cache_and_training_does_not(tmp_path: Path) -> None:
+    model = make_model()
+    recipe = TRAINING.model_copy(update={"max_steps": 2, "save_steps": 2})
+    make_trainer(tmp_path, [], recipe=recipe, model=model).train()
+    assert json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())["use_cache"] is True
+    assert model.config.use_cache is False
+
+
+def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> None:
+    losses = iter([3.0, 2.0, 4.0, 5.0, 6.0, 7.0])
+    rows: list[dict[str, Any]] = []
+
+    def measure(model: torch.nn.Module) -> dict[str, float]:
+        return dict.fromkeys(("loss", "perplexity", "accuracy", "bits_per_byte"), next(losses))
+
+    recipe = TRAINING.model_copy(
+        update={
+            "eval_steps": 2,
+            "save_steps": 2,
+            "early_stopping_patience": 2,
+            "load_best_model_at_end": True,
+            "save_total_limit": None,
+        }
+    )
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, measure=measure)
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+    from safetensors.torch import load_file
+
+    best = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    for name, value in best.items():
+        assert torch.equal(trainer.model.state_dict()[name], value)
+
+
+def test_shares_of_all_steps_become_steps() -> None:
+    assert [count_steps(x, 50) for x in (7, 0.1, 0.001, 0.5)] == [7, 5, 1, 25]
+    recipe = TRAINING.model_copy(
+        update={"eval_steps": 0.1, "save_steps": 0.3, "load_best_model_at_end": True}
+    )
+    args = training_arguments(recipe, max_steps=33, use_cpu=True)
+    assert (args.eval_steps, args.save_steps) == (3, 9)
+
+
+def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
+    now = [0.0]
+    monkeypatch.setattr("hf_lm.trainer.time.monotonic", lambda: now[0])
+    clock = Clock(5.0)
+    assert clock.speed(0) is None
+    clock.begin(0)
+    now[0] = 10.0
+    clock.paused = 6.0
+    assert clock.seconds == 15.0
+    assert clock.speed(400) == 100.0
+    assert clock.speed(400) is None
+
+
+def test_the_recipe_reaches_training_arguments(write_recipe: Callable[..., Path]) -> None:
+    recipe = TrainingRecipe.model_validate_json(
+        json.dumps(
+            {
+                "max_steps": 10,
+                "dataloader_num_workers": 2,
+                "report_to": ["none"],
+                "save_total_limit": None,
+                "extra_args": {"torch_empty_cache_steps": 4},
+            }
+        )
+    )
+    args = training_arguments(recipe, max_steps=10, use_cpu=True)
+    assert args.dataloader_num_workers == 2
+    assert args.torch_empty_cache_steps == 4
+    assert args.save_total_limit is None
+    assert args.logging_nan_inf_filter is False
+    assert args.dataloader_pin_memory is False
+    assert args.report_to == []
