@@ -2,6 +2,7 @@
 
 Reading order, which is the way of the data:
   run            the main path and command line: a table of contents
+  fit            the stages joined: train, save, measure
   cli            the thin `hf-lm` sub-commands
   recipe         JSON -> frozen pydantic models; every key, default and check
   dataset        sources -> documents -> shifted blocks

@@ -23,17 +23,13 @@ def quiet_libraries() -> None:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported
 
 
-def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A title, and lines of a label and a text."""
+def show_rows(title: str, rows: Iterable[tuple[str, str]], *, notes: Iterable[str] = ()) -> None:
+    """A title, lines of a label and a text, and what is right but worth knowing."""
     console.print(Text(title, style="bold cyan"))
     rows = list(rows)
     width = max(len(label) for label, _ in rows) + 2
     for label, text in rows:
         console.print(Text.assemble((label.ljust(width), "bold"), text))
-
-
-def show_notes(notes: Iterable[str]) -> None:
-    """What is right but worth knowing, one line each."""
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))
 

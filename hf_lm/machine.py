@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import psutil
 import torch
 
-from hf_lm.errors import RecipeError
 from hf_lm.recipe import TrainingRecipe
 
 # Dense bf16 FLOP/s of one GPU, from NVIDIA's and AMD's data sheets, without sparsity.
@@ -44,6 +44,7 @@ class Machine:
     threads: int
     memory: int  # bytes of one process
     precision: str  # "fp32", "bf16" or "fp16"
+    missing: tuple[str, ...]  # what the recipe asks for and is not here, one line each
 
     @property
     def is_main(self) -> bool:
@@ -86,28 +87,14 @@ class Machine:
 
 
 def find_machine(recipe: TrainingRecipe) -> Machine:
-    """The machine as the launcher and the recipe want it used; its threads are set.
-
-    Raises:
-        RecipeError: the recipe asks for what this machine does not have.
-    """
-    device, precision = recipe.device, recipe.precision
+    """The machine as the launcher and the recipe want it used; its threads are set."""
+    precision = recipe.precision
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
-    problems = []
-    if device == "cuda" and not cuda:
-        problems.append('training.device = "cuda": no CUDA device was found; use "auto"')
-    kind = "cuda" if cuda and device != "cpu" else "cpu"
-    if precision == "fp16" and kind == "cpu":
-        problems.append('training.precision = "fp16": needs a CUDA device; use "auto" or "fp32"')
-    if precision == "bf16" and not computes_bf16(kind):
-        problems.append(
-            'training.precision = "bf16": this processor only emulates it, hundreds of times '
-            'slower; use "auto" or "fp32"'
-        )
-    if problems:
-        raise RecipeError(problems)
+    kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
     if precision == "auto":
         precision = "bf16" if computes_bf16(kind) else "fp32"
+    if kind == "cpu":
+        keep_freed_memory()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     return Machine(
@@ -118,7 +105,21 @@ def find_machine(recipe: TrainingRecipe) -> Machine:
         threads=use_cores(local_size) if kind == "cpu" else torch.get_num_threads(),
         memory=free_memory(kind) // (local_size if kind == "cpu" else 1),
         precision=precision,
+        missing=tuple(find_missing(recipe, kind)),
     )
+
+
+def find_missing(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
+    """What a recipe asks for and a device of this kind does not have."""
+    if recipe.device == "cuda" and kind == "cpu":
+        yield 'training.device = "cuda": no CUDA device was found; use "auto"'
+    if recipe.precision == "fp16" and kind == "cpu":
+        yield 'training.precision = "fp16": needs a CUDA device; use "auto" or "fp32"'
+    if recipe.precision == "bf16" and not computes_bf16(kind):
+        yield (
+            'training.precision = "bf16": this processor only emulates it, hundreds of times '
+            'slower; use "auto" or "fp32"'
+        )
 
 
 def computes_bf16(kind: str) -> bool:

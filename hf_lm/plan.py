@@ -39,6 +39,7 @@ class Plan:
     accumulation: int
     max_steps: int
     memory: int  # bytes of one process, estimated
+    free_memory: int  # bytes of one process
     checkpoint: int  # bytes of one checkpoint
 
     @property
@@ -74,6 +75,18 @@ class Plan:
         """FLOPs of the whole run."""
         return self.train_tokens * flops_per_token(self.network, self.block_size)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What the run needs and the machine does not have, one line each."""
+        if self.memory <= self.free_memory:
+            return ()
+        return (
+            f"model: {self.network.parameters:,} parameters need about "
+            f"{self.memory / 1e9:.1f} GB to train, {self.free_memory / 1e9:.1f} GB are free; use a "
+            "smaller model, data.block_size or training.micro_batch_size, or "
+            "training.activation_checkpointing",
+        )
+
     def arguments(self) -> dict[str, Any]:
         """The plan's part of TrainingArguments."""
         return {
@@ -105,19 +118,19 @@ class Plan:
             ),
             (
                 "cost",
-                f"{self.flops / 1e12:,.1f} TFLOP, about {in_bytes(self.memory)} of memory, "
-                f"{in_bytes(self.checkpoint)} a checkpoint",
+                f"{readable(self.flops, 'FLOP')}, about {readable(self.memory, 'B')} of memory, "
+                f"{readable(self.checkpoint, 'B')} a checkpoint",
             ),
         ]
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes as a person reads it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
+def readable(count: float, unit: str) -> str:
+    """A number as a person reads it, with its unit."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g} {prefix}{unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:,.3g} E{unit}"
 
 
 def describe_network(model: PreTrainedModel) -> Network:
@@ -181,7 +194,7 @@ def make_plan(
         memory: free bytes of one process.
 
     Raises:
-        RecipeError: a step cannot be shared out, is more than the text, or does not fit in memory.
+        RecipeError: a step cannot be shared out or is more than the text.
     """
     blocks = recipe.tokens_per_step // block_size
     refuse_step(recipe, blocks, block_size, train_blocks, world_size)
@@ -195,8 +208,6 @@ def make_plan(
     share, micro = blocks // world_size, recipe.micro_batch_size
     if micro == "auto":
         micro = next((n for n in divisors(share) if needed(n) <= MEMORY_SHARE * memory), 1)
-    if needed(micro) > memory:
-        raise RecipeError(too_large(network, needed(micro), memory))
     return Plan(
         network=network,
         block_size=block_size,
@@ -206,6 +217,7 @@ def make_plan(
         accumulation=share // micro,
         max_steps=count_max_steps(recipe, blocks, block_size, train_blocks),
         memory=needed(micro),
+        free_memory=memory,
         checkpoint=network.parameters * CHECKPOINT_BYTES[recipe.optimizer],
     )
 
@@ -249,12 +261,3 @@ def count_max_steps(
     if train_blocks is None:  # only in a check, where a Hub dataset is not there yet
         return 0
     return math.ceil(recipe.max_epochs * math.ceil(train_blocks / blocks))
-
-
-def too_large(network: Network, needed: int, memory: int) -> str:
-    """What to say about a network that does not fit."""
-    return (
-        f"model: {network.parameters:,} parameters need about {needed / 1e9:.1f} GB to train, "
-        f"{memory / 1e9:.1f} GB are free; use a smaller model, data.block_size or "
-        "training.micro_batch_size, or training.activation_checkpointing"
-    )

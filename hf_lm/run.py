@@ -13,32 +13,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, HfLmError
+from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, HfLmError, RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from hf_lm.machine import Machine
     from hf_lm.model_config import Vocabulary
     from hf_lm.plan import Plan
     from hf_lm.recipe import Recipe
-    from hf_lm.run_folder import RunFolder
-    from hf_lm.trainer import Hooks, LMTrainer
-
-
-class Run(NamedTuple):
-    """What the stages handed over; the trainer is made from it, and measured against it."""
-
-    recipe: Recipe
-    folder: RunFolder
-    machine: Machine
-    tokenizer: PreTrainedTokenizerBase
-    blocks: Mapping[str, Any]
-    model: PreTrainedModel
-    plan: Plan
 
 
 def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -53,6 +39,7 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     scan = scan_documents(recipe.data, corpus)
 
     from hf_lm import console
+    from hf_lm.fit import Run, fit
     from hf_lm.machine import find_machine
     from hf_lm.model_config import Vocabulary
     from hf_lm.tokenizer import build_tokenizer, tokenizer_hash
@@ -62,18 +49,27 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
         return folder.read(METRICS)
     console.quiet_libraries()
     machine = find_machine(recipe.training)
+    refuse(machine.missing)
     documents, content = load_documents(recipe.data, corpus, seed=recipe.seed)
     tokenizer = build_tokenizer(recipe.tokenizer, documents, default=recipe.model.pretrained)
-    held_out = recipe.evaluation.max_blocks
     blocks, counts = load_blocks(
-        recipe.data, documents, tokenizer, content=content, held_out=held_out, **machine.share()
+        recipe.data,
+        documents,
+        tokenizer,
+        content=content,
+        held_out=recipe.evaluation.max_blocks,
+        **machine.share(),
     )
-    model = make_model(recipe, Vocabulary.of(tokenizer))
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    plan = plan_run(recipe, model, machine, counts)
-    console.show_rows(recipe.name, [*text_rows(counts), *plan.rows(), *machine.rows()])
-    console.show_notes([*warnings(recipe), *scan.notes])
+    vocabulary = Vocabulary.of(tokenizer)
+    plan = plan_run(recipe, vocabulary, machine, counts)
+    refuse(plan.missing)
+    console.show_rows(
+        recipe.name,
+        [*text_rows(recipe.data, counts), *plan.rows(), *machine.rows()],
+        notes=[*warnings(recipe), *scan.notes],
+    )
 
+    model = make_model(recipe, vocabulary, machine)
     provenance = describe_run(content, tokenizer_hash(tokenizer), machine.facts())
     with folder.recorded(recipe, provenance, accepted):
         metrics, samples = fit(Run(recipe, folder, machine, tokenizer, blocks, model, plan))
@@ -81,20 +77,9 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     return metrics
 
 
-def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Train, from the newest checkpoint if there is one; save and measure.
-
-    Returns:
-        The contents of metrics.json, and a sample for each prompt.
-    """
-    checkpoint = run.folder.newest_checkpoint()
-    hooks = make_hooks(run, seconds=run.folder.continue_log(checkpoint))
-    trainer = make_trainer(run, hooks)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return finish(run, hooks, trainer)
-
-
-def make_model(recipe: Recipe, vocabulary: Vocabulary, *, meta: bool = False) -> PreTrainedModel:
+def make_model(
+    recipe: Recipe, vocabulary: Vocabulary, machine: Machine, *, meta: bool = False
+) -> PreTrainedModel:
     """The network the recipe describes, for its blocks; `meta` leaves out the weights."""
     from hf_lm.model import build_model
 
@@ -103,20 +88,21 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary, *, meta: bool = False) ->
         vocabulary,
         block_size=recipe.data.block_size,
         document_mask=recipe.data.document_mask,
+        device=machine.device,
         seed=recipe.seed,
         meta=meta,
     )
 
 
 def plan_run(
-    recipe: Recipe, model: PreTrainedModel, machine: Machine, counts: Mapping[str, Any]
+    recipe: Recipe, vocabulary: Vocabulary, machine: Machine, counts: Mapping[str, Any]
 ) -> Plan:
-    """What the run will do on this machine."""
+    """What the run will do on this machine, from a network without weights."""
     from hf_lm.plan import describe_network, make_plan
 
     return make_plan(
         recipe.training,
-        describe_network(model),
+        describe_network(make_model(recipe, vocabulary, machine, meta=True)),
         block_size=recipe.data.block_size,
         train_blocks=counts["train"].blocks if "train" in counts else None,
         world_size=machine.world_size,
@@ -124,100 +110,10 @@ def plan_run(
     )
 
 
-def make_hooks(run: Run, *, seconds: float) -> Hooks:
-    """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
-    from hf_lm.dataset.blocks import make_collate
-    from hf_lm.evaluation import measure, sample
-    from hf_lm.optimizer import build_optimizer, build_schedule
-    from hf_lm.plan import flops_per_token
-    from hf_lm.tokenizer import token_bytes
-    from hf_lm.trainer import Hooks
-
-    recipe = run.recipe
-    return Hooks(
-        make_optimizer=partial(build_optimizer, recipe=recipe.training),
-        make_schedule=partial(build_schedule, recipe=recipe.training),
-        measure=partial(
-            measure,
-            blocks=run.blocks["validation"],
-            recipe=recipe.evaluation,
-            collate=make_collate(recipe.data, run.tokenizer),
-            token_bytes=token_bytes(run.tokenizer),
-            **run.machine.share(),
-        ),
-        sample=partial(
-            sample,
-            tokenizer=run.tokenizer,
-            prompts=recipe.evaluation.prompts,
-            max_new_tokens=recipe.evaluation.max_new_tokens,
-            seed=recipe.seed,
-        ),
-        write_row=run.folder.write_row,
-        seconds=seconds,
-        flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),
-        peak_flops=run.machine.peak_flops,
-    )
-
-
-def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
-    """The trainer of the recipe, on this machine, as planned."""
-    from hf_lm.console import console
-    from hf_lm.dataset.blocks import make_collate
-    from hf_lm.model import compile_blocks
-    from hf_lm.progress import ProgressBar
-    from hf_lm.trainer import build_trainer, training_arguments
-
-    recipe = run.recipe
-    args = training_arguments(
-        recipe.training,
-        output_dir=str(run.folder.path),
-        run_name=recipe.name,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        **run.plan.arguments(),
-        **run.machine.arguments(),
-    )
-    if recipe.training.compile is True or (
-        recipe.training.compile == "auto" and run.machine.device == "cuda"
-    ):
-        compile_blocks(run.model)
-    return build_trainer(
-        recipe.training,
-        args,
-        hooks=hooks,
-        callbacks=[ProgressBar(console)],
-        model=run.model,
-        train_dataset=run.blocks["train"],
-        eval_dataset=run.blocks["validation"],
-        processing_class=run.tokenizer,
-        data_collator=make_collate(recipe.data, run.tokenizer),
-    )
-
-
-def finish(
-    run: Run, hooks: Hooks, trainer: LMTrainer
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Save the model, load it as a user would, and measure what was saved, in fp32."""
-    from hf_lm.machine import peak_memory
-    from hf_lm.model import load_pretrained, save_model
-    from hf_lm.run_folder import METRICS
-
-    seconds, tokens = trainer.clock.seconds, trainer.state.num_input_tokens_seen
-    run.folder.save_model(partial(save_model, run.model, run.tokenizer))
-    trainer.accelerator.wait_for_everyone()
-    model = load_pretrained(str(run.folder.model)).to(trainer.args.device)
-    speed, peak = tokens / seconds, run.machine.peak_flops
-    metrics = {
-        **hooks.measure(model),
-        "train_tokens": tokens,
-        "train_seconds": round(seconds, 3),
-        "tokens_per_second": speed,
-        "mfu": speed * hooks.flops_per_token / peak if peak else None,
-        "peak_memory_bytes": peak_memory(run.machine.device),
-        "parameters": run.plan.network.parameters,
-    }
-    run.folder.write(METRICS, metrics)
-    return metrics, hooks.sample(model)
+def refuse(missing: Sequence[str]) -> None:
+    """End a run that its machine cannot do; a check, which may be of a run elsewhere, says it."""
+    if missing:
+        raise RecipeError(missing)
 
 
 def check(recipe: Recipe) -> None:
@@ -249,10 +145,13 @@ def check(recipe: Recipe) -> None:
     vocabulary = Vocabulary.of(tokenizer)
     if not sample.whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):
         vocabulary = vocabulary._replace(size=bpe_size(recipe.tokenizer))
-    plan = plan_run(recipe, make_model(recipe, vocabulary, meta=True), machine, counts)
-    rows = [*text_rows(counts, about=not sample.whole), *plan.rows(), *machine.rows()]
-    console.show_rows(f"{recipe.name}: checked, nothing written", rows)
-    console.show_notes([*warnings(recipe), *scan.notes, *sample.notes])
+    plan = plan_run(recipe, vocabulary, machine, counts)
+    missing = [f"not on this machine: {line}" for line in (*machine.missing, *plan.missing)]
+    console.show_rows(
+        f"{recipe.name}: checked, nothing written",
+        [*text_rows(recipe.data, counts, about=not sample.whole), *plan.rows(), *machine.rows()],
+        notes=[*warnings(recipe), *scan.notes, *sample.notes, *missing],
+    )
 
 
 def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -28,10 +28,11 @@ def recipe(**keys: Any) -> ModelRecipe:
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_later_token_changes_nothing_earlier(family: str) -> None:
-    model = build_model(recipe(family=family), WORDS, block_size=12).eval()
-    assert model.config._attn_implementation == CAUSAL
+def test_a_later_token_changes_nothing_earlier(family: str, device: str) -> None:
+    model = build_model(recipe(family=family), WORDS, block_size=12, device=device).eval()
+    assert model.config._attn_implementation == {"cpu": "eager", "cuda": CAUSAL}[device]
     ids = torch.randint(0, 97, (2, 12))
     changed = ids.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 97
@@ -52,9 +53,12 @@ def test_what_writes_into_the_residual_stream_starts_smaller(family: str) -> Non
         assert weight.std().item() == pytest.approx(small if residual else 0.02, rel=0.15), name
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_do_not_see_each_other_behind_a_mask(family: str) -> None:
-    model = build_model(recipe(family=family), WORDS, block_size=8, document_mask=True).eval()
+def test_documents_do_not_see_each_other_behind_a_mask(family: str, device: str) -> None:
+    model = build_model(
+        recipe(family=family), WORDS, block_size=8, document_mask=True, device=device
+    ).eval()
     ids = torch.randint(0, 97, (1, 8))
     places = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
     with torch.no_grad():

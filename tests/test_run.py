@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_lm import machine
 from hf_lm.errors import DataError, RecipeError
 from hf_lm.recipe import load_recipe
 from hf_lm.run import check, main, train
@@ -222,6 +223,23 @@ def test_40_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
         train(load_recipe(write_recipe(data__source="no/where")))
     with pytest.raises(RecipeError, match=r'tokenizer.pretrained = "no/where"'):
         train(load_recipe(write_recipe(model={"pretrained": "no/where"}, tokenizer={})))
+    assert not (tmp_path / "run").exists()
+
+
+def test_31_36_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda kind: 1000)
+    monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
+    recipe = load_recipe(write_recipe(training__precision="bf16"))
+    check(recipe)
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'not on this machine: training.precision = "bf16"' in out
+    assert "not on this machine: model:" in out
+    with pytest.raises(RecipeError, match=r'training.precision = "bf16"'):
+        train(recipe)
+    with pytest.raises(RecipeError, match=r"parameters need about .* GB are free"):
+        train(load_recipe(write_recipe()))
     assert not (tmp_path / "run").exists()
 
 

@@ -127,7 +127,7 @@ def sample_documents(data: DataRecipe, corpus: Corpus, *, total: int) -> Sample:
         size = sum(len(text.encode()) for part in documents.values() for text in part["text"])
         return Sample(documents, 1.0 if size >= total else size / total)
     names = [s.name for part in (corpus.train, corpus.validation) for s in part if not s.local]
-    note = f"{', '.join(names)}: not looked at; a check does not download data"
+    note = f"{', '.join(names)}: not looked at; a check does not download data, so none is counted"
     return Sample({"train": (), "validation": ()}, 0.0, (note,))
 
 
@@ -155,21 +155,19 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     return blocks
 
 
-def text_rows(counts: Mapping[str, PartCounts], *, about: bool = False) -> list[tuple[str, str]]:
+def text_rows(
+    data: DataRecipe, counts: Mapping[str, PartCounts], *, about: bool = False
+) -> list[tuple[str, str]]:
     """The lines of the plan about the text; `about` marks an estimate."""
-    names = {"train": "text", "validation": "held out"}
-    mark = "about " if about else ""
+    mark, uncounted = "about " if about else "", "a stream" if data.streaming else "on the Hub"
     rows = []
-    for part, label in names.items():
-        if part not in counts:
-            rows.append((label, "a stream"))
-            continue
-        c = counts[part]
-        rows.append(
-            (
-                label,
+    for part, label in (("train", "text"), ("validation", "held out")):
+        c = counts.get(part)
+        line = uncounted
+        if c:
+            line = (
                 f"{mark}{c.documents:,} documents, {c.tokens:,} tokens, {c.blocks:,} blocks "
-                f"({c.unused_tokens:,} tokens unused)",
+                f"({c.unused_tokens:,} tokens unused)"
             )
-        )
+        rows.append((label, line))
     return rows

@@ -1,0 +1,130 @@
+"""A recipe and what its stages made in; a trained, saved and measured model out.
+
+`Run` is what the stages handed over. Here they are joined: the trainer calls the other stages
+through `Hooks`, and never imports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.console import console
+from hf_lm.dataset.blocks import make_collate
+from hf_lm.evaluation import measure, sample
+from hf_lm.machine import Machine, peak_memory
+from hf_lm.model import compile_blocks, load_pretrained, save_model
+from hf_lm.optimizer import build_optimizer, build_schedule
+from hf_lm.plan import Plan, flops_per_token
+from hf_lm.progress import ProgressBar
+from hf_lm.recipe import Recipe
+from hf_lm.run_folder import METRICS, RunFolder
+from hf_lm.tokenizer import token_bytes
+from hf_lm.trainer import Hooks, LMTrainer, build_trainer, training_arguments
+
+
+class Run(NamedTuple):
+    """What the stages handed over; the trainer is made from it, and measured against it."""
+
+    recipe: Recipe
+    folder: RunFolder
+    machine: Machine
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Mapping[str, Any]
+    model: PreTrainedModel
+    plan: Plan
+
+
+def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Train, from the newest checkpoint if there is one; save and measure.
+
+    Returns:
+        The contents of metrics.json, and a sample for each prompt.
+    """
+    checkpoint = run.folder.newest_checkpoint()
+    hooks = make_hooks(run, seconds=run.folder.continue_log(checkpoint))
+    trainer = make_trainer(run, hooks)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return finish(run, hooks, trainer)
+
+
+def make_hooks(run: Run, *, seconds: float) -> Hooks:
+    """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
+    recipe = run.recipe
+    return Hooks(
+        make_optimizer=partial(build_optimizer, recipe=recipe.training),
+        make_schedule=partial(build_schedule, recipe=recipe.training),
+        measure=partial(
+            measure,
+            blocks=run.blocks["validation"],
+            recipe=recipe.evaluation,
+            collate=make_collate(recipe.data, run.tokenizer),
+            token_bytes=token_bytes(run.tokenizer),
+            **run.machine.share(),
+        ),
+        sample=partial(
+            sample,
+            tokenizer=run.tokenizer,
+            prompts=recipe.evaluation.prompts,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            seed=recipe.seed,
+        ),
+        write_row=run.folder.write_row,
+        seconds=seconds,
+        flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),
+        peak_flops=run.machine.peak_flops,
+    )
+
+
+def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
+    """The trainer of the recipe, on this machine, as planned."""
+    recipe = run.recipe
+    args = training_arguments(
+        recipe.training,
+        output_dir=str(run.folder.path),
+        run_name=recipe.name,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        **run.plan.arguments(),
+        **run.machine.arguments(),
+    )
+    if recipe.training.compile is True or (
+        recipe.training.compile == "auto" and run.machine.device == "cuda"
+    ):
+        compile_blocks(run.model)
+    return build_trainer(
+        recipe.training,
+        args,
+        hooks=hooks,
+        callbacks=[ProgressBar(console)],
+        model=run.model,
+        train_dataset=run.blocks["train"],
+        eval_dataset=run.blocks["validation"],
+        processing_class=run.tokenizer,
+        data_collator=make_collate(recipe.data, run.tokenizer),
+    )
+
+
+def finish(
+    run: Run, hooks: Hooks, trainer: LMTrainer
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Save the model, load it as a user would, and measure what was saved, in fp32."""
+    seconds, tokens = trainer.clock.seconds, trainer.state.num_input_tokens_seen
+    run.folder.save_model(partial(save_model, run.model, run.tokenizer))
+    trainer.accelerator.wait_for_everyone()
+    model = load_pretrained(str(run.folder.model)).to(trainer.args.device)
+    speed, peak = tokens / seconds, run.machine.peak_flops
+    metrics = {
+        **hooks.measure(model),
+        "train_tokens": tokens,
+        "train_seconds": round(seconds, 3),
+        "tokens_per_second": speed,
+        "mfu": speed * hooks.flops_per_token / peak if peak else None,
+        "peak_memory_bytes": peak_memory(run.machine.device),
+        "parameters": run.plan.network.parameters,
+    }
+    run.folder.write(METRICS, metrics)
+    return metrics, hooks.sample(model)
