@@ -54,7 +54,8 @@ def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[
     console.print()
     show_samples(samples)
     seconds, speed = metrics["train_seconds"], metrics["tokens_per_second"]
-    where = shlex.quote(str(model))
+    name = short(model)
+    where = shlex.quote(name)
     prompt = next((s["prompt"] for s in samples if s["prompt"]), "Once upon a time")
     show_rows(
         "done",
@@ -64,10 +65,10 @@ def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[
                 "training",
                 f"{metrics['train_tokens']:,} tokens in {duration(seconds)}, {speed:,.0f} a second",
             ),
-            ("model", str(model)),
+            ("model", name),
             ("write with it", f"hf-lm generate {where} --prompt {shlex.quote(prompt)}"),
             ("measure it", f"hf-lm evaluate {where} --source YOUR_TEXT"),
-            ("in Python", f'AutoModelForCausalLM.from_pretrained("{model}")'),
+            ("in Python", f'AutoModelForCausalLM.from_pretrained("{name}")'),
         ],
     )
 
@@ -84,4 +85,10 @@ def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def show_complete(model: Path) -> None:
     """The same command again, after a run that is done."""
-    console.print(f"already complete: {model}; start anew with --fresh")
+    console.print(f"already complete: {short(model)}; start anew with --fresh")
+
+
+def short(path: Path) -> str:
+    """A path as a person would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -188,24 +188,47 @@ def sample(
     Returns:
         One {"prompt", "text"} a prompt; the text is what the model added.
     """
+    choice: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        choice = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
     found = []
     with undisturbed(model), uncompiled(model):
         model.set_attn_implementation("sdpa")  # ours has no mask, which a cache may need
         for prompt in prompts:
             torch.manual_seed(seed)
-            ids = prompt_ids(tokenizer, prompt, limit=context(model) - 1)
-            inputs = torch.tensor([ids], device=model.device)
-            output = cast("Any", model).generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=min(max_new_tokens, context(model) - len(ids)),
-                do_sample=temperature > 0,
-                use_cache=True,
-                **({"temperature": temperature, "top_p": TOP_P} if temperature > 0 else {}),
-            )
-            text = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+            ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1))
+            added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
+            text = tokenizer.decode(added, skip_special_tokens=True)
             found.append({"prompt": prompt, "text": str(text)})
     return found
+
+
+def continued(
+    model: PreTrainedModel, ids: list[int], *, max_new_tokens: int, **choice: Any
+) -> list[int]:
+    """The ids a model adds, until it ends the text or there are enough.
+
+    When its context is full it goes on from the last half: learned positions do not reach further,
+    and moving on by one token would compute the whole context again for each.
+    """
+    ends = np.atleast_1d(cast("Any", model).generation_config.eos_token_id)
+    added: list[int] = []
+    while len(added) < max_new_tokens:
+        room = max(1, min(max_new_tokens - len(added), context(model) - len(ids)))
+        inputs = torch.tensor([ids], device=model.device)
+        output = cast("Any", model).generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=room,
+            use_cache=True,
+            **choice,
+        )
+        new = output[0, len(ids) :].tolist()
+        added += new
+        if len(new) < room or new[-1] in ends:
+            break
+        ids = [*ids, *new][-max(1, context(model) // 2) :]
+    return added
 
 
 def context(model: PreTrainedModel) -> int:

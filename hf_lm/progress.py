@@ -40,6 +40,7 @@ class ProgressBar(TrainerCallback):
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
+            speed_estimate_period=600,  # an evaluation in a window of 30 s tripled the time left
         )
         self.bar.add_task("", total=state.max_steps, completed=state.global_step, row="")
         self.bar.start()

@@ -44,6 +44,11 @@ def test_the_end_says_what_was_reached_and_how_to_use_it(monkeypatch: Any) -> No
     assert 'AutoModelForCausalLM.from_pretrained("a b/model")' in text
 
 
+def test_a_model_is_named_as_a_person_here_would_type_it(monkeypatch: Any) -> None:
+    text = shown(lambda: console.show_complete(Path.cwd() / "runs/a/model"), monkeypatch)
+    assert text == "already complete: runs/a/model; start anew with --fresh\n"
+
+
 def test_durations_are_minutes_and_hours() -> None:
     assert [console.duration(s) for s in (5, 65, 3600)] == ["0:05", "1:05", "1:00:00"]
 

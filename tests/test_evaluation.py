@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lm.dataset import find_corpus, load_documents
 from hf_lm.dataset.blocks import blocks_in_memory, collate, make_collate
-from hf_lm.evaluation import averages, measure, metric_class, prompt_ids, sample
+from hf_lm.evaluation import averages, continued, measure, metric_class, prompt_ids, sample
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
 from hf_lm.recipe import EvaluationRecipe, ModelRecipe, load_recipe
@@ -179,9 +180,28 @@ def test_a_sample_is_what_a_prompt_without_a_cache_would_give(tiny_run: Path) ->
     assert greedy[0]["text"] == tokenizer.decode(ids[-4:], skip_special_tokens=True)
 
 
-def test_a_prompt_longer_than_the_context_keeps_its_end(tiny_run: Path) -> None:
+def test_a_text_goes_on_when_the_context_is_full(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
+    model.generation_config.eos_token_id = None
+    greedy = partial(continued, model, do_sample=False)
+    written = greedy([5, 6], max_new_tokens=30)
+    assert len(written) == 30
+    assert written[:14] == greedy([5, 6], max_new_tokens=14)  # 16 tokens of context
+    assert written[14:22] == greedy(written[6:14], max_new_tokens=8)
+    assert written[22:] == greedy(written[14:22], max_new_tokens=8)
+
+
+def test_a_text_ends_where_the_model_ends_it(tiny_run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
+    written = continued(model, [5, 6], max_new_tokens=30, do_sample=False)
+    model.generation_config.eos_token_id = [written[13]]  # the last one that the context holds
+    first = written.index(written[13])
+    assert continued(model, [5, 6], max_new_tokens=30, do_sample=False) == written[: first + 1]
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_end(tiny_run: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
-    written = sample(model, tokenizer, ["word " * 100], max_new_tokens=50)
-    assert len(tokenizer(written[0]["text"])["input_ids"]) <= 16
+    assert (
+        prompt_ids(tokenizer, "word " * 100, limit=5) == tokenizer("word " * 100)["input_ids"][-5:]
+    )
     assert prompt_ids(tokenizer, "", limit=5) == [tokenizer.eos_token_id]

@@ -136,7 +136,8 @@ def test_a_saved_model_loads_where_there_is_no_hf_lm(tmp_path: Path) -> None:
         assert "auto_map" not in config
         generation = json.loads((tmp_path / family / "generation_config.json").read_text())
         assert generation["eos_token_id"] == 0
-        assert torch.equal(torch.load(tmp_path / family / "logits.pt"), logits)
+        again = torch.load(tmp_path / family / "logits.pt")
+        torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-6)  # another attention kernel
 
 
 def type_name(family: str) -> str:
