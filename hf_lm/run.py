@@ -39,6 +39,9 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     scan = scan_documents(recipe.data, corpus)
 
     from hf_lm import console
+
+    console.quiet_libraries()  # before they are imported
+
     from hf_lm.fit import Run, fit
     from hf_lm.machine import find_machine
     from hf_lm.model_config import Vocabulary
@@ -47,7 +50,6 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     if folder.done and not changed:
         console.show_complete(folder.model)
         return folder.read(METRICS)
-    console.quiet_libraries()
     machine = find_machine(recipe.training)
     refuse(machine.missing)
     documents, content = load_documents(recipe.data, corpus, seed=recipe.seed)
