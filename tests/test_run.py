@@ -4,11 +4,12 @@ import _thread
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_the_same_recipe_gives_the_same_bits_and_evaluating_changes_none(
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT as at a terminal: a shell starts its background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(log: Path, step: int) -> None:
     """Press Ctrl-C once the log shows a step."""
 
@@ -112,6 +121,7 @@ def interrupt_at(log: Path, step: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_an_interrupted_run_continued_by_the_same_command_ends_in_the_same_bits(
     family: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
