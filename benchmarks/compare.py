@@ -96,7 +96,7 @@ def stock(given: argparse.Namespace, recipe: Recipe, folder: Path) -> Result:
         *("--block", recipe.data.block_size, "--steps", given.steps, "--dropout", given.dropout),
         *("--batch", recipe.training.tokens_per_step // recipe.data.block_size),
         *("--lr", given.stock_lr or recipe.training.learning_rate),
-        *("--warmup", int(recipe.training.warmup_steps)),
+        *("--warmup", recipe.training.warmup_steps),
     )
     result = json.loads(printed.splitlines()[-1])
     result["bits_per_byte"] = measured(out / "model", recipe, folder)

@@ -43,7 +43,7 @@ def options() -> argparse.Namespace:
     for name, value in {"layers": 6, "heads": 4, "width": 256, "block": 256, "batch": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--warmup", type=float, default=100, help="steps, or their share below 1")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--dropout", type=float, default=0.1, help="GPT-2's own default")
     parser.add_argument("--seed", type=int, default=42)

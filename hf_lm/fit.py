@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.console import console
 from hf_lm.dataset.blocks import make_collate
-from hf_lm.evaluation import measure, sample
+from hf_lm.evaluation import Collate, measure, sample
 from hf_lm.machine import Machine, peak_memory
 from hf_lm.model import compile_blocks, load_pretrained, save_model
 from hf_lm.optimizer import build_optimizer, build_schedule
@@ -45,13 +45,14 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
         The contents of metrics.json, and a sample for each prompt.
     """
     checkpoint = run.folder.newest_checkpoint()
-    hooks = make_hooks(run, seconds=run.folder.continue_log(checkpoint))
-    trainer = make_trainer(run, hooks)
+    collate = make_collate(run.recipe.data, run.tokenizer)
+    hooks = make_hooks(run, collate, seconds=run.folder.continue_log(checkpoint))
+    trainer = make_trainer(run, collate, hooks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return finish(run, hooks, trainer)
 
 
-def make_hooks(run: Run, *, seconds: float) -> Hooks:
+def make_hooks(run: Run, collate: Collate, *, seconds: float) -> Hooks:
     """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
     recipe = run.recipe
     return Hooks(
@@ -61,7 +62,7 @@ def make_hooks(run: Run, *, seconds: float) -> Hooks:
             measure,
             blocks=run.blocks["validation"],
             recipe=recipe.evaluation,
-            collate=make_collate(recipe.data, run.tokenizer),
+            collate=collate,
             token_bytes=token_bytes(run.tokenizer),
             **run.machine.share(),
         ),
@@ -79,7 +80,7 @@ def make_hooks(run: Run, *, seconds: float) -> Hooks:
     )
 
 
-def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
+def make_trainer(run: Run, collate: Collate, hooks: Hooks) -> LMTrainer:
     """The trainer of the recipe, on this machine, as planned."""
     recipe = run.recipe
     args = training_arguments(
@@ -104,7 +105,7 @@ def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
         train_dataset=run.blocks["train"],
         eval_dataset=run.blocks["validation"],
         processing_class=run.tokenizer,
-        data_collator=make_collate(recipe.data, run.tokenizer),
+        data_collator=collate,
     )
 
 

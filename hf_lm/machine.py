@@ -87,7 +87,7 @@ class Machine:
 
 
 def find_machine(recipe: TrainingRecipe) -> Machine:
-    """The machine as the launcher and the recipe want it used; its threads are set."""
+    """The machine as launcher and recipe want it used; its threads and allocator are set."""
     precision = recipe.precision
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"

@@ -18,8 +18,11 @@ for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "R
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -86,6 +89,46 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def run_recipe() -> Callable[..., CompletedProcess[str]]:
+    """A function that runs a recipe in a process of its own, which has to end with `code`.
+
+    A variable given as None is taken out of the environment.
+    """
+
+    def run(
+        *arguments: str | Path,
+        launcher: tuple[str, ...] = (sys.executable,),
+        code: int = 0,
+        **changes: str | None,
+    ) -> CompletedProcess[str]:
+        environment = {**os.environ, **changes}
+        done = subprocess.run(
+            [*launcher, "-m", "hf_lm.run", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={name: value for name, value in environment.items() if value is not None},
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def undo_end() -> Callable[[Path, int], None]:
+    """A function that makes a run which ended at `step` look stopped on the way there."""
+
+    def undo(folder: Path, step: int) -> None:
+        shutil.rmtree(folder / f"checkpoint-{step}")
+        shutil.rmtree(folder / "model")
+        (folder / "status.json").write_text('{"state": "stopped"}')
+
+    return undo
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.missing("EntryNotFound")
 
-    do_GET = do_HEAD = do_POST = handle_any  # noqa: N815  http.server's names
-
     def api(self, parts: list[str], query: dict[str, list[str]], body: bytes) -> None:
         """Information, trees and paths of a repository."""
         kind, user, name, *rest = parts
@@ -156,6 +154,10 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(206, data[int(first) : end + 1], **headers)
         else:
             self.answer(200, data, **headers)
+
+
+for method in ("GET", "HEAD", "POST"):  # http.server calls them by these names
+    setattr(Handler, f"do_{method}", Handler.handle_any)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The machine is used as the launcher and the recipe ask, or what is missing is named."""
 
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -64,6 +67,33 @@ def test_a_process_knows_its_place(monkeypatch: Any) -> None:
 def test_memory_is_counted_in_bytes() -> None:
     assert find_machine(TrainingRecipe()).memory > 10**8
     assert peak_memory("cpu") > 10**7
+
+
+FREED_TENSORS = """
+import resource
+import torch
+from hf_lm.machine import find_machine
+from hf_lm.recipe import TrainingRecipe
+
+def faults(tensors):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(tensors):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+find_machine(TrainingRecipe(device="cpu"))
+faults(5)  # the heap grows to what the tensors need
+print(faults(20), 2**26 // resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_freed_tensors_are_kept_for_the_next_ones() -> None:
+    run = subprocess.run(  # this process has its allocator set already
+        [sys.executable, "-c", FREED_TENSORS], stdout=subprocess.PIPE, check=True, timeout=120
+    )
+    faults, pages = map(int, run.stdout.split())
+    assert faults < pages  # none was counted; each of 20 tensors faults on all its pages otherwise
 
 
 @pytest.mark.gpu

@@ -17,9 +17,9 @@ MODULES = sorted((ROOT / "hf_lm").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def listed(docstring: str | None) -> set[str]:
-    """The names at the beginning of the indented lines of a docstring."""
-    return set(re.findall(r"^  ([a-z_]+)(?:\.py)?  ", docstring or "", re.MULTILINE))
+def listed(text: str | None) -> list[str]:
+    """The names at the beginning of the indented lines of a text."""
+    return re.findall(r"^  ([a-z_]+)(?:\.py|/)? {2}", text or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("package", ["", "recipe", "dataset"])
@@ -27,7 +27,13 @@ def test_the_reading_order_lists_the_files_of_the_folder(package: str) -> None:
     folder = ROOT / "hf_lm" / package
     names = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/*.py")}
     tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
-    assert listed(ast.get_docstring(tree)) == names - {"__init__"}
+    assert set(listed(ast.get_docstring(tree))) == names - {"__init__"}
+
+
+def test_the_readme_maps_the_files_in_the_reading_order() -> None:
+    _, _, after = README.partition("```\nhf_lm/\n")
+    file_map, _, _ = after.partition("```")
+    assert listed(file_map) == listed(hf_lm.__doc__)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,15 +2,13 @@
 
 import _thread
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -253,23 +251,13 @@ def test_31_36_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
     assert not (tmp_path / "run").exists()
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the module as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", "hf_lm.run", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
-def test_help_answers_in_half_a_second_and_lists_every_option() -> None:
+def test_help_answers_in_half_a_second_and_lists_every_option(
+    run_recipe: Callable[..., CompletedProcess[str]],
+) -> None:
     took = []
     for _ in range(3):
         began = time.monotonic()
-        run = command("--help")
+        run = run_recipe("--help")
         took.append(time.monotonic() - began)
     assert min(took) < 0.5
     assert set(re.findall(r"--[a-z-]+", run.stdout)) == {
@@ -277,7 +265,9 @@ def test_help_answers_in_half_a_second_and_lists_every_option() -> None:
     }
 
 
-def test_twelve_mistakes_are_twelve_lines_in_two_seconds(write_recipe: Callable[..., Path]) -> None:
+def test_twelve_mistakes_are_twelve_lines_in_two_seconds(
+    write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
+) -> None:
     path = write_recipe(
         seed=-1,
         nmae="x",
@@ -293,15 +283,15 @@ def test_twelve_mistakes_are_twelve_lines_in_two_seconds(write_recipe: Callable[
         evaluation__prompts="x",
     )
     began = time.monotonic()
-    run = command(str(path))
+    run = run_recipe(path, code=2)
     assert time.monotonic() - began < 2
-    assert run.returncode == 2
     assert run.stdout == ""
     lines = run.stderr.splitlines()
     assert len(lines) == 12
     assert all(line.startswith(f"{path}: ") for line in lines)
 
 
-def test_other_processes_leave_silently(write_recipe: Callable[..., Path]) -> None:
-    run = command(str(write_recipe(seed=-1)), RANK="1")
-    assert (run.returncode, run.stderr) == (2, "")
+def test_other_processes_leave_silently(
+    write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
+) -> None:
+    assert run_recipe(write_recipe(seed=-1), code=2, RANK="1").stderr == ""

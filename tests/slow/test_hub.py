@@ -1,12 +1,11 @@
 """Datasets, tokenizers and models of the Hub, from a stand-in on loopback."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pyarrow as pa
@@ -31,18 +30,12 @@ def publish(root: Path, *, shards: int = 2) -> None:
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "test-00000-of-00001.parquet")
 
 
-def train(recipe: Path, environment: dict[str, str], *options: str) -> str:
-    """Run a recipe against the stand-in; returns what it printed."""
-    run = subprocess.run(
-        [sys.executable, "-m", "hf_lm.run", str(recipe), *options],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment, "HF_HOME": str(recipe.parent / "home")},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+@pytest.fixture
+def train(
+    tmp_path: Path, run_recipe: Callable[..., CompletedProcess[str]]
+) -> Callable[..., CompletedProcess[str]]:
+    """A function that runs a recipe with a cache that no other test has filled."""
+    return partial(run_recipe, HF_HOME=str(tmp_path / "home"))
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -51,7 +44,9 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path],
+    train: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     publish(tmp_path / "hub")
     recipe = write_recipe(
@@ -63,17 +58,20 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
         }
     )
     with serve(tmp_path / "hub") as (environment, requests):
-        train(recipe, environment)
+        train(recipe, **environment)
         first = provenance(tmp_path / "run")["data"]
         assert any("train-00001-of-00002.parquet" in request for request in requests)
         publish_again = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
         publish_again.write_text("another commit")
-        train(recipe, environment, "--fresh")
+        train(recipe, "--fresh", **environment)
     assert provenance(tmp_path / "run-2")["data"] != first
 
 
 def test_a_stream_trains_resumes_exactly_and_holds_out_text(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path],
+    train: Callable[..., CompletedProcess[str]],
+    undo_end: Callable[[Path, int], None],
+    tmp_path: Path,
 ) -> None:
     publish(tmp_path / "hub")
     changes: dict[str, Any] = {
@@ -89,13 +87,12 @@ def test_a_stream_trains_resumes_exactly_and_holds_out_text(
         "model__dropout": 0.1,
     }
     with serve(tmp_path / "hub") as (environment, _):
-        out = train(write_recipe(**changes, output_dir="whole"), environment)
-        assert "text      a stream" in out
-        train(write_recipe(**changes, output_dir="broken"), environment)
-        shutil.rmtree(tmp_path / "broken" / "checkpoint-40")
-        shutil.rmtree(tmp_path / "broken" / "model")
-        (tmp_path / "broken" / "status.json").write_text('{"state": "stopped"}')
-        train(tmp_path / "recipe.json", environment)
+        whole = train(write_recipe(**changes, output_dir="whole"), **environment)
+        assert "text      a stream" in whole.stdout
+        recipe = write_recipe(**changes, output_dir="broken")
+        train(recipe, **environment)
+        undo_end(tmp_path / "broken", 40)
+        train(recipe, **environment)
     weights = [
         (tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")
     ]
@@ -104,10 +101,13 @@ def test_a_stream_trains_resumes_exactly_and_holds_out_text(
 
 
 def test_a_published_model_is_fine_tuned(
-    write_recipe: Callable[..., Path], tmp_path: Path, tiny_run: Path
+    write_recipe: Callable[..., Path],
+    train: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+    tiny_run: Path,
 ) -> None:
     shutil.copytree(tiny_run / "model", tmp_path / "hub" / "models" / "USER" / "model")
     with serve(tmp_path / "hub") as (environment, _):
-        train(write_recipe(), environment, "--from", "USER/model")
+        train(write_recipe(), "--from", "USER/model", **environment)
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert recipe["model"]["pretrained"] == recipe["tokenizer"]["pretrained"] == "USER/model"

@@ -1,38 +1,27 @@
 """The launcher, several processes, and a kill at any moment."""
 
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+LAUNCH = (str(Path(sys.executable).with_name("accelerate")), "launch")
+TWO = {  # processes: how run_recipe starts them
+    "launcher": (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+}
 ROOT = Path(__file__).parents[2]
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command that has to succeed."""
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -45,35 +34,35 @@ def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def test_the_launcher_leaves_all_cores_to_the_run(
-    write_recipe: Callable[..., Path], tmp_path: Path
+def test_the_launcher_leaves_all_cores_and_a_quiet_terminal_to_the_run(
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    subprocess.run(
-        [*LAUNCH, "-m", "hf_lm.run", str(write_recipe())],
-        check=True,
-        env=environment,
-        timeout=300,
-        capture_output=True,
-    )
+    unset = {"OMP_NUM_THREADS": None, "HF_DATASETS_DISABLE_PROGRESS_BARS": None}
+    done = run_recipe(write_recipe(), launcher=LAUNCH, **unset)
+    assert "examples/s" not in done.stderr
     found = json.loads((tmp_path / "run" / "provenance.json").read_text())
     from hf_lm.machine import available_cores
 
     assert found["threads"] == available_cores()
 
 
-def test_the_shipped_accelerate_file_runs(write_recipe: Callable[..., Path]) -> None:
+def test_the_shipped_accelerate_file_runs(
+    write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
+) -> None:
     file = str(ROOT / "accelerate_config.yaml")
-    run(*LAUNCH, "--config_file", file, "-m", "hf_lm.run", str(write_recipe()))
+    run_recipe(write_recipe(), launcher=(*LAUNCH, "--config_file", file))
 
 
 def test_two_processes_give_the_losses_of_one(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     changes = {"training__logging_steps": 1, "training__micro_batch_size": 4}
-    run(sys.executable, "-m", "hf_lm.run", str(write_recipe(output_dir="one", **changes)))
-    recipe = str(write_recipe(output_dir="two", **changes))
-    run(*TWO, "-m", "hf_lm.run", recipe, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    run_recipe(write_recipe(output_dir="one", **changes))
+    run_recipe(write_recipe(output_dir="two", **changes), **TWO)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for first, second in zip(one, two, strict=True):
@@ -86,30 +75,32 @@ def test_two_processes_give_the_losses_of_one(
 
 
 def test_a_run_of_two_processes_resumes_exactly(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    undo_end: Callable[[Path, int], None],
+    tmp_path: Path,
 ) -> None:
     changes = {"training__micro_batch_size": 4, "model__dropout": 0.1}
-    command = [*TWO, "-m", "hf_lm.run"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run(*command, str(write_recipe(output_dir="whole", **changes)), **environment)
-    recipe = str(write_recipe(output_dir="broken", **changes))
-    run(*command, recipe, **environment)
-    shutil.rmtree(tmp_path / "broken" / "checkpoint-8")
-    (tmp_path / "broken" / "status.json").write_text('{"state": "stopped"}')
-    run(*command, recipe, **environment)
+    run_recipe(write_recipe(output_dir="whole", **changes), **TWO)
+    recipe = write_recipe(output_dir="broken", **changes)
+    run_recipe(recipe, **TWO)
+    undo_end(tmp_path / "broken", 8)
+    run_recipe(recipe, **TWO)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     changes = {"training__max_steps": 400, "training__save_steps": 40, "training__eval_steps": 90}
-    run(sys.executable, "-m", "hf_lm.run", str(write_recipe(output_dir="whole", **changes)))
-    recipe = str(write_recipe(output_dir="broken", **changes))
+    run_recipe(write_recipe(output_dir="whole", **changes))
+    recipe = write_recipe(output_dir="broken", **changes)
     chance, log = random.Random(5), tmp_path / "broken" / "log.jsonl"
     for _ in range(3):
         child = subprocess.Popen(
-            [sys.executable, "-m", "hf_lm.run", recipe],
+            [sys.executable, "-m", "hf_lm.run", str(recipe)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -119,5 +110,5 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(
         time.sleep(chance.uniform(0, 0.3))
         child.send_signal(signal.SIGKILL)
         child.wait()
-    run(sys.executable, "-m", "hf_lm.run", recipe)
+    run_recipe(recipe)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
