@@ -43,7 +43,7 @@ def call(*command: object) -> str:
 
 def write_documents(recipe: Recipe, folder: Path) -> None:
     """The documents of both parts, as the stock script reads them."""
-    documents, _ = load_documents(recipe.data, find_corpus(recipe.data), seed=recipe.seed)
+    documents = load_documents(recipe.data, find_corpus(recipe.data)).documents
     for part, rows in documents.items():
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": row["text"]}) + "\n" for row in rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
 from hf_lm.errors import DataError, RecipeError
-from hf_lm.run import add_options, guarded, run
+from hf_lm.run import add_options, guarded, read_text, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +35,36 @@ def parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("check", help="check a recipe and print the plan")
     add_options(checking).set_defaults(call=lambda given: run(replaced(given, check=True)))
 
+    add_data_commands(commands)
+    add_model_commands(commands)
+    return options
+
+
+def add_data_commands(commands: Any) -> None:
+    """The commands about text: prepare and cache."""
+    preparing = commands.add_parser("prepare", help="write the blocks of a recipe to a folder")
+    preparing.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
+    add_overrides(preparing, "a key of the recipe, as data.block_size=512")
+    preparing.add_argument(
+        "--output", required=True, metavar="FOLDER", help="to name as data.source of a recipe"
+    )
+    preparing.add_argument(
+        "--push", metavar="USER/NAME", help="upload the folder to the Hub, as a private dataset"
+    )
+    preparing.set_defaults(call=prepare)
+
+    keeping = commands.add_parser("cache", help="show what prepared text is kept, or remove it")
+    keeping.add_argument(
+        "--prune",
+        type=not_negative,
+        metavar="DAYS",
+        help="remove what was not used for so many days; 0 removes all",
+    )
+    keeping.set_defaults(call=cache)
+
+
+def add_model_commands(commands: Any) -> None:
+    """The commands about a finished model: evaluate and generate."""
     measuring = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
     measuring.add_argument("model", metavar="MODEL", help="a folder or Hub id")
     measuring.add_argument(
@@ -42,14 +72,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help='text, as data.source of a recipe; without it, what the run of "MODEL/.." held out',
     )
-    measuring.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="a key of the data or evaluation section, as data.text_column=body",
-    )
+    add_overrides(measuring, "a key of the data or evaluation section, as data.text_column=body")
     measuring.add_argument("--json", action="store_true", help="print the metrics as JSON")
     measuring.set_defaults(call=evaluate)
 
@@ -66,7 +89,18 @@ def parser() -> argparse.ArgumentParser:
     )
     writing.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
     writing.set_defaults(call=generate)
-    return options
+
+
+def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
+    """The option that overrides keys of a recipe."""
+    options.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help=text,
+    )
 
 
 def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
@@ -114,6 +148,59 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return load_pretrained(name).to(machine.device), tokenizer
 
 
+def prepare(given: argparse.Namespace) -> None:
+    """Write the blocks of a recipe to a folder that other recipes, and other people, can train on.
+
+    Raises:
+        RecipeError: the text cannot be prepared, because it is a stream or blocks already.
+    """
+    from hf_lm import console
+    from hf_lm.dataset import find_corpus, scan_documents
+    from hf_lm.recipe import load_recipe
+
+    recipe = load_recipe(given.recipe, overrides=given.overrides)
+    if recipe.data.streaming:
+        raise RecipeError("data.streaming = true: a stream is not prepared; set it to false")
+    corpus = find_corpus(recipe.data)
+    if corpus.prepared:
+        raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
+    scan = scan_documents(recipe.data, corpus, keep=True)
+    console.quiet_libraries()
+
+    from hf_lm.dataset import write_blocks
+
+    text, tokenizer = read_text(recipe, corpus, scan)
+    folder = Path(given.output).resolve()
+    with console.preparing("tokenize", text.size) as report:
+        write_blocks(recipe.data, text, tokenizer, folder, report=report)
+    rows = [("blocks", console.short(folder)), ("train on it", f'"data": {{"source": "{folder}"}}')]
+    if given.push:
+        from hf_lm.dataset.prepared import push_prepared
+
+        rows.append(("dataset", push_prepared(folder, given.push)))
+    console.show_rows(f"{recipe.name}: prepared", rows, notes=scan.notes)
+
+
+def cache(given: argparse.Namespace) -> None:
+    """Show the prepared text that is kept, or remove what was not used for some days."""
+    from hf_lm import console
+    from hf_lm.dataset.cache import cache_root, entries, prune
+
+    removed = prune(given.prune) if given.prune is not None else 0
+    kept = entries()
+    rows = [
+        (
+            f"{entry.kind} {entry.key[:8]}",
+            f"{entry.size / 1e6:,.1f} MB, used {entry.age:.1f} days ago",
+        )
+        for entry in kept
+    ]
+    total = f"{sum(entry.size for entry in kept) / 1e6:,.1f} MB in {cache_root()}"
+    if given.prune is not None:
+        total += f"; {removed / 1e6:,.1f} MB removed"
+    console.show_rows("prepared text", [*rows, ("all", total)])
+
+
 def evaluate(given: argparse.Namespace) -> None:
     """Print loss, perplexity, accuracy and bits per byte of a model."""
     from hf_lm.dataset import find_corpus, scan_documents
@@ -121,7 +208,7 @@ def evaluate(given: argparse.Namespace) -> None:
     refuse_missing(given.model)
     recipe = evaluated_recipe(given)
     corpus = find_corpus(recipe.data)
-    scan_documents(recipe.data, corpus)
+    scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
     model, tokenizer = load(given.model)
 
     from hf_lm import console
@@ -137,15 +224,15 @@ def evaluate(given: argparse.Namespace) -> None:
             data = data.model_copy(update={"block_size": size})
         blocks = text_blocks(data, corpus, tokenizer)
     else:
-        documents, content = load_documents(recipe.data, corpus, seed=recipe.seed)
+        text = load_documents(recipe.data, corpus, scan)
         limit = recipe.evaluation.max_blocks
-        parts, _ = load_blocks(recipe.data, documents, tokenizer, content=content, held_out=limit)
-        blocks = parts["validation"]
+        found = load_blocks(recipe.data, text, tokenizer, seed=recipe.seed, held_out=limit)
+        blocks = found.parts["validation"]
     metrics = measure(
         model,
         blocks,
         recipe.evaluation,
-        collate=make_collate(recipe.data, tokenizer),
+        collate=make_collate(recipe.data, tokenizer, part="validation"),
         token_bytes=token_bytes(tokenizer),
     )
     if given.json:
@@ -169,7 +256,8 @@ def evaluated_recipe(given: argparse.Namespace) -> Recipe:
     from hf_lm.recipe import load_recipe, make_recipe
 
     if given.source:
-        tree = {"data": {"source": given.source}, "training": {"max_steps": 1}}
+        data = {"source": given.source, "deduplicate": False}
+        tree = {"data": data, "training": {"max_steps": 1}}
         return make_recipe(tree, Path.cwd(), name="--source", overrides=given.overrides)
     own = Path(given.model).parent / "recipe.json"
     if not own.is_file():
@@ -194,3 +282,7 @@ def generate(given: argparse.Namespace) -> None:
     )
     for piece in written:
         sys.stdout.write(f"{piece['prompt']}{piece['text']}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

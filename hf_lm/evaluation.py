@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,13 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import EvaluationRecipe
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 LOGIT_BYTES = 64 * 2**20  # fp32 logits of one evaluated batch; larger ones were no faster on a CPU
 TEMPERATURE, TOP_P = 0.8, 0.95  # of samples: a little sharper than the model itself
 
-Collate = Callable[[Sequence[dict[str, np.ndarray]]], dict[str, torch.Tensor]]
+Rows = Sequence[dict[str, np.ndarray]]
+Collate = Callable[[Rows], dict[str, torch.Tensor]]
 
 
 @cache
@@ -83,7 +81,7 @@ def averages(
 
 def measure(
     model: PreTrainedModel,
-    blocks: Dataset,
+    blocks: Rows,
     recipe: EvaluationRecipe,
     *,
     collate: Collate,
@@ -116,7 +114,7 @@ def measure(
         rows = [
             row
             for span in spans[rank::world_size]
-            for row in score(model, batch_of(blocks, span, collate), table)
+            for row in score(model, collate([blocks[place] for place in span]), table)
         ]
     if world_size > 1:
         from accelerate.utils import gather_object
@@ -125,12 +123,6 @@ def measure(
     metric = metric_class()(keep_in_memory=True)
     metric.add_batch(**{name: [row[name] for row in rows] for name in rows[0]})
     return metric.compute()
-
-
-def batch_of(blocks: Dataset, span: range, collate: Collate) -> dict[str, torch.Tensor]:
-    """Neighbouring blocks as one batch."""
-    rows = blocks[span.start : span.stop]["input_ids"]
-    return collate([{"input_ids": row} for row in rows])
 
 
 def score(

@@ -6,15 +6,14 @@ through `Hooks`, and never imports them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.console import console
-from hf_lm.dataset.blocks import make_collate
-from hf_lm.evaluation import Collate, measure, sample
+from hf_lm.dataset.blocks import Blocks, make_collate
+from hf_lm.evaluation import measure, sample
 from hf_lm.machine import Machine, peak_memory
 from hf_lm.model import compile_blocks, load_pretrained, save_model
 from hf_lm.optimizer import build_optimizer, build_schedule
@@ -33,7 +32,7 @@ class Run(NamedTuple):
     folder: RunFolder
     machine: Machine
     tokenizer: PreTrainedTokenizerBase
-    blocks: Mapping[str, Any]
+    blocks: Blocks
     model: PreTrainedModel
     plan: Plan
 
@@ -45,14 +44,15 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
         The contents of metrics.json, and a sample for each prompt.
     """
     checkpoint = run.folder.newest_checkpoint()
-    collate = make_collate(run.recipe.data, run.tokenizer)
-    hooks = make_hooks(run, collate, seconds=run.folder.continue_log(checkpoint))
-    trainer = make_trainer(run, collate, hooks)
+    hooks = make_hooks(run, seconds=run.folder.continue_log(checkpoint))
+    trainer = make_trainer(run, hooks)
+    if checkpoint:
+        trainer.continue_stream(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return finish(run, hooks, trainer)
 
 
-def make_hooks(run: Run, collate: Collate, *, seconds: float) -> Hooks:
+def make_hooks(run: Run, *, seconds: float) -> Hooks:
     """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
     recipe = run.recipe
     return Hooks(
@@ -60,9 +60,9 @@ def make_hooks(run: Run, collate: Collate, *, seconds: float) -> Hooks:
         make_schedule=partial(build_schedule, recipe=recipe.training),
         measure=partial(
             measure,
-            blocks=run.blocks["validation"],
+            blocks=run.blocks.parts["validation"],
             recipe=recipe.evaluation,
-            collate=collate,
+            collate=make_collate(recipe.data, run.tokenizer, part="validation"),
             token_bytes=token_bytes(run.tokenizer),
             **run.machine.share(),
         ),
@@ -77,10 +77,11 @@ def make_hooks(run: Run, collate: Collate, *, seconds: float) -> Hooks:
         seconds=seconds,
         flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),
         peak_flops=run.machine.peak_flops,
+        sampler=run.blocks.sampler,
     )
 
 
-def make_trainer(run: Run, collate: Collate, hooks: Hooks) -> LMTrainer:
+def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
     """The trainer of the recipe, on this machine, as planned."""
     recipe = run.recipe
     args = training_arguments(
@@ -102,10 +103,10 @@ def make_trainer(run: Run, collate: Collate, hooks: Hooks) -> LMTrainer:
         hooks=hooks,
         callbacks=[ProgressBar(console)],
         model=run.model,
-        train_dataset=run.blocks["train"],
-        eval_dataset=run.blocks["validation"],
+        train_dataset=run.blocks.parts["train"],
+        eval_dataset=run.blocks.parts["validation"],
         processing_class=run.tokenizer,
-        data_collator=collate,
+        data_collator=make_collate(recipe.data, run.tokenizer, part="train"),
     )
 
 
@@ -113,7 +114,7 @@ def finish(
     run: Run, hooks: Hooks, trainer: LMTrainer
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Save the model, load it as a user would, and measure what was saved, in fp32."""
-    seconds, tokens = trainer.clock.seconds, trainer.state.num_input_tokens_seen
+    seconds, tokens = trainer.clock.seconds, trainer.tokens
     run.folder.save_model(partial(save_model, run.model, run.tokenizer))
     trainer.accelerator.wait_for_everyone()
     model = load_pretrained(str(run.folder.model)).to(trainer.args.device)

@@ -19,8 +19,10 @@ from hf_lm import __version__
 from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, HfLmError, RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_lm.dataset import Corpus, Scan, Text
+    from hf_lm.dataset.blocks import Blocks
     from hf_lm.machine import Machine
     from hf_lm.model_config import Vocabulary
     from hf_lm.plan import Plan
@@ -29,54 +31,80 @@ if TYPE_CHECKING:
 
 def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     """Recipe in, metrics out; everything else lands in recipe.output_dir."""
-    from hf_lm.dataset import find_corpus, load_blocks, load_documents, scan_documents, text_rows
+    from hf_lm import console
+    from hf_lm.dataset import find_corpus, scan_documents, text_rows
     from hf_lm.recipe import warnings
     from hf_lm.run_folder import METRICS, RunFolder, describe_run
 
     folder = RunFolder(recipe.folder)
     changed = folder.refuse_changes(recipe, accepted)
     corpus = find_corpus(recipe.data)
-    scan = scan_documents(recipe.data, corpus)
-
-    from hf_lm import console
+    with console.preparing("read", corpus.size) as report:
+        scan = scan_documents(recipe.data, corpus, keep=True, report=report)
 
     console.quiet_libraries()  # before they are imported
 
     from hf_lm.fit import Run, fit
     from hf_lm.machine import find_machine
     from hf_lm.model_config import Vocabulary
-    from hf_lm.tokenizer import build_tokenizer, tokenizer_hash
+    from hf_lm.tokenizer import tokenizer_hash
 
     if folder.done and not changed:
         console.show_complete(folder.model)
         return folder.read(METRICS)
     machine = find_machine(recipe.training)
     refuse(machine.missing)
-    documents, content = load_documents(recipe.data, corpus, seed=recipe.seed)
-    tokenizer = build_tokenizer(recipe.tokenizer, documents, default=recipe.model.pretrained)
-    blocks, counts = load_blocks(
-        recipe.data,
-        documents,
-        tokenizer,
-        content=content,
-        held_out=recipe.evaluation.max_blocks,
-        **machine.share(),
-    )
+    text, tokenizer = read_text(recipe, corpus, scan)
+    blocks = make_blocks(recipe, text, tokenizer, **machine.share())
     vocabulary = Vocabulary.of(tokenizer)
-    plan = plan_run(recipe, vocabulary, machine, counts)
+    plan = plan_run(recipe, vocabulary, machine, blocks.counts)
     refuse(plan.missing)
     console.show_rows(
         recipe.name,
-        [*text_rows(recipe.data, counts), *plan.rows(), *machine.rows()],
-        notes=[*warnings(recipe), *scan.notes],
+        [*text_rows(recipe.data, blocks.counts), *plan.rows(), *machine.rows()],
+        notes=[*warnings(recipe), *(text.scan or scan).notes],
     )
 
     model = make_model(recipe, vocabulary, machine)
-    provenance = describe_run(content, tokenizer_hash(tokenizer), machine.facts())
+    provenance = describe_run(
+        text.content,
+        tokenizer_hash(tokenizer),
+        {**machine.facts(), **text.facts(), "text": blocks.facts()},
+    )
     with folder.recorded(recipe, provenance, accepted):
         metrics, samples = fit(Run(recipe, folder, machine, tokenizer, blocks, model, plan))
     console.show_end(folder.model, metrics, samples)
     return metrics
+
+
+def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrainedTokenizerBase]:
+    """The documents of the recipe and the tokenizer for them."""
+    from hf_lm.dataset import load_documents
+    from hf_lm.tokenizer import build_tokenizer
+
+    text = load_documents(recipe.data, corpus, scan)
+    default = recipe.model.pretrained or corpus.tokenizer
+    return text, build_tokenizer(recipe.tokenizer, text.documents, default=default)
+
+
+def make_blocks(
+    recipe: Recipe, text: Text, tokenizer: PreTrainedTokenizerBase, **place: int
+) -> Blocks:
+    """The blocks of those documents, with a bar for whoever waits while they are prepared."""
+    from hf_lm import console
+    from hf_lm.dataset import Share, load_blocks
+
+    share = Share(**place, threads=max(1, recipe.training.dataloader_num_workers))
+    with console.preparing("tokenize", text.size) as report:
+        return load_blocks(
+            recipe.data,
+            text,
+            tokenizer,
+            seed=recipe.seed,
+            held_out=recipe.evaluation.max_blocks,
+            share=share,
+            report=report,
+        )
 
 
 def make_model(
@@ -141,8 +169,9 @@ def check(recipe: Recipe) -> None:
 
     console.quiet_libraries()
     machine = find_machine(recipe.training)
-    sample = sample_documents(recipe.data, corpus, total=scan.size)
-    tokenizer = build_tokenizer(recipe.tokenizer, sample.documents, default=recipe.model.pretrained)
+    sample = sample_documents(recipe.data, corpus, scan)
+    default = recipe.model.pretrained or corpus.tokenizer
+    tokenizer = build_tokenizer(recipe.tokenizer, sample.documents, default=default)
     counts = sample_counts(recipe.data, sample, tokenizer)
     vocabulary = Vocabulary.of(tokenizer)
     if not sample.whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):

@@ -51,6 +51,8 @@ def build_tokenizer(
     pretrained = recipe.pretrained or (None if recipe.train else default)
     if pretrained:
         return load_tokenizer(pretrained)
+    if not documents:
+        raise RecipeError("tokenizer.train: prepared blocks come with their tokenizer; remove it")
     train = recipe.train or TrainTokenizer()
     if train.kind == "bpe":
         backend = train_bpe(texts_of(documents["train"]), vocab_size=bpe_size(recipe))

@@ -13,14 +13,16 @@ The loss itself stays the stock one, which is the exact mean over tokens once th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -51,6 +53,7 @@ class Hooks:
         flops_per_token: FLOPs to train on one token.
         peak_flops: FLOP/s of all devices, if known.
         seconds: how long earlier parts of this run took.
+        sampler: the order of the training blocks; None is a random one.
     """
 
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
@@ -61,6 +64,7 @@ class Hooks:
     flops_per_token: float
     peak_flops: float | None = None
     seconds: float = 0.0
+    sampler: Sampler[int] | None = None
 
 
 class Clock:
@@ -74,9 +78,8 @@ class Clock:
 
     def begin(self, tokens: int) -> None:
         """Start at the first step."""
-        if self.start is None:
-            self.start = time.monotonic()
-            self.mark = (0.0, tokens)
+        self.start = time.monotonic()
+        self.mark = (0.0, tokens)
 
     @property
     def seconds(self) -> float:
@@ -97,6 +100,7 @@ class LMTrainer(Trainer):
 
     def __init__(self, *, hooks: Hooks, **trainer_args: Any) -> None:
         self.hooks, self.clock = hooks, Clock(hooks.seconds)
+        self.counted: list[Any] = []  # of the steps since the last look
         # Anything but an Optimizer class is called, and what it returns is called with the model.
         factory: Any = (lambda: hooks.make_optimizer, {})
         super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
@@ -120,19 +124,45 @@ class LMTrainer(Trainer):
             self.train_dataset,
             batch_size=self._train_batch_size,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # it would draw from the restored stream of numbers
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """Keep the order of a mixture, whose shares a random one would not meet."""
+        return self.hooks.sampler or super()._get_train_sampler(train_dataset)
+
+    def continue_stream(self, checkpoint: Path) -> None:
+        """Send a stream to the place a checkpoint was written at.
+
+        The stock Trainer reads and drops every batch before it, and is wrong in a second pass.
+        """
+        if isinstance(self.train_dataset, IterableDataset):
+            state = (checkpoint / self.stream_file).read_text(encoding="utf-8")
+            cast("Any", self.train_dataset).load_state_dict(json.loads(state))
+            self.args.ignore_data_skip = True
+
+    @property
+    def stream_file(self) -> str:
+        """The file of a checkpoint with this process's place in the stream."""
+        return f"stream-{self.args.process_index}.json"
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """Count the tokens of a step on the host: the stock count waits for the device."""
-        self.clock.begin(self.state.num_input_tokens_seen)
+        """Keep the count of a step's targets, which is on the device: to look would be to wait."""
+        if self.clock.start is None:
+            self.clock.begin(self.tokens)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = sum(batch["shift_labels"].numel() for batch in batches)
-        self.state.num_input_tokens_seen += tokens * self.args.world_size
+        self.counted.append(items)
         return batches, items
+
+    @property
+    def tokens(self) -> int:
+        """Tokens predicted so far by all processes, padding left out."""
+        counted, self.counted = self.counted, []
+        self.state.num_input_tokens_seen += int(sum(counted))
+        return self.state.num_input_tokens_seen
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """Count the output matrix and attention too, and do not walk the modules at every step."""
@@ -174,7 +204,7 @@ class LMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed and utilization to a training row, and keep the row as numbers."""
         if "loss" in logs:
-            speed = self.clock.speed(self.state.num_input_tokens_seen)
+            speed = self.clock.speed(self.tokens)
             if speed:
                 logs["tokens_per_second"] = speed
                 if self.hooks.peak_flops:
@@ -187,14 +217,20 @@ class LMTrainer(Trainer):
         if self.is_world_process_zero():
             place = {
                 "step": step or self.state.global_step,
-                "tokens": self.state.num_input_tokens_seen,
+                "tokens": self.tokens,
                 "seconds": round(self.clock.seconds, 3),
             }
             self.hooks.write_row({**place, **values})
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Keep the time a checkpoint takes out of the speed."""
+        """Add the place in a stream, and keep the time a checkpoint takes out of the speed."""
         began = time.monotonic()
+        if isinstance(self.train_dataset, IterableDataset):
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            state = json.dumps(cast("Any", self.train_dataset).state_dict())
+            (folder / self.stream_file).write_text(state, encoding="utf-8")
+        self.state.num_input_tokens_seen = self.tokens  # as the state is written now
         super()._save_checkpoint(model, trial)
         self.clock.paused += time.monotonic() - began
 

@@ -101,12 +101,13 @@ def run_recipe() -> Callable[..., CompletedProcess[str]]:
     def run(
         *arguments: str | Path,
         launcher: tuple[str, ...] = (sys.executable,),
+        module: str = "hf_lm.run",
         code: int = 0,
         **changes: str | None,
     ) -> CompletedProcess[str]:
         environment = {**os.environ, **changes}
         done = subprocess.run(
-            [*launcher, "-m", "hf_lm.run", *map(str, arguments)],
+            [*launcher, "-m", module, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=300,

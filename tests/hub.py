@@ -1,10 +1,11 @@
-"""A stand-in for the Hub on loopback: it serves datasets and models from folders.
+"""A stand-in for the Hub on loopback: it serves datasets and models, and takes commits.
 
-root/datasets/USER/NAME/FILES   root/models/USER/NAME/FILES
+root/datasets/USER/NAME/FILES   root/models/USER/NAME/FILES   root/datasets/USER/NAME@REVISION/FILES
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -21,7 +22,7 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.name = f"{folder.parent.name}/{folder.name}"
+        self.name = f"{folder.parent.name}/{folder.name.split('@')[0]}"
         self.files = {
             str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()
         }
@@ -92,19 +93,39 @@ class Handler(BaseHTTPRequestHandler):
         """The Hub's way of saying that something is not there."""
         self.answer(404, b"{}", X_Error_Code=code)
 
-    def repository(self, kind: str, user: str, name: str) -> Repository | None:
-        """A repository, if it is there."""
-        folder = self.server.root / kind / user / name
-        return Repository(folder) if folder.is_dir() else None
+    def repository(self, kind: str, user: str, name: str, revision: str) -> Repository | None:
+        """A repository at a branch, tag or commit, if it is there."""
+        folder = self.server.root / kind / user
+        found = [
+            Repository(path) for path in (folder / name, *folder.glob(f"{name}@*")) if path.is_dir()
+        ]
+        named = [r for r in found if r.folder.name == f"{name}@{revision}" or r.commit == revision]
+        return next(iter(named or (found if revision == "main" else [])), None)
+
+    def body(self) -> bytes:
+        """What was sent, whole or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
 
     def handle_any(self) -> None:
         """Route a request."""
         url = urlsplit(self.path)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         self.server.requests.append(f"{self.command} {self.path}")
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("datasets", "models"):
+        body = self.body()
+        if parts == ["api", "repos", "create"]:
+            self.create(json.loads(body))
+        elif parts == ["api", "validate-yaml"]:
+            self.json({"errors": [], "warnings": []})
+        elif parts[0] == "api" and parts[-2:-1] in (["preupload"], ["commit"]):
+            getattr(self, parts[-2])("/".join(parts[1:4]), body)
+        elif parts[0] == "api" and len(parts) >= 4 and parts[1] in ("datasets", "models"):
             self.api(parts[1:], parse_qs(url.query), body)
         elif "resolve" in parts:
             kind = parts.pop(0) if parts[0] == "datasets" else "models"
@@ -115,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
     def api(self, parts: list[str], query: dict[str, list[str]], body: bytes) -> None:
         """Information, trees and paths of a repository."""
         kind, user, name, *rest = parts
-        repository = self.repository(kind, user, name)
+        repository = self.repository(kind, user, name, rest[1] if len(rest) > 1 else "main")
         if repository is None:
             self.missing("RepoNotFound")
             return
@@ -127,11 +148,43 @@ class Handler(BaseHTTPRequestHandler):
             found = repository.entries([asked] if isinstance(asked, str) else asked)
         else:
             found = repository.info()
-        self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+        self.json(found)
+
+    def json(self, value: Any) -> None:
+        """Send a JSON reply."""
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
+    def create(self, asked: dict[str, Any]) -> None:
+        """Make an empty repository."""
+        name = f"{asked.get('organization') or 'USER'}/{asked['name']}"
+        kind = f"{asked.get('type') or 'model'}s"
+        (self.server.root / kind / name).mkdir(parents=True, exist_ok=True)
+        self.server.created.append(asked)
+        self.json({"url": f"http://{self.headers['Host']}/{kind}/{name}", "name": name, "id": name})
+
+    def preupload(self, name: str, body: bytes) -> None:
+        """Ask for every file inside the commit."""
+        files = [
+            {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            for f in json.loads(body)["files"]
+        ]
+        self.json({"files": files, "commitOid": "0" * 40})
+
+    def commit(self, name: str, body: bytes) -> None:
+        """Write the files of a commit."""
+        folder = self.server.root / name
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                path = folder / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        oid = Repository(folder).commit
+        url = f"http://{self.headers['Host']}/{name}/commit/{oid}"
+        self.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     def resolve(self, kind: str, parts: list[str]) -> None:
         """The bytes of a file."""
-        repository = self.repository(kind, parts[0], parts[1])
+        repository = self.repository(kind, parts[0], parts[1], parts[3])
         if repository is None:
             self.missing("RepoNotFound")
             return
@@ -164,7 +217,7 @@ for method in ("GET", "HEAD", "POST"):  # http.server calls them by these names
 def serve(root: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Serve a folder; gives the environment a process needs to find it, and the requests it got."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.root, server.requests = root, []
+    server.root, server.requests, server.created = root, [], []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",

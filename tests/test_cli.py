@@ -10,7 +10,12 @@ import pytest
 from hf_lm.cli import main
 
 
-def test_measuring_a_run_gives_the_figures_it_reported(tiny_run: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_measuring_a_run_gives_the_figures_it_reported(
+    kept: bool, tiny_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    if not kept:  # the text has to be prepared again
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     assert main(["evaluate", str(tiny_run / "model"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     reported = json.loads((tiny_run / "metrics.json").read_text())

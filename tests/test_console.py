@@ -1,6 +1,7 @@
 """What a person sees holds the numbers, on a terminal and in a file."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_a_model_is_named_as_a_person_here_would_type_it(monkeypatch: Any) -> No
 
 def test_durations_are_minutes_and_hours() -> None:
     assert [console.duration(s) for s in (5, 65, 3600)] == ["0:05", "1:05", "1:00:00"]
+
+
+def prepare() -> None:
+    """Two portions of text as a run reports them, and none at all."""
+    with console.preparing("tokenize", 4_000_000) as report:
+        report(3, 2_000_000)
+        report(1, 2_000_000)
+    with console.preparing("read", None):
+        pass
+
+
+def test_prepared_text_is_a_line_and_a_bar_on_a_terminal_and_nothing_is_nothing(
+    monkeypatch: Any,
+) -> None:
+    line = r"tokenize: 4 documents, 4\.0 MB, [\d,.]+ MB/s, 0:00\n"
+    assert re.fullmatch(line, shown(prepare, monkeypatch))
+    text = shown(prepare, monkeypatch, terminal=True)
+    assert "4 documents, 4.0 MB" in text
+    assert "left" in text
+    assert "read: " not in text
 
 
 def play(bar: ProgressBar) -> None:

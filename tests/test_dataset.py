@@ -1,32 +1,37 @@
-"""No token is lost but the tail, parts share no document, and prepared data is never stale."""
+"""No token is lost but the tail, none is predicted twice, and prepared data is never stale."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import data_recipe, tokenizer_of, write
 
-from hf_lm.dataset import blocks as blocks_module
-from hf_lm.dataset import find_corpus, load_blocks, load_documents, text_blocks
-from hf_lm.dataset.blocks import collate, cut, group, pieces_of, positions, tokenize
+from hf_lm.dataset import (
+    find_corpus,
+    load_blocks,
+    load_documents,
+    text_blocks,
+    tokens,
+)
+from hf_lm.dataset.blocks import Blocks, collate, make_collate, positions
 from hf_lm.dataset.cache import cache_root
-from hf_lm.dataset.documents import HASHES, content_hash
-from hf_lm.dataset.split import split_documents
+from hf_lm.dataset.grouping import Concat, cut
+from hf_lm.dataset.tokens import Tokenize
 from hf_lm.errors import DataError
-from hf_lm.recipe import DataRecipe, TokenizerRecipe, load_recipe
+from hf_lm.recipe import DataRecipe, load_recipe
 from hf_lm.tokenizer import EOS, build_tokenizer, token_bytes
 
+KINDS = ["bpe", "char", "byte"]
+LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 # Every plane of Unicode that has characters, what spells special tokens, and nothing at all.
 TEXTS = st.lists(
     st.one_of(
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+        LINES,
         st.text(st.characters(min_codepoint=0x10000, exclude_categories=["Cs"]), max_size=8),
         st.sampled_from(["", EOS, f"a{EOS}b", "<s></s>", "\n\n", " \t ", "\u0301"]),
     ),
@@ -34,56 +39,50 @@ TEXTS = st.lists(
 )
 
 
-def tokenizer_of(kind: str, texts: list[str]) -> Any:
-    """A tokenizer trained on the texts."""
-    recipe = TokenizerRecipe.model_validate_json(json.dumps({"train": {"kind": kind}}))
-    rows = [{"text": text} for text in texts]
-    return build_tokenizer(recipe, {"train": rows, "validation": rows})
+def ids_of(tokenizer: Any, texts: list[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of some documents, end to end, and the place behind each one's last."""
+    tokenize = Tokenize(tokenizer, **{"append_eos": True, **options})
+    portion = tokenize({"text": texts})
+    return portion["input_ids"], portion["ends"]
 
 
-def documents_of(texts: list[str]) -> Dataset:
-    """Documents as the split takes them."""
-    return Dataset.from_dict(
-        {
-            "text": texts,
-            "hash": [content_hash(text) for text in texts],
-            "source": [0] * len(texts),
-        }
-    )
+def added(grouper: Any, ids: np.ndarray, ends: np.ndarray, *, portions: int) -> np.ndarray:
+    """The blocks of documents that come in portions, the end of the text included."""
+    found, start = [], 0
+    for some in np.array_split(ends, portions):
+        end = some[-1] if len(some) else start
+        found.append(grouper.add(ids[start:end], some - start))
+        start = end
+    found.append(grouper.add(ids[:0], ends[:0]))
+    return np.concatenate(found)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
-@given(texts=TEXTS, size=st.integers(1, 9))
+@given(texts=TEXTS, size=st.integers(1, 9), portions=st.integers(1, 4))
 def test_blocks_give_back_the_stream_and_the_stream_the_documents(
-    kind: str, texts: list[str], size: int
+    kind: str, texts: list[str], size: int, portions: int
 ) -> None:
     tokenizer = tokenizer_of(kind, texts)
-    table = tokenize(
-        pa.table({"text": texts or pa.array([], pa.string())}), tokenizer=tokenizer, append_eos=True
-    )
-    rows = table.column("input_ids").to_pylist()
+    ids, ends = ids_of(tokenizer, texts)
+    rows = np.split(ids, ends)[:-1]
     assert [tokenizer.decode(row[:-1]) for row in rows] == texts
     assert all(row[-1] == tokenizer.eos_token_id for row in rows)
     assert all(tokenizer.eos_token_id not in row[:-1] for row in rows)
-    stream = [token for row in rows for token in row]
-    if not rows:
-        return
-    blocks = group(table, block_size=size).column("input_ids").to_pylist()
-    back = [token for block in blocks for token in block[:-1]] + (blocks[-1][-1:] if blocks else [])
-    assert back == stream[: len(back)]
-    assert len(stream) - len(back) <= size
-    sizes = token_bytes(tokenizer)[stream]
+    grouper = Concat(size, ids[:0])
+    blocks = added(grouper, ids, ends, portions=portions)
+    back = [*blocks[:, :-1].reshape(-1), *blocks[-1:, -1]]
+    assert back == ids[: len(back)].tolist()
+    assert max(0, len(ids) - max(1, len(back))) == grouper.unused <= size
+    sizes = token_bytes(tokenizer)[ids]
     assert sizes.sum() == sum(len(text.encode()) for text in texts)
 
 
 def test_ids_are_uint16_while_the_vocabulary_allows() -> None:
     tokenizer = tokenizer_of("byte", [])
-    table = tokenize(pa.table({"text": ["abc"]}), tokenizer=tokenizer, append_eos=False)
-    assert table.column("input_ids").type.value_type == pa.uint16()
+    assert ids_of(tokenizer, ["abc"])[0].dtype == np.uint16
     tokenizer.add_tokens([f"<{i}>" for i in range(2**16)])
-    table = tokenize(pa.table({"text": ["abc"]}), tokenizer=tokenizer, append_eos=False)
-    assert table.column("input_ids").type.value_type == pa.int32()
+    assert ids_of(tokenizer, ["abc"])[0].dtype == np.int32
 
 
 def test_rows_overlap_by_one_and_predict_every_token_once() -> None:
@@ -101,64 +100,65 @@ def test_the_collator_shifts_once() -> None:
     assert set(batch) == {"input_ids", "labels", "shift_labels"}
 
 
+def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
+    tokenizer = tokenizer_of("byte", [])
+    data = DataRecipe(grouping="best_fit")
+    row = {"input_ids": np.array([0, 5, 0, 6, 0, 0, 0], np.uint16)}
+    targets = {
+        part: make_collate(data, tokenizer, part=part)([row])["shift_labels"].tolist()
+        for part in ("train", "validation")
+    }
+    assert targets["train"] == [[5, 0, 6, 0, -100, -100]]
+    assert targets["validation"] == [[5, 0, 6, 0, 0, 0]]
+    plain = make_collate(DataRecipe(), tokenizer, part="train")([row])
+    assert plain["shift_labels"].tolist() == targets["validation"]
+
+
 def test_positions_restart_behind_each_separator() -> None:
     ids = torch.tensor([[4, 0, 5, 6, 0, 7], [0, 0, 8, 9, 9, 9]])
     assert positions(ids, separator=0).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 2, 3]]
 
 
 def test_a_long_text_is_encoded_in_pieces_that_make_it_up(monkeypatch: Any) -> None:
-    monkeypatch.setattr(blocks_module, "MAX_ENCODED", 10)
-    for text in ("one\ntwo three\nfour five six", "x" * 35, ""):
-        pieces = pieces_of(text)
+    monkeypatch.setattr(tokens, "PIECE", 10)
+    tokenize = Tokenize(tokenizer_of("byte", []), append_eos=False)
+    for text in ("one\ntwo three\nfour five six", "x" * 35, "\n" * 25, "a\n\n\n b\n" * 5, ""):
+        pieces = tokenize.pieces_of(text)
         assert "".join(pieces) == text
         assert all(len(piece) <= 10 for piece in pieces)
 
 
-def test_the_split_goes_by_content() -> None:
-    texts = [f"document {i}" for i in range(500)]
-    parts = split_documents(documents_of(texts), holdout=0.1)
-    held = set(parts["validation"]["text"])
-    assert held == {text for text in texts if content_hash(text) < 0.1 * HASHES}
-    assert held.isdisjoint(parts["train"]["text"])
-    assert 20 < len(held) < 90
-    again = split_documents(documents_of(texts[::-1] + texts[:50]), holdout=0.1)
-    assert set(again["validation"]["text"]) == held
-    assert held.isdisjoint(again["train"]["text"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(lines=st.lists(LINES.map(lambda line: "".join(line[:12].split()) or "x"), max_size=30))
+def test_neither_pieces_nor_cores_change_an_id(kind: str, lines: list[str]) -> None:
+    texts = ["\n".join(lines), "short", "\n".join(lines[::-1])]
+    tokenizer = tokenizer_of(kind, texts)
+    whole, ends = ids_of(tokenizer, texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "PIECE", 40)
+        for cores in (1, 3):
+            again, places = ids_of(tokenizer, texts, cores=cores)
+            assert again.tolist() == whole.tolist()
+            assert places.tolist() == ends.tolist()
 
 
-def test_few_documents_leave_one_on_each_side() -> None:
-    for holdout in (1e-9, 1 - 1e-9):
-        parts = split_documents(documents_of(["a", "b", "c"]), holdout=holdout)
-        assert sorted(len(part) for part in parts.values()) == [1, 2]
-
-
-def test_one_document_is_cut_at_the_line_end_nearest_to_the_share() -> None:
-    text = "".join(f"line {i}\n" for i in range(100))
-    parts = split_documents(documents_of([text]), holdout=0.1)
-    train, held = parts["train"][0]["text"], parts["validation"][0]["text"]
-    assert train + held == text
-    assert train.endswith("\n")
-    assert abs(len(held) - 0.1 * len(text)) < 8
-    with pytest.raises(DataError, match="nothing can be held out"):
-        split_documents(documents_of(["one line"]), holdout=0.1)
-
-
-def test_weights_are_passes_over_a_source() -> None:
-    texts = [f"document {i}" for i in range(400)]
-    documents = documents_of(texts)
-    parts = split_documents(documents, holdout=0.25, weights=[2.5])
-    counts = np.unique(parts["train"]["text"][:], return_counts=True)[1]
-    assert set(counts) == {2, 3}
-    assert 2.3 < counts.mean() < 2.7
-    assert len(parts["validation"]) == len(set(parts["validation"]["text"]))
-
-
-def prepared(path: Path, **changes: Any) -> tuple[Any, Any]:
+def prepared(path: Path) -> Blocks:
     """The blocks and counts of a recipe file."""
     recipe = load_recipe(path)
-    documents, content = load_documents(recipe.data, find_corpus(recipe.data), seed=0)
-    tokenizer = build_tokenizer(recipe.tokenizer, documents)
-    return load_blocks(recipe.data, documents, tokenizer, content=content)
+    text = load_documents(recipe.data, find_corpus(recipe.data))
+    tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
+    return load_blocks(recipe.data, text, tokenizer, seed=recipe.seed)
+
+
+def ids(blocks: Blocks, part: str = "train") -> list[list[int]]:
+    """All blocks of a part."""
+    return [row["input_ids"].tolist() for row in blocks.parts[part]]
+
+
+def kept() -> list[str]:
+    """The names of the prepared blocks."""
+    return sorted(path.name for path in (cache_root() / "blocks").iterdir() if path.is_dir())
 
 
 def test_prepared_data_is_used_again_and_never_stale(
@@ -166,17 +166,20 @@ def test_prepared_data_is_used_again_and_never_stale(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = write_recipe()
-    first, counts = prepared(path)
-    assert counts["train"].unused_tokens < 16
-    made = sorted(p.name for p in (cache_root() / "blocks").iterdir() if p.is_dir())
-    second, _ = prepared(path)
-    assert sorted(p.name for p in (cache_root() / "blocks").iterdir() if p.is_dir()) == made
-    assert second["train"][:]["input_ids"].tolist() == first["train"][:]["input_ids"].tolist()
+    first = prepared(path)
+    assert first.counts["train"].unused_tokens < 16
+    made = kept()
+    second = prepared(path)
+    assert kept() == made
+    assert second.counts == first.counts
+    assert ids(second) == ids(first)
     file = tmp_path / "corpus" / "000.txt"
     file.write_text(file.read_text().swapcase())
-    third, _ = prepared(path)
-    assert third["train"][:]["input_ids"].tolist() != first["train"][:]["input_ids"].tolist()
-    assert len([p for p in (cache_root() / "blocks").iterdir() if p.is_dir()]) == 2
+    third = prepared(path)
+    assert ids(third) != ids(first)
+    assert len(kept()) == 2
+    prepared(write_recipe(data__grouping="best_fit"))
+    assert len(kept()) == 3
 
 
 def test_64_damaged_prepared_data_is_built_again(
@@ -184,24 +187,45 @@ def test_64_damaged_prepared_data_is_built_again(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = write_recipe()
-    first, _ = prepared(path)
-    rows = first["train"][:]["input_ids"].tolist()
-    del first
+    rows = ids(prepared(path))
     arrow = next((cache_root() / "blocks").rglob("train.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
-    again, _ = prepared(path)
-    assert again["train"][:]["input_ids"].tolist() == rows
+    assert ids(prepared(path)) == rows
 
 
 def test_num_proc_changes_nothing(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     rows = []
-    for num_proc in (None, 2):
+    for num_proc in (None, 2, 1):
         monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / f"cache{num_proc}"))
-        blocks, _ = prepared(write_recipe(data__num_proc=num_proc))
-        rows.append(blocks["train"][:]["input_ids"].tolist())
-    assert rows[0] == rows[1]
+        rows.append(ids(prepared(write_recipe(data__num_proc=num_proc))))
+        monkeypatch.setattr(tokens, "PIECE", 1_000)
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("kind", ["concat", "best_fit"])
+def test_the_counts_are_those_of_the_text(
+    kind: str, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = write_recipe(data__grouping=kind)
+    recipe = load_recipe(path)
+    documents = load_documents(recipe.data, find_corpus(recipe.data)).documents
+    tokenizer = build_tokenizer(recipe.tokenizer, documents)
+    blocks = prepared(path)
+    for part, counts in blocks.counts.items():
+        texts = [row["text"] for row in documents[part]]
+        assert counts.documents == len(texts)
+        assert counts.bytes == sum(len(text.encode()) for text in texts)
+        assert counts.tokens == len(ids_of(tokenizer, texts)[0])
+        assert counts.blocks == len(blocks.parts[part])
+        if kind == "best_fit" and part == "train":
+            assert 0 < counts.padded_tokens < 0.1 * counts.tokens
+            assert counts.tokens + counts.padded_tokens == counts.blocks * 16
+        else:
+            assert counts.padded_tokens == 0
+            assert counts.tokens - 1 - counts.unused_tokens == counts.blocks * 16
 
 
 def test_too_little_held_out_text_is_refused(write_recipe: Callable[..., Path]) -> None:
@@ -215,8 +239,11 @@ def test_too_little_held_out_text_is_refused(write_recipe: Callable[..., Path]) 
         )
 
 
-def test_text_to_evaluate_on_is_taken_whole(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("abcdefgh")
-    data = DataRecipe(source=str(tmp_path / "a.txt"), block_size=4)
+@pytest.mark.parametrize("text", ["abcdefgh", "ab\nde\ngh"])
+def test_text_to_evaluate_on_is_taken_whole(text: str, tmp_path: Path) -> None:
+    data = data_recipe(write(tmp_path / "a.txt", text), block_size=4, grouping="best_fit")
     blocks = text_blocks(data, find_corpus(data), tokenizer_of("byte", []))
     assert len(blocks) == 2
+    twice = [write(tmp_path / f"{name}.txt", text) for name in "bc"]
+    data = data_recipe(twice, block_size=4)
+    assert len(text_blocks(data, find_corpus(data), tokenizer_of("byte", []))) == 4

@@ -82,10 +82,10 @@ def independent(folder: Path, *, batch: int) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     own = load_recipe(folder / "recipe.json")
-    documents, _ = load_documents(own.data, find_corpus(own.data), seed=0)
+    documents = load_documents(own.data, find_corpus(own.data)).documents
     stream: list[int] = []
-    for text in documents["validation"]["text"]:
-        stream += tokenizer(text, split_special_tokens=True)["input_ids"]
+    for row in documents["validation"]:
+        stream += tokenizer(row["text"], split_special_tokens=True)["input_ids"]
         stream.append(tokenizer.eos_token_id)
     size = recipe["data"]["block_size"]
     count = min((len(stream) - 1) // size, recipe["evaluation"]["max_blocks"])
@@ -124,14 +124,14 @@ def test_measuring_the_saved_model_gives_the_reported_figures(tiny_run: Path) ->
     reported = json.loads((tiny_run / "metrics.json").read_text())
     recipe = load_recipe(tiny_run / "recipe.json")
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
-    documents, _ = load_documents(recipe.data, find_corpus(recipe.data), seed=0)
-    blocks, _ = blocks_in_memory(documents["validation"], tokenizer, recipe.data)
+    documents = load_documents(recipe.data, find_corpus(recipe.data)).documents
+    parts, _ = blocks_in_memory(documents, tokenizer, recipe.data)
     for size in (1, 3, 16):
         found = measure(
             AutoModelForCausalLM.from_pretrained(tiny_run / "model"),
-            blocks,
+            parts["validation"],
             recipe.evaluation.model_copy(update={"batch_size": size}),
-            collate=make_collate(recipe.data, tokenizer),
+            collate=make_collate(recipe.data, tokenizer, part="validation"),
             token_bytes=token_bytes(tokenizer),
         )
         for name, value in found.items():

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from texts import data_recipe, scanned, tokenizer_of, write_jsonl
 
+from hf_lm import dataset
 from hf_lm.errors import RecipeError
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
@@ -110,6 +112,32 @@ def test_a_check_prints_the_numbers_of_the_run_and_writes_nothing(
     assert f"{metrics['parameters']:,} parameters" in out
     assert f"8 steps, {metrics['train_tokens']:,} tokens" in out
     assert "about" not in out.split("cost")[0]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("files", [1, 300])
+def test_an_estimate_is_near_what_all_text_gives(
+    files: int, own: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    texts = [
+        "".join(f"{line} of {number}\n" for line in range(9000 // files)) for number in range(files)
+    ]
+    text = write_jsonl(tmp_path / "a.jsonl", texts)
+    held = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
+    validation = {"source": str(held)} if own else {"holdout": 0.2}
+    data = data_recipe(text, validation=validation)
+    corpus = dataset.find_corpus(data)
+    found = []
+    for limit in (10**9, 20_000):
+        monkeypatch.setattr(dataset, "CHECK_BYTES", limit)
+        sample = dataset.sample_documents(data, corpus, scanned(data))
+        assert sample.whole == (limit == 10**9)
+        counts = dataset.sample_counts(data, sample, tokenizer_of("byte", []))
+        found.append({part: row.tokens for part, row in counts.items()})
+    whole, estimated = found
+    assert sum(estimated.values()) == pytest.approx(sum(whole.values()), rel=0.1)
+    if own:
+        assert estimated["validation"] == pytest.approx(whole["validation"], rel=0.1)
 
 
 def test_a_check_of_hub_data_says_what_it_did_not_look_at(

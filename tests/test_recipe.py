@@ -50,6 +50,11 @@ def test_every_key_has_a_description() -> None:
             assert field.description, name
 
 
+def test_every_row_of_the_table_of_keys_is_a_line() -> None:
+    tables = [line for line in readme_text().splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
 def test_a_resolved_recipe_loads_as_the_same_recipe(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -198,6 +203,29 @@ SINGLE = {
         {"data.document_mask": True, "data.append_eos": False},
         r"document_mask = true: finds documents by",
     ),
+    "grouping": (
+        {"data.grouping": "best_fit", "data.append_eos": False},
+        r'grouping = "best_fit": finds documents by their end-of-text token',
+    ),
+    "weights": (
+        {"data.source": ["a", {"source": "b", "weight": 2}]},
+        r"data.source: gives a weight to some sources only; write each as",
+    ),
+    "no weight": ({"data.source": [{"source": "a"}]}, r"data.source.0.weight: is missing"),
+    "weight": (
+        {"data.source": [{"source": "a", "weight": 0}]},
+        r"data.source.0.weight = 0: must be > 0",
+    ),
+    "no source": ({"data.source": []}, r"data.source = \[\]: must not be empty"),
+    "template": (
+        {"data.text_template": "{text}", "data.text_column": "body"},
+        r'text_column = "body": cannot stand beside data.text_template',
+    ),
+    "template none": ({"data.text_template": "text"}, r"must name columns as"),
+    "template open": ({"data.text_template": "{text"}, r"must name columns as"),
+    "template format": ({"data.text_template": "{text:>9}"}, r"must name columns as"),
+    "template member": ({"data.text_template": "{text.real}"}, r"must name columns as"),
+    "max_bytes": ({"data.max_bytes": 0}, r"max_bytes = 0: must be > 0"),
     "stream": (
         {"data.streaming": True, "evaluation.max_blocks": None},
         r"evaluation.max_blocks: is missing",
@@ -335,6 +363,18 @@ def test_a_home_a_space_and_a_dollar_in_a_path_are_handled(
     recipe = load_recipe(write_recipe(data__source="~/a b.txt", output_dir="$HOME/ünï"))
     assert recipe.data.source == str(Path("~/a b.txt").expanduser())
     assert recipe.folder == tmp_path / "$HOME" / "ünï"
+
+
+def test_a_stream_is_read_from_files_and_by_several_readers(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        write_recipe(
+            data__streaming=True, training__dataloader_num_workers=3, data__source="corpus"
+        )
+    )
+    assert recipe.data.source == str(tmp_path / "corpus")
+    assert recipe.training.dataloader_num_workers == 3
 
 
 def test_a_hub_id_stays_a_hub_id(write_recipe: Callable[..., Path]) -> None:

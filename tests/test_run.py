@@ -190,6 +190,8 @@ def test_fine_tuning_starts_from_the_published_weights(
         {"tokenizer__train": {"kind": "byte"}, "model__pad_vocab_to_multiple_of": 64},
         {"training__max_steps": None, "training__max_epochs": 0.3, "training__micro_batch_size": 2},
         {"training__dataloader_num_workers": 1, "training__report_to": "tensorboard"},
+        {"data__grouping": "best_fit", "data__document_mask": True},
+        {"data__deduplicate": False, "data__max_bytes": 9000},
     ],
     ids="-".join,
 )

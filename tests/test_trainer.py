@@ -148,6 +148,36 @@ def test_losses_and_gradients_equal_a_plain_loop_for_every_accumulation(
         np.testing.assert_allclose(runs[micro][0], runs[8][0], rtol=1e-5)
 
 
+def test_padding_counts_neither_in_the_loss_nor_among_the_tokens(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    seen: list[dict[str, torch.Tensor]] = []
+    ids = np.random.default_rng(0).integers(1, V, (8, T + 1)).astype(np.uint16)
+    for row, end in zip(ids, (2, 9, 5, 9, 3, 9, 9, 4), strict=True):
+        row[end:] = 0  # the first ends the document, the rest fills the block
+
+    def watched(blocks: Any) -> dict[str, torch.Tensor]:
+        seen.append(collate(blocks, padding=0))
+        return seen[-1]
+
+    make_trainer(
+        tmp_path,
+        rows,
+        recipe=TRAINING.model_copy(update={"max_steps": 1}),
+        micro=2,
+        accumulation=4,
+        blocks=Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy"),
+        collator=watched,
+    ).train()
+    inputs = torch.cat([batch["input_ids"] for batch in seen])
+    targets = torch.cat([batch["shift_labels"] for batch in seen])
+    predicted = int((targets != -100).sum())
+    assert predicted == 2 + 8 + 5 + 8 + 3 + 8 + 8 + 4
+    logits = make_model()(inputs, use_cache=False).logits
+    loss = functional.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))
+    assert rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert rows[0]["tokens"] == predicted
+
+
 def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})

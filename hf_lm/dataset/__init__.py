@@ -3,34 +3,43 @@
 Reading order, which is the way of the text:
   sources.py    data.source -> local files with their hashes, or Hub ids
   readers.py    a file -> its documents
-  documents.py  a corpus -> documents with content hashes, all problems found
+  documents.py  a corpus -> documents with content hashes
+  scan.py       all that is wrong with their text, and what is held out of it
   hub.py        a Hub id -> its text column
-  split.py      documents -> train and validation parts
-  blocks.py     documents -> token ids -> blocks, by two map() steps; the collator
-  stream.py     the same blocks from a Hub dataset that is read while training
+  tokens.py     the first map() step: portions of documents -> token ids
+  grouping.py   the second: token ids -> rows of block_size + 1
+  mixture.py    which source the next block comes from
+  blocks.py     both steps -> blocks on disk; the collator
+  prepared.py   blocks and their tokenizer as a folder to share
+  stream.py     text that is read while training -> token ids
+  endless.py    the same blocks from them, each with its place
   cache.py      a key -> a prepared folder, built once
 
-The first three import nothing heavy; nor does this file, whose functions import late.
+The first four import nothing heavy; nor does this file, whose functions import late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_lm.dataset.documents import Scan, fingerprint, scan_documents
+from hf_lm.dataset.documents import Documents, Split, fingerprint
+from hf_lm.dataset.scan import Scan, scan_documents
 from hf_lm.dataset.sources import Corpus, find_corpus
 from hf_lm.recipe import DataRecipe
 
 if TYPE_CHECKING:
-    from hf_lm.dataset.blocks import PartCounts
+    from hf_lm.dataset.blocks import Blocks, PartCounts
 
-CHECK_BYTES = 32 * 2**20  # text that a check tokenizes, in about 20 seconds; the rest is estimated
+CHECK_BYTES = 32 * 2**20  # text that a check tokenizes, in about 10 seconds; the rest is estimated
 
 __all__ = [
     "Corpus",
     "Sample",
     "Scan",
+    "Share",
+    "Text",
     "find_corpus",
     "load_blocks",
     "load_documents",
@@ -39,107 +48,207 @@ __all__ = [
     "scan_documents",
     "text_blocks",
     "text_rows",
+    "write_blocks",
 ]
 
 
-def load_documents(data: DataRecipe, corpus: Corpus, *, seed: int) -> tuple[Mapping[str, Any], str]:
+class Text(NamedTuple):
+    """The documents of a corpus, and what stands for their content.
+
+    Attributes:
+        corpus: where they come from.
+        documents: "train" and "validation", each rows with a "text"; read anew when iterated.
+        content: a hash of all they depend on.
+        commits: of the Hub datasets among the sources.
+        scan: what was found in them; nothing in a stream.
+    """
+
+    corpus: Corpus
+    documents: Any
+    content: str
+    commits: tuple[str, ...] = ()
+    scan: Scan | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all text, where they are known."""
+        return self.scan.size if self.scan else None
+
+    def facts(self) -> dict[str, Any]:
+        """What a run records of its text besides the hash."""
+        found = {"commits": list(self.commits)}
+        if self.scan:
+            found |= {"duplicates": self.scan.duplicates, "overlap": self.scan.overlap}
+        return found
+
+
+class Share(NamedTuple):
+    """This process among those that share a stream, and the threads it reads with."""
+
+    rank: int = 0
+    world_size: int = 1
+    threads: int = 1
+
+    @property
+    def readers(self) -> int:
+        """Threads of all processes."""
+        return self.world_size * self.threads
+
+    @property
+    def numbers(self) -> range:
+        """This process's own among them."""
+        return range(self.rank * self.threads, (self.rank + 1) * self.threads)
+
+
+def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -> Text:
     """The documents of both parts, and a fingerprint of their content.
 
     Args:
         data: how the text is read and how much is held out.
         corpus: the files and Hub ids.
-        seed: of a stream's order.
-
-    Returns:
-        "train" and "validation", each with the string column "text": `Dataset`s, or
-        `IterableDataset`s if the recipe streams.
+        scan: what a scan of that corpus found, if it was scanned.
     """
-    if data.streaming:
-        from hf_lm.dataset.stream import stream_documents
+    if corpus.prepared:
+        from hf_lm.dataset.prepared import prepared_content
 
-        streams, commits = stream_documents(data, corpus, seed=seed)
-        return streams, fingerprint(data, corpus, commits)
+        return Text(corpus, {}, prepared_content(corpus.prepared))
+    if data.streaming:
+        from hf_lm.dataset.stream import StreamedDocuments
+
+        streams = StreamedDocuments(data, corpus)
+        return Text(corpus, streams, fingerprint(data, corpus, streams.commits), streams.commits)
     from hf_lm.dataset.hub import hub_texts
-    from hf_lm.dataset.split import split_corpus
 
     texts, commits = hub_texts(data, corpus)
-    return split_corpus(data, corpus, texts, commits), fingerprint(data, corpus, commits)
+    if scan is None or texts:
+        scan = scan_documents(data, corpus, texts)
+    content = fingerprint(data, corpus, commits)
+    return Text(corpus, Documents(data, corpus, texts, scan.split), content, commits, scan)
 
 
 def load_blocks(
     data: DataRecipe,
-    documents: Mapping[str, Any],
+    text: Text,
     tokenizer: Any,
     *,
-    content: str,
+    seed: int,
     held_out: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[Mapping[str, Any], dict[str, PartCounts]]:
-    """The blocks of both parts, and what became of their text.
+    share: Share | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Blocks:
+    """The blocks of both parts, what became of their text, and the order of a mixture.
 
     Args:
         data: how the text is cut.
-        documents: as `load_documents` returns them.
+        text: as `load_documents` returns it.
         tokenizer: text to ids.
-        content: the fingerprint of the documents.
+        seed: of the order of a stream or a mixture.
         held_out: blocks to hold out of a stream.
-        rank: of this process, which reads its own share of a stream.
-        world_size: processes that share a stream.
+        share: what this process reads of a stream; None is all.
+        report: told the documents and bytes of each portion that is prepared.
+
+    Raises:
+        DataError: a part is shorter than one block.
     """
+    if text.corpus.prepared:
+        from hf_lm.dataset.prepared import open_prepared
+
+        return open_prepared(text.corpus.prepared, data, tokenizer, seed=seed)
     if data.streaming:
         from hf_lm.dataset.stream import stream_blocks
 
         assert held_out is not None, "checked with the recipe"
         return stream_blocks(
-            documents, tokenizer, data, held_out=held_out, rank=rank, world_size=world_size
+            text.documents,
+            tokenizer,
+            data,
+            held_out=held_out,
+            seed=seed,
+            share=share or Share(),
         )
-    from hf_lm.dataset.blocks import build_blocks
+    from hf_lm.dataset.blocks import build_blocks, open_blocks
 
-    return build_blocks(documents, tokenizer, data, content=content)
+    folder = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
+    return open_blocks(folder, text.corpus.weights, data, seed=seed)
+
+
+def write_blocks(
+    data: DataRecipe,
+    text: Text,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the blocks of both parts and their tokenizer into a folder to share.
+
+    Args:
+        data: how the text is cut.
+        text: as `load_documents` returns it.
+        tokenizer: text to ids.
+        folder: to write; what an earlier try left there is replaced.
+        report: told the documents and bytes of each portion that is prepared.
+
+    Raises:
+        DataError: a part is shorter than one block, or the folder is somebody else's.
+    """
+    from hf_lm.dataset.blocks import build_blocks, open_blocks
+    from hf_lm.dataset.prepared import write_prepared
+
+    blocks = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
+    open_blocks(blocks, text.corpus.weights, data, seed=0)
+    facts = {"content": text.content, **text.facts()}
+    weights = text.corpus.weights
+    write_prepared(folder, blocks, tokenizer, data, weights=weights, facts=facts)
 
 
 class Sample(NamedTuple):
-    """Some of the documents, for a check: all of them if `share` is 1."""
+    """Some of the documents, for a check; all of them if `whole`."""
 
-    documents: Mapping[str, Any]
-    share: float
+    corpus: Corpus
+    scan: Scan
+    documents: Any
+    whole: bool
     notes: tuple[str, ...] = ()
 
-    @property
-    def whole(self) -> bool:
-        """Whether nothing was left out."""
-        return self.share == 1
 
-
-def sample_documents(data: DataRecipe, corpus: Corpus, *, total: int) -> Sample:
-    """The first documents, in memory; of a Hub dataset none, which a check does not download.
+def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
+    """The first documents of each part; of a Hub dataset none, which a check does not download.
 
     Args:
         data: how the text is read.
         corpus: the files and Hub ids.
-        total: bytes of all text.
+        scan: what was found in them.
     """
-    from hf_lm.dataset.split import first_documents
-
+    if corpus.prepared:
+        return Sample(corpus, scan, {}, whole=True)
     if corpus.local:
-        documents = first_documents(data, corpus, limit=CHECK_BYTES)
-        size = sum(len(text.encode()) for part in documents.values() for text in part["text"])
-        return Sample(documents, 1.0 if size >= total else size / total)
+        whole = scan.size <= CHECK_BYTES
+        limit = None if whole else CHECK_BYTES
+        documents = Documents(data, corpus, {}, scan.split, limit=limit)
+        return Sample(corpus, scan, documents, whole)
     names = [s.name for part in (corpus.train, corpus.validation) for s in part if not s.local]
     note = f"{', '.join(names)}: not looked at; a check does not download data, so none is counted"
-    return Sample({"train": (), "validation": ()}, 0.0, (note,))
+    return Sample(corpus, scan, {"train": (), "validation": ()}, whole=False, notes=(note,))
 
 
-def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> dict[str, PartCounts]:
+def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[str, PartCounts]:
     """The counts of both parts, carried over from the sample to all text."""
     from hf_lm.dataset.blocks import blocks_in_memory
+    from hf_lm.dataset.prepared import open_prepared
 
-    if not sample.share:
+    if sample.corpus.prepared:
+        return open_prepared(sample.corpus.prepared, data, tokenizer, seed=0).counts
+    if not sample.corpus.local:
         return {}
+    counts = blocks_in_memory(sample.documents, tokenizer, data)[1]
+    train, held_out = counts["train"], counts["validation"]
+    if not sample.corpus.validation:  # both parts are of the same text
+        factor = sample.scan.size / (train.bytes + held_out.bytes)
+        return {part: row.scaled(factor) for part, row in counts.items()}
     return {
-        part: blocks_in_memory(documents, tokenizer, data)[1].scaled(1 / sample.share)
-        for part, documents in sample.documents.items()
+        "train": train.scaled(sample.scan.train_bytes / train.bytes),
+        "validation": held_out.scaled(sample.scan.validation_bytes / held_out.bytes),
     }
 
 
@@ -147,12 +256,12 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     """All text of a corpus as blocks, in memory and nothing held out, to evaluate a model on."""
     from hf_lm.dataset.blocks import blocks_in_memory, require_blocks
     from hf_lm.dataset.hub import hub_texts
-    from hf_lm.dataset.split import all_documents
 
-    texts, _ = hub_texts(data, corpus)
-    blocks, counts = blocks_in_memory(all_documents(data, corpus, texts), tokenizer, data)
-    require_blocks({"train": counts}, data)
-    return blocks
+    whole = data.model_copy(update={"deduplicate": False, "grouping": "concat"})
+    texts, _ = hub_texts(whole, corpus)
+    parts, counts = blocks_in_memory(Documents(whole, corpus, texts, Split(0)), tokenizer, whole)
+    require_blocks({"train": counts["train"]}, whole)
+    return parts["train"]
 
 
 def text_rows(
@@ -165,9 +274,10 @@ def text_rows(
         c = counts.get(part)
         line = uncounted
         if c:
+            padded = f", {c.padded_tokens:,} padded" if c.padded_tokens else ""
             line = (
                 f"{mark}{c.documents:,} documents, {c.tokens:,} tokens, {c.blocks:,} blocks "
-                f"({c.unused_tokens:,} tokens unused)"
+                f"({c.unused_tokens:,} tokens unused{padded})"
             )
         rows.append((label, line))
     return rows

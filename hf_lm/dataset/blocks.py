@@ -1,38 +1,42 @@
-"""Documents in, shifted blocks out, by two `map()` steps: tokenize, then group.
+"""Documents in, shifted blocks on disk out, by two `map()` steps: tokenize, then group.
 
-A row holds `block_size + 1` token ids once, so that its first `block_size` predict its last; rows
-overlap by one token, so every token of a part but its first is predicted exactly once. Ids are
-uint16 where the vocabulary allows. Documents are joined end to end and nothing is padded. The
-price: a block may span documents (`document_mask` hides one from the other), and grouping holds one
-part's ids in memory, 2 bytes a token.
+A row holds `block_size + 1` token ids once, as uint16 where the vocabulary allows, and nothing
+else: about 2 bytes a token. Text passes through in portions, so memory does not grow with it, and
+no step leaves a copy of its own behind.
 """
 
-# Shapes: B blocks, T tokens predicted in a block (`block_size`), N tokens of a part.
+# Shapes: B blocks, T tokens predicted in a block (`block_size`).
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from functools import partial
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
+from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.dataset.cache import build_once, key_of
+from hf_lm.dataset.documents import Documents, Progress, lanes
+from hf_lm.dataset.grouping import Group, Grouper, make_grouper
+from hf_lm.dataset.mixture import MixtureSampler
+from hf_lm.dataset.tokens import Tokenize, id_type
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
-MAP_BATCH = 1_000  # documents per map call; a batch is encoded on all cores
-MAX_ENCODED = 8 * 2**20  # characters encoded at once: an encoding takes about 100 bytes of each
+WRITTEN_ROWS = 10_000  # blocks of one Arrow record batch
 
 
 @dataclass(frozen=True)
@@ -40,103 +44,244 @@ class PartCounts:
     """What became of the text of one part."""
 
     documents: int
-    tokens: int  # of the stream, end-of-text tokens included
+    bytes: int
+    tokens: int  # end-of-text tokens included
     blocks: int
     unused_tokens: int  # the tail that fills no block
+    padded_tokens: int  # ids that fill blocks up
 
     def scaled(self, factor: float) -> PartCounts:
         """The same for a text `factor` times as long."""
-        documents, tokens, blocks, unused = astuple(self)
-        if factor == 1:
-            return self
-        return PartCounts(
-            round(documents * factor), round(tokens * factor), round(blocks * factor), unused
+        return self if factor == 1 else PartCounts(*(round(v * factor) for v in astuple(self)))
+
+    def __add__(self, other: PartCounts) -> PartCounts:
+        return PartCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def astuple(counts: PartCounts) -> list[int]:
+    """The numbers in the order of their names."""
+    return [getattr(counts, field.name) for field in fields(counts)]
+
+
+class Blocks(NamedTuple):
+    """What the trainer and the evaluation are given.
+
+    Attributes:
+        parts: "train" and "validation", rows of T+1 ids.
+        counts: what became of the text of each part, where it is known.
+        sampler: the order of a mixture; None is any random order.
+    """
+
+    parts: Mapping[str, Any]
+    counts: Mapping[str, PartCounts]
+    sampler: MixtureSampler | None = None
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """The counts as a run records them."""
+        return {part: asdict(counts) for part, counts in self.counts.items()}
+
+
+class BlockRows(TorchDataset):
+    """Rows of T+1 ids, read from Arrow without copying or converting more than is asked for.
+
+    A `datasets.Dataset` formats every batch, at 8 to 10 M tokens a second for rows of 256; this
+    gives 60. Whoever wants one takes `dataset`.
+
+    Args:
+        dataset: with the fixed-size list column "input_ids".
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        chunks = dataset.data.column("input_ids").chunks
+        self.chunks = [c.flatten().to_numpy().reshape(-1, c.type.list_size) for c in chunks]
+        self.starts = [0, *accumulate(len(chunk) for chunk in self.chunks)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """The rows at some places; what a DataLoader asks for."""
+        starts, chunks = self.starts, self.chunks
+        found = ((place, bisect_right(starts, place) - 1) for place in places)
+        return [{"input_ids": chunks[chunk][place - starts[chunk]]} for place, chunk in found]
+
+
+def make_groupers(
+    lanes: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+) -> dict[str, Grouper]:
+    """A grouper for each lane; held-out text is always one stream, whatever is trained on."""
+    eos = tokenizer.eos_token_id
+    return {
+        lane: make_grouper(
+            "concat" if lane == "validation" else data.grouping,
+            block_size=data.block_size,
+            eos=eos if isinstance(eos, int) else 0,
+            kind=id_type(len(tokenizer)),
         )
+        for lane in lanes
+    }
 
 
-def tokenize(
-    documents: pa.Table, *, tokenizer: PreTrainedTokenizerBase, append_eos: bool
-) -> pa.Table:
-    """Token ids of each document, closed by end-of-text; a special token's text stays text.
+def block_rows(
+    documents: Documents, tokenize: Tokenize, groupers: dict[str, Grouper]
+) -> IterableDataset:
+    """The two map steps; each row has the "blocks" [B, T+1] of one portion."""
+    portions = IterableDataset.from_generator(documents.portions)
+    tokens = portions.map(tokenize, remove_columns=["text"])
+    return tokens.map(Group(groupers))
+
+
+class Tally:
+    """Counts of each lane while its blocks go by."""
+
+    def __init__(self, groupers: dict[str, Grouper], report: Progress | None) -> None:
+        self.groupers, self.report = groupers, report
+        self.counts = dict.fromkeys(groupers, PartCounts(0, 0, 0, 0, 0, 0))
+
+    def passing(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
+        """The lane and blocks of each portion."""
+        for row in rows:
+            lane, blocks = row["lane"], row["blocks"]
+            documents, tokens = len(row["ends"]), len(row["input_ids"])
+            self.counts[lane] += PartCounts(documents, row["size"], tokens, len(blocks), 0, 0)
+            if self.report:
+                self.report(documents, row["size"])
+            yield lane, blocks
+
+    def parts(self) -> dict[str, PartCounts]:
+        """The counts of both parts, when all text has gone by."""
+        found = {part: PartCounts(0, 0, 0, 0, 0, 0) for part in ("train", "validation")}
+        for lane, counts in self.counts.items():
+            rest = PartCounts(0, 0, 0, 0, self.groupers[lane].unused, self.groupers[lane].padded)
+            found[lane.split("-")[0]] += counts + rest
+        return found
+
+
+def blocks_in_memory(
+    documents: Documents, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+) -> tuple[dict[str, BlockRows], dict[str, PartCounts]]:
+    """The blocks of both parts, with nothing written."""
+    groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
+    tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
+    tally = Tally(groupers, None)
+    found: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    rows = block_rows(documents, tokenize, groupers)
+    for lane, blocks in tally.passing(rows):
+        found[lane.split("-")[0]].append(blocks)
+    parts = {
+        part: BlockRows(Dataset(table_of(np.concatenate(blocks)))) for part, blocks in found.items()
+    }
+    return parts, tally.parts()
+
+
+def table_of(blocks: np.ndarray) -> pa.Table:
+    """Blocks [B, T+1] as an Arrow table with fixed-size lists."""
+    values = pa.array(np.ascontiguousarray(blocks).reshape(-1))
+    return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(values, blocks.shape[1])})
+
+
+def build_blocks(
+    documents: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataRecipe,
+    *,
+    content: str,
+    report: Progress | None = None,
+) -> Path:
+    """The folder with the blocks of all lanes, prepared once.
 
     Args:
-        documents: a column "text".
+        documents: the text of both parts.
         tokenizer: text to ids.
-        append_eos: whether documents are closed.
-
-    Returns:
-        A column "input_ids", lists of uint16 or int32.
+        data: how the ids are cut.
+        content: the fingerprint of those documents.
+        report: told the documents and bytes of each portion that is done.
     """
-    end = [tokenizer.eos_token_id] if append_eos else []
-    rows = [
-        np.asarray([*ids, *end], dtype=id_type(len(tokenizer)))
-        for ids in encode(documents.column("text").to_pylist(), tokenizer)
-    ]
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    values = np.concatenate(rows) if rows else np.empty(0, id_type(len(tokenizer)))
-    return pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, values)})
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
+    cutting = [data.block_size, data.append_eos, data.grouping, lanes(documents.corpus)]
+    key = key_of("blocks", content, vocabulary, tokenizer.eos_token_id, *cutting)
+
+    def build(folder: Path) -> None:
+        """Write one Arrow file a lane, and the counts."""
+        groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
+        tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
+        tally = Tally(groupers, report)
+        rows = block_rows(documents, tokenize, groupers)
+        with ExitStack() as stack:
+            schema = table_of(np.empty((0, data.block_size + 1), tokenize.type)).schema
+            writers = {
+                lane: stack.enter_context(
+                    ArrowWriter(path=str(folder / f"{lane}.arrow"), schema=schema)
+                )
+                for lane in groupers
+            }
+            for lane, blocks in tally.passing(rows):
+                for start in range(0, len(blocks), WRITTEN_ROWS):
+                    writers[lane].write_table(table_of(blocks[start : start + WRITTEN_ROWS]))
+            for writer in writers.values():
+                writer.finalize()
+        counts = {part: asdict(counts) for part, counts in tally.parts().items()}
+        (folder / COUNTS).write_text(json.dumps(counts))
+
+    return build_once("blocks", key, build)
 
 
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text; one over MAX_ENCODED is encoded in pieces, cut at line ends."""
-    pieces = [pieces_of(text) for text in texts]
-    flat = [piece for row in pieces for piece in row]
-    encoded = iter(
-        tokenizer(
-            flat,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,  # documents are longer than the model's context by design
-        )["input_ids"]
-        if flat
-        else []
-    )
-    return [list(chain.from_iterable(next(encoded) for _ in row)) for row in pieces]
-
-
-def pieces_of(text: str) -> list[str]:
-    """The text, cut at the last line end before each MAX_ENCODED characters."""
-    pieces = []
-    while len(text) > MAX_ENCODED:
-        end = text.rfind("\n", 0, MAX_ENCODED) + 1 or MAX_ENCODED
-        pieces.append(text[:end])
-        text = text[end:]
-    return [*pieces, text]
-
-
-def id_type(vocab_size: int) -> type[np.generic]:
-    """The smallest integer that holds every token id."""
-    return np.uint16 if vocab_size <= 2**16 else np.int32
-
-
-def group(documents: pa.Table, *, block_size: int) -> pa.Table:
-    """All documents of a part as one stream, cut into rows of T+1 ids that overlap by one.
+def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, seed: int) -> Blocks:
+    """The blocks of a prepared folder, memory-mapped.
 
     Args:
-        documents: a column "input_ids" of lists, the whole part.
-        block_size: T.
+        folder: as `build_blocks` fills it.
+        weights: the share of the training tokens that each source has.
+        data: for the remedy of what is too short.
+        seed: of the order of a mixture.
 
-    Returns:
-        A column "input_ids", fixed-size lists [B, T+1]; the last up to T tokens are left out.
+    Raises:
+        DataError: a part is shorter than one block.
     """
-    chunks = documents.column("input_ids").chunks
-    stream = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
-    rows = cut(stream, block_size=block_size)
-    values = pa.array(np.ascontiguousarray(rows).reshape(-1))
-    return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(values, block_size + 1)})
+    written = json.loads((folder / COUNTS).read_text())
+    counts = {part: PartCounts(**row) for part, row in written.items()}
+    require_blocks(counts, data)
+    files = [folder / "train.arrow"]
+    if len(weights) > 1 and not files[0].exists():
+        files = [folder / f"train-{n}.arrow" for n in range(len(weights))]
+    sources = [Dataset.from_file(str(file)) for file in files]
+    sampler = None
+    short = [n for n, source in enumerate(sources) if not len(source)]
+    if short:
+        raise DataError(
+            f"data.source.{short[0]}: fills no block of its own; add text or remove all weights"
+        )
+    if len(sources) > 1:
+        sampler = MixtureSampler([len(source) for source in sources], weights, seed=seed)
+    parts = {
+        "train": BlockRows(concatenate_datasets(sources)),
+        "validation": BlockRows(Dataset.from_file(str(folder / "validation.arrow"))),
+    }
+    return Blocks(parts, counts, sampler)
 
 
-def cut(stream: np.ndarray, *, block_size: int) -> np.ndarray:
-    """The stream [N] as a view [B, T+1]: each row begins with the last id of the one before."""
-    if len(stream) <= block_size:
-        return np.empty((0, block_size + 1), stream.dtype)
-    windows = np.lib.stride_tricks.sliding_window_view(stream, block_size + 1)
-    return windows[::block_size]
+def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
+    """Refuse a part that fills no block."""
+    problems = [
+        f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
+        + (", raise data.validation.holdout" if part == "validation" else "")
+        + " or lower data.block_size"
+        for part, row in counts.items()
+        if not row.blocks
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def collate(
-    rows: Sequence[dict[str, np.ndarray]], *, separator: int | None = None
+    rows: Sequence[dict[str, np.ndarray]],
+    *,
+    separator: int | None = None,
+    padding: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Rows of T+1 ids as a batch; `shift_labels` stand at the position that predicts them.
 
@@ -146,20 +291,24 @@ def collate(
         rows: blocks, each with "input_ids" [T+1].
         separator: end-of-text id; if given, positions restart behind it, which transformers takes
             for the bounds of documents that do not see each other.
+        padding: end-of-text id; if given, one that follows another fills its block up, and is not
+            predicted.
 
     Returns:
         input_ids, labels, shift_labels [B, T], and position_ids [B, T] with a separator.
     """
-    blocks = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
-    inputs = blocks[:, :-1].contiguous()
-    batch = {
-        "input_ids": inputs,
-        "labels": inputs,
-        "shift_labels": blocks[:, 1:].contiguous(),
-    }
+    blocks = np.concatenate([row["input_ids"] for row in rows]).reshape(len(rows), -1)
+    inputs = torch.from_numpy(blocks[:, :-1].astype(np.int64))
+    targets = torch.from_numpy(blocks[:, 1:].astype(np.int64))
+    if padding is not None:
+        targets[(inputs == padding) & (targets == padding)] = IGNORED
+    batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
     if separator is not None:
         batch["position_ids"] = positions(inputs, separator=separator)
     return batch
+
+
+IGNORED = -100  # the target that transformers leaves out of the loss
 
 
 def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:
@@ -171,116 +320,13 @@ def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:
 
 
 def make_collate(
-    data: DataRecipe, tokenizer: PreTrainedTokenizerBase
+    data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, part: str
 ) -> Callable[[Sequence[dict[str, np.ndarray]]], dict[str, torch.Tensor]]:
-    """The collator the recipe asks for."""
-    return partial(collate, separator=tokenizer.eos_token_id if data.document_mask else None)
-
-
-def token_stream(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataRecipe, **where: Any
-) -> Dataset:
-    """The first map step: one row of token ids a document."""
-    tokens = documents.with_format("arrow").map(
-        tokenize,
-        batched=True,
-        batch_size=MAP_BATCH,
-        remove_columns=documents.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "append_eos": data.append_eos},
-        num_proc=data.num_proc,
-        new_fingerprint="tokens",  # never looked up: the folder's key says what it holds
-        desc="tokenize",
-        **where,
+    """The collator the recipe asks for; held-out blocks are never padded."""
+    eos = tokenizer.eos_token_id
+    padded = data.grouping == "best_fit" and part == "train"
+    return partial(
+        collate,
+        separator=eos if data.document_mask else None,
+        padding=eos if padded else None,
     )
-    return cast("Dataset", tokens)
-
-
-def block_rows(tokens: Dataset, data: DataRecipe, **where: Any) -> Dataset:
-    """The second map step: fixed rows of block_size + 1 ids, read as numpy."""
-    blocks = tokens.map(
-        group,
-        batched=True,
-        batch_size=None,
-        remove_columns=tokens.column_names,
-        fn_kwargs={"block_size": data.block_size},
-        new_fingerprint="blocks",
-        desc="group",
-        **where,
-    )
-    return cast("Dataset", blocks.with_format("numpy"))
-
-
-def blocks_in_memory(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
-) -> tuple[Dataset, PartCounts]:
-    """The blocks of one part, with nothing written."""
-    tokens = token_stream(documents, tokenizer, data, keep_in_memory=True)
-    blocks = block_rows(tokens, data, keep_in_memory=True)
-    return blocks, count(tokens, blocks, data)
-
-
-def count(tokens: Dataset, blocks: Dataset, data: DataRecipe) -> PartCounts:
-    """How much of a part's stream its blocks predict."""
-    total = sum(len(chunk.flatten()) for chunk in tokens.data.column("input_ids").chunks)
-    unused = max(0, total - 1 - len(blocks) * data.block_size)
-    return PartCounts(len(tokens), total, len(blocks), unused)
-
-
-def build_blocks(
-    documents: Mapping[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataRecipe,
-    *,
-    content: str,
-) -> tuple[dict[str, Dataset], dict[str, PartCounts]]:
-    """The blocks of both parts, prepared once and memory-mapped from then on.
-
-    Args:
-        documents: "train" and "validation", each with the column "text".
-        tokenizer: text to ids.
-        data: how the ids are cut.
-        content: the fingerprint of those documents.
-
-    Returns:
-        The blocks and the counts of each part.
-
-    Raises:
-        DataError: a part is shorter than one block.
-    """
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
-    key = key_of("blocks", content, vocabulary, data.block_size, data.append_eos)
-
-    def build(folder: Path) -> None:
-        scratch = folder / "tokens"
-        scratch.mkdir()
-        counts = {}
-        for part, texts in documents.items():
-            file = scratch / f"{part}.arrow"
-            tokens = token_stream(texts, tokenizer, data, cache_file_name=str(file))
-            blocks = block_rows(tokens, data, cache_file_name=str(folder / f"{part}.arrow"))
-            counts[part] = asdict(count(tokens, blocks, data))
-        shutil.rmtree(scratch)
-        (folder / COUNTS).write_text(json.dumps(counts))
-
-    folder = build_once("blocks", key, build)
-    counts = {
-        part: PartCounts(**row) for part, row in json.loads((folder / COUNTS).read_text()).items()
-    }
-    require_blocks(counts, data)
-    files = {part: str(folder / f"{part}.arrow") for part in documents}
-    return {
-        part: Dataset.from_file(file).with_format("numpy") for part, file in files.items()
-    }, counts
-
-
-def require_blocks(counts: dict[str, PartCounts], data: DataRecipe) -> None:
-    """Refuse a part that fills no block."""
-    problems = [
-        f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
-        + (", raise data.validation.holdout" if part == "validation" else "")
-        + " or lower data.block_size"
-        for part, row in counts.items()
-        if not row.blocks
-    ]
-    if problems:
-        raise DataError(problems)

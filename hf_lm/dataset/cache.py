@@ -6,17 +6,19 @@ is staged, listed with its file sizes and renamed; what does not match its list 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +65,14 @@ def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     root = cache_root() / kind
     folder = root / key
     if is_whole(folder):
+        (folder / LIST).touch()  # when it was used last
         return folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(root / f"{key}.lock"):
         if is_whole(folder):
             return folder
+        for left in root.glob(f".{key}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if folder.exists():
             logger.warning("prepared data in %s is damaged; building it again", folder)
             shutil.rmtree(folder)
@@ -80,3 +85,46 @@ def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+class Entry(NamedTuple):
+    """One prepared folder."""
+
+    kind: str
+    key: str
+    size: int  # bytes
+    age: float  # days since it was used
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return cache_root() / self.kind / self.key
+
+
+def entries() -> list[Entry]:
+    """All finished folders, the last used first."""
+    now = time.time()
+    found = [
+        Entry(
+            folder.parent.name,
+            folder.name,
+            sum(sizes(folder).values()),
+            (now - (folder / LIST).stat().st_mtime) / 86_400,
+        )
+        for folder in cache_root().glob("*/*")
+        if (folder / LIST).is_file() and not folder.name.startswith(".")
+    ]
+    return sorted(found, key=lambda entry: entry.age)
+
+
+def prune(days: float) -> int:
+    """Remove what was not used for some days, and is not being built; the bytes that were freed."""
+    freed = 0
+    for entry in entries():
+        lock = FileLock(f"{entry.folder}.lock", blocking=False)
+        if entry.age < days:
+            continue
+        with contextlib.suppress(Timeout), lock:
+            shutil.rmtree(entry.folder)
+            freed += entry.size
+    return freed

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from datasets import load_dataset_builder
+from datasets import Dataset, load_dataset_builder
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from hf_lm.dataset.documents import PARTS, HubTexts
+from hf_lm.dataset.readers import Columns
 from hf_lm.dataset.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -24,10 +27,10 @@ def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
         DataError: it cannot be reached, or has no such configuration, split or column.
     """
     own = data.validation if part == "validation" else data
+    revision = own.revision or data.revision
     try:
-        builder = load_dataset_builder(
-            name, own.config or data.config, revision=own.revision or data.revision
-        )
+        commit = commit_of(name, revision)
+        builder = load_dataset_builder(name, own.config or data.config, revision=commit or revision)
         if data.streaming:
             rows: Any = builder.as_streaming_dataset(split=own.split or data.split)
         else:
@@ -35,16 +38,42 @@ def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
             rows = builder.as_dataset(split=own.split or data.split)
     except Exception as error:  # the loader raises a dozen kinds, from many libraries
         raise DataError(unreachable(name, error)) from None
-    columns = rows.column_names or [data.text_column]
-    if data.text_column not in columns:
-        named = ", ".join(f'"{column}"' for column in columns)
-        raise DataError(
-            f'{name}: has no column "{data.text_column}"; set data.text_column to one of {named}'
-        )
-    rows = rows.select_columns([data.text_column])
-    if data.text_column != "text":
+    refuse_another(name, str(builder.hash), commit or revision)
+    columns = Columns.of(data)
+    missing = columns.missing(rows.column_names or columns.names)
+    if missing:
+        raise DataError(f"{name}: {missing}")
+    rows = rows.select_columns(list(columns.names))
+    if columns.template is not None:  # a dataset on disk would be written again by map()
+        rows = rows if data.streaming else cast("Dataset", rows).to_iterable_dataset()
+        others = [column for column in columns.names if column != "text"]
+        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns})
+    elif columns.names != ("text",):
         rows = rows.rename_column(data.text_column, "text")
     return rows, str(builder.hash)
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit a branch or tag stands for now; None where offline mode forbids to ask."""
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except OfflineModeIsEnabled:
+        return None
+
+
+def refuse_another(name: str, found: str, asked: str | None) -> None:
+    """Refuse the cached copy of another commit, which datasets falls back to without an error."""
+    if asked and found != asked:
+        raise DataError(
+            f"{name}: revision {asked} is not here, and the Hub cannot be asked; the cached copy "
+            f"is of {found}: set data.revision to that"
+        )
+
+
+def joined(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
+    """The columns of a row as one text; what is no text is left to be skipped."""
+    text = columns.text(row)
+    return {"text": text if isinstance(text, str) else None}
 
 
 def unreachable(name: str, error: Exception) -> str:
@@ -56,7 +85,7 @@ def unreachable(name: str, error: Exception) -> str:
 
 def hub_texts(data: DataRecipe, corpus: Corpus) -> tuple[HubTexts, tuple[str, ...]]:
     """The text columns of all Hub datasets of a corpus, and their commits."""
-    texts: HubTexts = {}
+    texts: dict[tuple[str, str], Any] = {}
     commits = []
     for part in PARTS:
         for source in corpus.of(part):

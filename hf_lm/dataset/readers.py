@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from hf_lm.recipe import DataRecipe, template_fields
 
 MAX_DOCUMENT = 256 * 2**20  # bytes; a tokenizer takes about 20 times its text in memory
 MAX_PROBLEMS = 20  # lines shown of one kind of trouble; a wrong column breaks every row
@@ -29,7 +30,40 @@ ARCHIVES = {
     b"7z\xbc\xaf": "7z",
     b"Rar!": "rar",
 }
-CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f]")  # all but \b \t \n \v \f \r and escape
+# All but \b \t \n \v \f \r and escape.
+CONTROL = bytes([*range(0x08), *range(0x0E, 0x1B), *range(0x1C, 0x20)])
+
+
+class Columns(NamedTuple):
+    """Which columns of a row are its text, and how they are joined."""
+
+    names: tuple[str, ...]
+    template: str | None = None
+
+    @classmethod
+    def of(cls, data: DataRecipe) -> Columns:
+        """The columns that a recipe names."""
+        if data.text_template is None:
+            return cls((data.text_column,))
+        return cls(template_fields(data.text_template), data.text_template)
+
+    def missing(self, found: Iterable[str]) -> str | None:
+        """Why a row with other columns has no text, if it has none."""
+        absent = [name for name in self.names if name not in found]
+        if not absent:
+            return None
+        key = "data.text_column" if self.template is None else "data.text_template"
+        known = ", ".join(f'"{name}"' for name in list(found)[:8])
+        use = f"set {key} to one of {known}" if self.template is None else f"{key} may use {known}"
+        return f'has no "{absent[0]}"; {use}'
+
+    def text(self, row: Mapping[str, Any]) -> Any:
+        """The text of a row; where a column holds no string or number, what it holds instead."""
+        values = {name: row[name] for name in self.names}
+        if self.template is None:
+            return values[self.names[0]]
+        odd = [v for v in values.values() if not isinstance(v, (str, int, float))]
+        return odd[0] if odd else self.template.format_map(values)
 
 
 @dataclass
@@ -59,12 +93,12 @@ def archive_kind(path: Path) -> str | None:
 
 
 def read_documents(
-    path: Path, *, text_column: str, sample_by: str, on_bad_bytes: str, report: Report
+    path: Path, *, columns: Columns, sample_by: str, on_bad_bytes: str, report: Report
 ) -> Iterator[str]:
     """The documents of one file, in order; empty ones are counted and left out."""
     reader = READERS.get(path.suffix.lower())
     if reader:
-        found = reader(path, text_column, on_bad_bytes, report)
+        found = reader(path, columns, on_bad_bytes, report)
     else:
         found = read_text(path, sample_by, on_bad_bytes, report)
     for place, text in found:
@@ -79,18 +113,18 @@ def read_documents(
 def accepted(place: str, text: str, report: Report) -> bool:
     """Whether a document is text: small enough, encodable and not binary."""
     try:
-        size = len(text.encode())
+        raw = text.encode()
     except UnicodeEncodeError:
         report.problem(place, "holds a lone surrogate, which no UTF-8 text can")
         return False
-    if size > MAX_DOCUMENT:
+    if len(raw) > MAX_DOCUMENT:
         rule = (
-            f"a document of {size:,} bytes is over the limit of {MAX_DOCUMENT:,}; split it, or set "
-            'data.sample_by to "paragraph" or "line"'
+            f"a document of {len(raw):,} bytes is over the limit of {MAX_DOCUMENT:,}; split it, or "
+            'set data.sample_by to "paragraph" or "line"'
         )
         report.problem(place, rule)
         return False
-    controls = sum(1 for _ in CONTROL.finditer(text))
+    controls = len(raw) - len(raw.translate(None, CONTROL))
     if controls > BINARY_SHARE * len(text):
         report.problem(place, f"{controls:,} control characters; this is no text")
         return False
@@ -162,7 +196,7 @@ def numbered_lines(path: Path, on_bad_bytes: str, report: Report) -> Iterator[tu
 
 
 def read_jsonl(
-    path: Path, text_column: str, on_bad_bytes: str, report: Report
+    path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
     """One JSON object, or string, a line."""
     for place, line in numbered_lines(path, on_bad_bytes, report):
@@ -173,11 +207,11 @@ def read_jsonl(
         except (ValueError, RecursionError) as error:
             report.problem(place, f"is no JSON: {error}")
             continue
-        yield from row_text(row, place, text_column, report)
+        yield from row_text(row, place, columns, report)
 
 
 def read_json(
-    path: Path, text_column: str, on_bad_bytes: str, report: Report
+    path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
     """A JSON list of objects or strings, or an object that holds such a list under "data"."""
     text = decoded(path.read_bytes(), str(path), on_bad_bytes, report)
@@ -194,26 +228,26 @@ def read_json(
         report.problem(str(path), "expected a JSON list of objects")
         return
     for number, row in enumerate(rows):
-        yield from row_text(row, f"{path}: item {number}", text_column, report)
+        yield from row_text(row, f"{path}: item {number}", columns, report)
 
 
-def row_text(row: Any, place: str, text_column: str, report: Report) -> Iterator[tuple[str, str]]:
+def row_text(row: Any, place: str, columns: Columns, report: Report) -> Iterator[tuple[str, str]]:
     """The text of one row, if it has one."""
     if isinstance(row, dict):
-        if text_column not in row:
-            keys = ", ".join(f'"{key}"' for key in list(row)[:8])
-            rule = f'has no "{text_column}"; set data.text_column to one of {keys}'
-            report.problem(place, rule)
+        missing = columns.missing(row)
+        if missing:
+            report.problem(place, missing)
             return
-        row = row[text_column]
+        row = columns.text(row)
     if not isinstance(row, str):
-        report.problem(place, f'"{text_column}" is {type(row).__name__}, expected a string')
+        named = ", ".join(f'"{name}"' for name in columns.names)
+        report.problem(place, f"{named} is {type(row).__name__}, expected a string")
         return
     yield place, row
 
 
 def read_csv(
-    path: Path, text_column: str, on_bad_bytes: str, report: Report
+    path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
     """A CSV file with a header row; quoted cells may hold line ends."""
     csv.field_size_limit(min(MAX_DOCUMENT, sys.maxsize))
@@ -223,7 +257,7 @@ def read_csv(
     rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
     try:
         for row in rows:
-            yield from row_text(row, f"{path}:{rows.line_num}", text_column, report)
+            yield from row_text(row, f"{path}:{rows.line_num}", columns, report)
             if report.full:
                 return
     except csv.Error as error:
@@ -231,7 +265,7 @@ def read_csv(
 
 
 def read_parquet(
-    path: Path, text_column: str, on_bad_bytes: str, report: Report
+    path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
     """A Parquet file, one batch of rows in memory at a time; its strings are always UTF-8."""
     import pyarrow as pa
@@ -240,15 +274,14 @@ def read_parquet(
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        if text_column not in names:
-            keys = ", ".join(f'"{name}"' for name in names[:8])
-            rule = f'has no column "{text_column}"; set data.text_column to one of {keys}'
-            report.problem(str(path), rule)
+        missing = columns.missing(names)
+        if missing:
+            report.problem(str(path), missing)
             return
         number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
-            for text in batch.column(0).to_pylist():
-                yield from row_text(text, f"{path}: row {number}", text_column, report)
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns.names)):
+            for row in batch.to_pylist():
+                yield from row_text(row, f"{path}: row {number}", columns, report)
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
         report.problem(str(path), f"is no Parquet file: {str(error).splitlines()[0]}")

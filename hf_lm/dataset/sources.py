@@ -19,6 +19,7 @@ from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 EMBEDDED = "python-stdlib"
+PREPARED = "blocks.json"  # in a folder that `hf-lm prepare` wrote
 # Test folders differ between distributions, pydoc_data is generated prose, installed packages are
 # not the standard library, and _sysconfigdata names the folders the interpreter was built in.
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
@@ -49,7 +50,7 @@ class Source:
     """One entry of `data.source`: local files, or a Hub dataset if there are none."""
 
     name: str
-    weight: float = 1.0
+    weight: float | None = None  # None: read after the source before it, not mixed
     files: tuple[SourceFile, ...] = ()
 
     @property
@@ -65,6 +66,12 @@ class Corpus:
     train: tuple[Source, ...]
     validation: tuple[Source, ...]  # none: a share of the training documents is held out
     notes: tuple[str, ...] = ()
+    prepared: Path | None = None  # a folder with blocks in place of text
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The folder of the tokenizer that comes with prepared blocks."""
+        return str(self.prepared / "tokenizer") if self.prepared else None
 
     def of(self, part: str) -> tuple[Source, ...]:
         """The sources of "train" or "validation"."""
@@ -80,6 +87,17 @@ class Corpus:
         """Bytes of all local files."""
         return sum(f.size for source in (*self.train, *self.validation) for f in source.files)
 
+    @property
+    def weights(self) -> list[float]:
+        """The share of the training tokens that each source has."""
+        total = sum(source.weight or 0 for source in self.train)
+        return [(source.weight or 0) / total for source in self.train] if total else [1.0]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether blocks of several sources are mixed by weight."""
+        return len(self.train) > 1 and all(s.weight is not None for s in self.train)
+
 
 def find_corpus(data: DataRecipe) -> Corpus:
     """The files of every source, hashed.
@@ -87,10 +105,12 @@ def find_corpus(data: DataRecipe) -> Corpus:
     Raises:
         DataError: one line for each file or pattern that cannot be used.
     """
+    if isinstance(data.source, str) and (Path(data.source) / PREPARED).is_file():
+        return Corpus((), (), prepared=Path(data.source))
     problems: list[str] = []
     entries = data.source if isinstance(data.source, tuple) else (data.source,)
     train = tuple(
-        find_source(entry, 1.0, problems)
+        find_source(entry, None, problems)
         if isinstance(entry, str)
         else find_source(entry.source, entry.weight, problems)
         for entry in entries
@@ -101,23 +121,23 @@ def find_corpus(data: DataRecipe) -> Corpus:
         own = held.source if held.source is not None else data.source
         names = own if isinstance(own, tuple) else (own,)
         plain = [name if isinstance(name, str) else name.source for name in names]
-        validation = tuple(find_source(name, 1.0, problems) for name in plain)
-    if data.streaming:
-        problems += [f"{s.name}: data.streaming reads Hub datasets only" for s in train if s.local]
+        validation = tuple(find_source(name, None, problems) for name in plain)
     if problems:
         raise DataError(problems)
-    return Corpus(train, validation, tuple(repeated_files(train)))
+    once = data.deduplicate and not data.streaming
+    return Corpus(train, validation, tuple(repeated_files(train, deduplicate=once)))
 
 
-def repeated_files(sources: tuple[Source, ...]) -> Iterator[str]:
-    """A note for each file that is trained on twice because it was listed twice."""
+def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterator[str]:
+    """A note for each file that is listed more than once."""
     counts = Counter(file.path for source in sources for file in source.files)
     for path, count in counts.items():
         if count > 1:
-            yield f"{path} is listed {count} times and counts {count} times"
+            once = "once (data.deduplicate)" if deduplicate else f"{count} times"
+            yield f"{path} is listed {count} times and counts {once}"
 
 
-def find_source(name: str, weight: float, problems: list[str]) -> Source:
+def find_source(name: str, weight: float | None, problems: list[str]) -> Source:
     """One source with its files; a Hub id has none."""
     if name == EMBEDDED:
         paths = embedded_files()

@@ -1,128 +1,151 @@
-"""A Hub dataset read while it is trained on: the same blocks, from a source without an end.
+"""Text read while it is trained on: the same blocks, from sources without an end.
 
-A document belongs to the held-out part by its content hash, as elsewhere; the first ones of that
-part are read before training. Documents are shuffled in a buffer, and a new pass is begun when one
-ends. Each process reads its own shards. A resumed run reads the stream again up to its position:
-exact, at the price of the time that takes.
+Documents are shuffled in windows rather than in a buffer, whose content would be lost: WINDOW
+neighbours are read and permuted, then the next. So a resumed stream repeats one window at most.
+Where documents end, another pass begins, in another order. Readers share sources by shards, or
+document by document where there are too few.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, IterableDataset, interleave_datasets
-from datasets.distributed import split_dataset_by_node
-from torch.utils.data import IterableDataset as TorchIterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.dataset.blocks import PartCounts, cut, encode, id_type
-from hf_lm.dataset.documents import HASHES, content_hash
+from hf_lm.dataset.blocks import BlockRows, Blocks, PartCounts, make_groupers, table_of
+from hf_lm.dataset.documents import HASHES, content_hash, local_documents
+from hf_lm.dataset.endless import BlockStream, Reader, SourceReader
+from hf_lm.dataset.grouping import Grouper
 from hf_lm.dataset.hub import open_hub
-from hf_lm.dataset.sources import Corpus
+from hf_lm.dataset.readers import Report
+from hf_lm.dataset.sources import Corpus, Source, SourceFile
+from hf_lm.dataset.tokens import Tokenize
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
-SHUFFLE_BUFFER = 10_000  # documents; about 50 MB of web text
-READ_BATCH = 256  # documents tokenized at once
+if TYPE_CHECKING:
+    from hf_lm.dataset import Share
+
+WINDOW = 10_000  # documents shuffled together; about 50 MB of web text
+PORTION = 2**20  # bytes of text tokenized at once: the first block of a stream waits for one
 
 
-def is_held_out(row: Mapping[str, Any], *, holdout: float) -> bool:
-    """Whether a document belongs to the held-out part."""
-    return bool(row["text"]) and content_hash(row["text"]) < holdout * HASHES
+class StreamedSource(NamedTuple):
+    """A source opened for streaming."""
+
+    rows: IterableDataset  # with the column "text"
+    below: int  # documents with a lower content hash are held out
 
 
-def is_trained_on(row: Mapping[str, Any], *, holdout: float) -> bool:
-    """Whether a document belongs to the training part."""
-    return bool(row["text"]) and content_hash(row["text"]) >= holdout * HASHES
+def stream_rows(source: Source, data: DataRecipe, part: str) -> tuple[IterableDataset, str]:
+    """The documents of a source with the column "text", and what stands for their content."""
+    if not source.local:
+        return open_hub(source.name, data, part=part)
+    arguments = {"files": list(source.files), "source": source, "data": data}
+    return IterableDataset.from_generator(local_rows, gen_kwargs=arguments), ""
 
 
-def stream_documents(
-    data: DataRecipe, corpus: Corpus, *, seed: int
-) -> tuple[dict[str, IterableDataset], tuple[str, ...]]:
-    """Both parts as streams of documents with the column "text", and the commits they are of.
+def local_rows(
+    files: Sequence[SourceFile], source: Source, data: DataRecipe
+) -> Iterator[dict[str, str]]:
+    """The documents of some files of a source."""
+    report, some = Report(), Source(source.name, source.weight, tuple(files))
+    yield from ({"text": text} for text in local_documents(some, data, report))
+    if report.problems:
+        raise DataError(report.problems)
+
+
+class StreamedDocuments(Mapping[str, Any]):
+    """The documents of both parts of a stream, one source after the other in turn."""
+
+    def __init__(self, data: DataRecipe, corpus: Corpus) -> None:
+        opened = [stream_rows(source, data, "train") for source in corpus.train]
+        own = [stream_rows(source, data, "validation") for source in corpus.validation]
+        self.commits = tuple(commit for _, commit in [*opened, *own] if commit)
+        self.weights = corpus.weights
+        below = int((data.validation.holdout or 0) * HASHES)
+        streams = [rows for rows, _ in opened]
+        if len(streams) > 1 and not corpus.mixed:  # one after the other
+            streams = [concatenate_datasets(streams)]
+        if data.max_documents:
+            streams = [rows.take(data.max_documents) for rows in streams]
+        self.train = [StreamedSource(rows, below) for rows in streams]
+        self.held_out = [rows for rows, _ in own]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("train", "validation"))
+
+    def __getitem__(self, part: str) -> Iterator[Mapping[str, str]]:
+        sides = [self.side(n, part) for n in range(len(self.train))]
+        if part == "validation" and self.held_out:
+            sides = [iter(rows) for rows in self.held_out]
+        turns = itertools.zip_longest(*sides)
+        return (row for turn in turns for row in turn if row and row["text"])
+
+    def side(self, number: int, part: str) -> Iterator[Mapping[str, str]]:
+        """The documents of one training source that belong to a part."""
+        source = self.train[number]
+        for row in source.rows:
+            if row["text"] and row["text"].strip():
+                held_out = content_hash(row["text"]) < source.below
+                if held_out == (part == "validation"):
+                    yield row
+
+
+def window(
+    rows: dict[str, list[Any]],
+    places: list[int],
+    *,
+    below: int,
+    shuffle: Sequence[int],
+    number: int,
+    readers: int,
+) -> dict[str, list[Any]]:
+    """Neighbouring documents as portions in random order: those of the training part.
 
     Args:
-        data: which split, configuration and column.
-        corpus: the Hub ids.
-        seed: of the shuffling and the mixing of sources.
+        rows: the column "text".
+        places: of those documents in the source.
+        below: content hashes that are held out.
+        shuffle: seeds of the order.
+        number: of the reader, which takes every `readers`-th document.
+        readers: that share the documents.
     """
-    opened = [open_hub(source.name, data, part="train") for source in corpus.train]
-    commits = [f"{s.name}@{commit}" for s, (_, commit) in zip(corpus.train, opened, strict=True)]
-    train = mixed([rows for rows, _ in opened], [s.weight for s in corpus.train], seed=seed)
-    if data.max_documents:
-        train = train.take(data.max_documents)
-    holdout = data.validation.holdout
-    if holdout is None:
-        name = (corpus.validation or corpus.train)[0].name
-        held_out, commit = open_hub(name, data, part="validation")
-        commits.append(f"{name}@{commit}")
-    else:
-        held_out = train.filter(is_held_out, fn_kwargs={"holdout": holdout})
-        train = train.filter(is_trained_on, fn_kwargs={"holdout": holdout})
-    train = train.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return {"train": train, "validation": held_out}, tuple(commits)
-
-
-def mixed(streams: list[IterableDataset], weights: list[float], *, seed: int) -> IterableDataset:
-    """Streams mixed by weight, until each has been read once."""
-    if len(streams) == 1:
-        return streams[0]
-    shares = np.array(weights) / sum(weights)
-    return interleave_datasets(
-        streams, probabilities=shares.tolist(), seed=seed, stopping_strategy="all_exhausted"
-    )
-
-
-def token_stream(
-    texts: list[str | None], *, tokenizer: PreTrainedTokenizerBase, append_eos: bool
-) -> np.ndarray:
-    """The ids of documents end to end, each closed by end-of-text [N]."""
-    end = [tokenizer.eos_token_id] if append_eos else []
-    rows = encode([text for text in texts if text], tokenizer)
-    flat = itertools.chain.from_iterable([*row, *end] for row in rows)
-    return np.fromiter(flat, dtype=id_type(len(tokenizer)))
-
-
-class BlockStream(TorchIterableDataset):
-    """Blocks of T+1 ids, without an end, from a stream of documents."""
-
-    def __init__(
-        self,
-        documents: IterableDataset,
-        token_ids: Callable[[list[str | None]], np.ndarray],
-        *,
-        block_size: int,
-    ) -> None:
-        self.documents, self.token_ids, self.block_size = documents, token_ids, block_size
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        tail = self.token_ids([])
-        for epoch in itertools.count():
-            self.documents.set_epoch(epoch)
-            found = 0
-            for batch in self.documents.iter(batch_size=READ_BATCH):
-                stream = np.concatenate([tail, self.token_ids(batch["text"])])
-                rows = cut(stream, block_size=self.block_size)
-                tail = stream[len(rows) * self.block_size :]
-                found += len(rows)
-                yield from ({"input_ids": row} for row in rows)
-            if not found:
-                raise DataError("a pass over the stream fills no block; lower data.block_size")
+    texts = [
+        text
+        for place, text in zip(places, rows["text"], strict=True)
+        if place % readers == number and text and text.strip() and content_hash(text) >= below
+    ]
+    order = np.random.default_rng([*shuffle, places[0]]).permutation(len(texts))
+    portions: list[list[str]] = []
+    size = PORTION
+    for place in order:
+        if size >= PORTION:
+            portions.append([])
+            size = 0
+        portions[-1].append(texts[place])
+        size += len(texts[place])
+    return {"lane": ["train"] * len(portions), "text": portions}
 
 
 def stream_blocks(
-    documents: Mapping[str, IterableDataset],
+    documents: StreamedDocuments,
     tokenizer: PreTrainedTokenizerBase,
     data: DataRecipe,
     *,
     held_out: int,
-    rank: int,
-    world_size: int,
-) -> tuple[dict[str, Any], dict[str, PartCounts]]:
+    seed: int,
+    share: Share,
+) -> Blocks:
     """This process's share of the training stream, and the first blocks of the held-out part.
 
     Args:
@@ -130,26 +153,99 @@ def stream_blocks(
         tokenizer: text to ids.
         data: how the text is cut.
         held_out: blocks to hold out.
-        rank: of this process, which reads its own shards.
-        world_size: processes that share them.
-
-    Returns:
-        The blocks, and the counts of the held-out part.
+        seed: of the order and the mixing.
+        share: this process among all, and the threads it reads with.
     """
-    ids = partial(token_stream, tokenizer=tokenizer, append_eos=data.append_eos)
-    needed = held_out * data.block_size + 1
-    pieces, count, total = [ids([])], 0, 0
-    for batch in documents["validation"].iter(batch_size=READ_BATCH):
-        pieces.append(ids(batch["text"]))
-        count, total = count + len(batch["text"]), total + len(pieces[-1])
-        if total >= needed:
+    tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
+    readers = [
+        Reader(
+            [
+                SourceReader(
+                    partial(
+                        open_pass,
+                        source=copy.deepcopy(source),  # it keeps the place of one reader in itself
+                        tokenize=tokenize,
+                        shuffle=(seed, position),
+                        number=number,
+                        readers=share.readers,
+                    ),
+                    partial(train_grouper, tokenizer=tokenizer, data=data),
+                )
+                for position, source in enumerate(documents.train)
+            ],
+            documents.weights,
+            seed=seed,
+            number=number,
+            readers=share.readers,
+        )
+        for number in share.numbers
+    ]
+    validation, counts = first_blocks(documents["validation"], tokenize, tokenizer, data, held_out)
+    return Blocks({"train": BlockStream(readers), "validation": validation}, {"validation": counts})
+
+
+def train_grouper(
+    tail: Sequence[int], *, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+) -> Grouper:
+    """A grouper of training text that begins with ids left by an earlier part."""
+    grouper = make_groupers(["train"], tokenizer, data)["train"]
+    grouper.tail = np.asarray(tail, grouper.tail.dtype)
+    return grouper
+
+
+def open_pass(
+    number_of_pass: int,
+    *,
+    source: StreamedSource,
+    tokenize: Tokenize,
+    shuffle: Sequence[int],
+    number: int,
+    readers: int,
+) -> IterableDataset:
+    """One reader's share of a source as rows of token ids, in the order of one pass."""
+    rows, share = source.rows, {"number": number, "readers": readers}
+    if rows.num_shards >= readers:
+        rows = rows.shard(num_shards=readers, index=number)
+        share = {"number": 0, "readers": 1}
+    order = (*shuffle, number_of_pass)
+    portions = rows.map(
+        window,
+        batched=True,
+        batch_size=WINDOW,
+        with_indices=True,
+        remove_columns=["text"],
+        fn_kwargs={"below": source.below, "shuffle": order, **share},
+    )
+    tokens = portions.map(tokenize, remove_columns=["text"])
+    tokens.set_epoch(number_of_pass)  # another order of the shards
+    return tokens
+
+
+def first_blocks(
+    rows: Iterator[Mapping[str, str]],
+    tokenize: Tokenize,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataRecipe,
+    count: int,
+) -> tuple[BlockRows, PartCounts]:
+    """The first held-out blocks, and the text they took.
+
+    Raises:
+        DataError: there is not enough text for one.
+    """
+    grouper = make_groupers(["validation"], tokenizer, data)["validation"]
+    found: list[np.ndarray] = []
+    documents = size = tokens = 0
+    for row in rows:
+        ids = tokenize({"text": [row["text"]]})
+        found += list(grouper.add(ids["input_ids"], ids["ends"]))
+        documents, tokens = documents + 1, tokens + len(ids["input_ids"])
+        size += len(row["text"].encode())
+        if len(found) >= count:
             break
-    rows = cut(np.concatenate(pieces)[:needed], block_size=data.block_size)
-    if not len(rows):
+    if not found:
         raise DataError("no held-out text in this stream; raise data.validation.holdout")
-    blocks = Dataset.from_dict({"input_ids": list(rows)}).with_format("numpy")
-    unused = max(0, total - 1 - len(rows) * data.block_size)
-    share = split_dataset_by_node(documents["train"], rank=rank, world_size=world_size)
-    train = BlockStream(share, ids, block_size=data.block_size)
-    counts = {"validation": PartCounts(count, total, len(rows), unused)}
-    return {"train": train, "validation": blocks}, counts
+    blocks = np.stack(found[:count])
+    unused = tokens - 1 - blocks.shape[0] * data.block_size
+    counts = PartCounts(documents, size, tokens, len(blocks), max(0, unused), 0)
+    return BlockRows(Dataset(table_of(blocks))), counts

@@ -37,6 +37,7 @@ from hf_lm.recipe.sections import (
     TokenizerRecipe,
     TrainingRecipe,
     TrainTokenizer,
+    template_fields,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "recipe_text",
+    "template_fields",
     "warnings",
 ]
 

@@ -9,7 +9,13 @@ from typing import Any
 from hf_lm import __version__
 from hf_lm.recipe.arguments import argument_problems
 from hf_lm.recipe.reader import NO_VALUE, Problem
-from hf_lm.recipe.sections import ModelRecipe, Recipe
+from hf_lm.recipe.sections import (
+    DataRecipe,
+    ModelRecipe,
+    Recipe,
+    WeightedSource,
+    template_fields,
+)
 
 FROM_SCRATCH = tuple(
     name for name in ModelRecipe.model_fields if name not in ("pretrained", "dropout")
@@ -157,20 +163,46 @@ def check_data(recipe: Recipe) -> Iterator[Clash]:
     if held.holdout is None and not own:
         rule = 'is empty; give {"holdout": 0.05} or {"source": …} or {"split": …}'
         yield clash("data.validation", rule)
-    if data.document_mask and not data.append_eos:
-        rule = "finds documents by their end-of-text token; set data.append_eos to true"
-        yield clash("data.document_mask", rule, data.document_mask)
-    if isinstance(data.source, tuple) and not data.source:
-        yield clash("data.source", "must not be empty", [])
-    if data.streaming and recipe.training.max_epochs is not None:
+    for name in ("document_mask", "grouping"):
+        if getattr(data, name) in (True, "best_fit") and not data.append_eos:
+            rule = "finds documents by their end-of-text token; set data.append_eos to true"
+            yield clash(f"data.{name}", rule, getattr(data, name))
+    yield from check_sources(data)
+    if data.streaming:
+        yield from check_stream(recipe)
+
+
+def check_sources(data: DataRecipe) -> Iterator[Clash]:
+    """Sources are mixed or read in turn, and their text has one description."""
+    if isinstance(data.source, tuple):
+        weighted = [isinstance(entry, WeightedSource) for entry in data.source]
+        if not weighted:
+            yield clash("data.source", "must not be empty", [])
+        if len(set(weighted)) > 1:
+            rule = 'gives a weight to some sources only; write each as {"source": …, "weight": …}'
+            yield clash("data.source", rule)
+    if data.text_template is not None:
+        if data.text_column != "text":
+            rule = "cannot stand beside data.text_template; keep one"
+            yield clash("data.text_column", rule, data.text_column)
+        try:
+            template_fields(data.text_template)
+        except ValueError:
+            rule = 'must name columns as "{title}\\n\\n{body}" does, and nothing else in braces'
+            yield clash("data.text_template", rule, data.text_template)
+
+
+def check_stream(recipe: Recipe) -> Iterator[Clash]:
+    """A stream has no end of its own, and its held-out text is read before it."""
+    if recipe.training.max_epochs is not None:
         rule = "a stream has no epochs; use training.max_tokens or training.max_steps"
         yield clash("training.max_epochs", rule, recipe.training.max_epochs)
-    if data.streaming and recipe.evaluation.max_blocks is None:
+    if recipe.data.max_bytes is not None:
+        rule = "is not counted in a stream; use data.max_documents or training.max_tokens"
+        yield clash("data.max_bytes", rule, recipe.data.max_bytes)
+    if recipe.evaluation.max_blocks is None:
         rule = "is missing: with data.streaming it says how much text to hold out"
         yield clash("evaluation.max_blocks", rule)
-    if data.streaming and recipe.training.dataloader_num_workers > 1:
-        rule = "a stream is read in one order, by one worker at most; use 0 or 1"
-        yield clash("training.dataloader_num_workers", rule, recipe.training.dataloader_num_workers)
 
 
 def check_saving(recipe: Recipe) -> Iterator[Clash]:

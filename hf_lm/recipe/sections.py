@@ -6,6 +6,8 @@ imported, so a wrong recipe is refused before anything heavy is loaded.
 
 from __future__ import annotations
 
+import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -38,12 +40,27 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+def template_fields(template: str) -> tuple[str, ...]:
+    """The columns a text template names, each once.
+
+    Raises:
+        ValueError: it names none, or does more than name them.
+    """
+    parts = [part[1:] for part in string.Formatter().parse(template)]
+    fields = [name for name, _, _ in parts if name is not None]
+    if not fields or any(spec or conversion for _, spec, conversion in parts):
+        raise ValueError("names no column")
+    if not all(re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in fields):
+        raise ValueError("a column is a plain name in braces")
+    return tuple(dict.fromkeys(fields))
+
+
 class WeightedSource(Section):
     """One source of a mixture."""
 
     source: str = Field(min_length=1, description="as `data.source`, one of them")
     weight: float = Field(
-        1.0, gt=0, le=100, description="passes over this source in one epoch: 2 = twice, 0.5 = half"
+        gt=0, description="share of the training tokens, beside the weights of the other sources"
     )
 
 
@@ -66,8 +83,9 @@ class DataRecipe(Section):
 
     source: Annotated[str, Field(min_length=1)] | tuple[str | WeightedSource, ...] = Field(
         "python-stdlib",
-        description='"python-stdlib", a Hub dataset id, a file, glob or folder, or a list of them, '
-        'each a string or {"source": …, "weight": …}',
+        description='"python-stdlib", a Hub dataset id, a file, glob or folder, a folder that '
+        "`hf-lm prepare` wrote, or a list of sources: strings, which are read one after the other, "
+        'or each {"source": …, "weight": …}, which are mixed',
     )
     config: str | None = Field(None, description="configuration of a Hub dataset")
     split: str = Field("train", min_length=1, description="split of a Hub dataset to train on")
@@ -75,13 +93,21 @@ class DataRecipe(Section):
     text_column: str = Field(
         "text", min_length=1, description="column or JSON key that holds the text"
     )
+    text_template: str | None = Field(
+        None, min_length=1, description='text made of several columns, as "{title}\\n\\n{body}"'
+    )
     sample_by: Literal["document", "paragraph", "line"] = Field(
         "document", description="what one document is in a text file: the file, a paragraph, a line"
     )
     on_bad_bytes: Literal["error", "replace", "skip"] = Field(
         "error", description="what to do with a document that is not UTF-8"
     )
-    streaming: bool = Field(False, description="read a Hub dataset while training on it")
+    deduplicate: bool = Field(
+        True, description="leave out documents whose text was there before; a stream cannot"
+    )
+    streaming: bool = Field(
+        False, description="read the text while training on it, in place of preparing it first"
+    )
     validation: Validation = Field(
         Validation(holdout=0.05), description="the text that is held out for evaluation"
     )
@@ -90,8 +116,16 @@ class DataRecipe(Section):
     document_mask: bool = Field(
         False, description="let no token attend to an earlier document of its block"
     )
+    grouping: Literal["concat", "best_fit"] = Field(
+        "concat",
+        description="concat: documents end to end, nothing padded; best_fit: no document is cut "
+        "that fits a block, and blocks are padded",
+    )
     max_documents: int | None = Field(None, gt=0, description="use only the first documents")
-    num_proc: int | None = Field(None, gt=0, description="processes that tokenize")
+    max_bytes: int | None = Field(None, gt=0, description="use only the first bytes of text")
+    num_proc: int | None = Field(
+        None, gt=0, description="cores that tokenize; all unless set. No result depends on it"
+    )
 
 
 class TrainTokenizer(Section):
@@ -195,7 +229,9 @@ class TrainingRecipe(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
     )
-    dataloader_num_workers: int = Field(0, ge=0, description="processes that collate batches")
+    dataloader_num_workers: int = Field(
+        0, ge=0, description="processes that collate batches; for a stream, threads that read"
+    )
     dataloader_pin_memory: bool = Field(True, description="page-locked batches, for CUDA")
     logging_steps: int = Field(10, gt=0, description="steps between two rows of log.jsonl")
     eval_steps: Steps = Field(0.1, description="steps, or share of all, between evaluations")

@@ -17,13 +17,14 @@ from hub import serve
 pytestmark = pytest.mark.slow
 
 
-def publish(root: Path, *, shards: int = 2) -> None:
-    """A dataset of paragraphs in shards, with a test split."""
+def publish(root: Path, *, shards: int = 2, copies: int = 0) -> None:
+    """A dataset of paragraphs in shards, some of them twice, with a test split."""
     paragraphs = CORPUS.read_text(encoding="utf-8").split("\n\n")
     folder = root / "datasets" / "USER" / "text"
     (folder / "data").mkdir(parents=True)
     for i in range(shards):
         rows = [{"body": text, "id": n} for n, text in enumerate(paragraphs[i:-20:shards])]
+        rows += rows[:copies]
         name = f"train-{i:05}-of-{shards:05}.parquet"
         pq.write_table(pa.Table.from_pylist(rows), folder / "data" / name)
     rows = [{"body": text, "id": n} for n, text in enumerate(paragraphs[-20:])]
@@ -48,7 +49,7 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
     train: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    publish(tmp_path / "hub")
+    publish(tmp_path / "hub", copies=2)
     recipe = write_recipe(
         data={
             "source": "USER/text",
@@ -58,8 +59,12 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
         }
     )
     with serve(tmp_path / "hub") as (environment, requests):
-        train(recipe, **environment)
-        first = provenance(tmp_path / "run")["data"]
+        done = train(recipe, **environment)
+        found = provenance(tmp_path / "run")
+        first = found["data"]
+        assert found["commits"][0].startswith("USER/text@")
+        assert found["duplicates"] == 4
+        assert "4 duplicate documents were left out" in done.stdout
         assert any("train-00001-of-00002.parquet" in request for request in requests)
         publish_again = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
         publish_again.write_text("another commit")

@@ -1,0 +1,306 @@
+"""From text to blocks: speed, disk and memory, beside the tokenizer and the stock preparation.
+
+    python benchmarks/data.py --rounds 3 --large 1000
+
+Every measurement is a process of its own, in turn, so that a machine whose speed drifts is unfair
+to none. Prints a table of medians; the last line is one JSON object.
+  limit   `encode_batch_fast` of tokenizers on all text, in memory, and nothing else
+  ours    find, check, tokenize and group, from files to memory-mapped blocks, with empty caches
+  stock   what run_clm does: load, tokenize and group by `datasets.map()`
+  group   our second map step alone, on ids in memory
+  feed    batches of random blocks, collated
+  stream  batches of the same text streamed, and the tokenizing of it in memory beside them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+STDLIB = "python-stdlib"
+BLOCK, BATCH, VOCABULARY = 256, 32, 8192
+Figures = dict[str, float]
+
+
+def texts_of(source: str) -> list[str]:
+    """All documents of a source, in memory."""
+    from hf_lm.dataset import find_corpus
+    from hf_lm.dataset.documents import Reader
+
+    data = recipe_of(source)
+    return [document.text for document in Reader(data, find_corpus(data), {})]
+
+
+def recipe_of(source: str, **changes: Any) -> Any:
+    """The data section that all measurements share."""
+    from hf_lm.recipe import DataRecipe
+
+    return DataRecipe(source=source, block_size=BLOCK, **changes)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer all sides share."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def limit(source: str, folder: Path) -> Figures:
+    """The tokenizer alone."""
+    texts, backend = texts_of(source), load_tokenizer(folder).backend_tokenizer
+    began = time.perf_counter()
+    for start in range(0, len(texts), 1_000):  # all at once would need 50 bytes a character
+        backend.encode_batch_fast(texts[start : start + 1_000], add_special_tokens=False)
+    return {"seconds": time.perf_counter() - began}
+
+
+def prepared(source: str, folder: Path) -> tuple[Any, float]:
+    """Our blocks, from empty caches, and the seconds they took."""
+    from hf_lm.dataset import blocks, find_corpus, load_blocks, load_documents, scan_documents
+
+    assert blocks  # imported before the clock starts, as on the other sides
+    data, tokenizer = recipe_of(source), load_tokenizer(folder)
+    began = time.perf_counter()
+    corpus = find_corpus(data)
+    scan = scan_documents(data, corpus, keep=True)
+    text = load_documents(data, corpus, scan)
+    return load_blocks(data, text, tokenizer, seed=0), time.perf_counter() - began
+
+
+def ours(source: str, folder: Path) -> Figures:
+    """The whole way from files to blocks."""
+    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    found, seconds = prepared(source, folder)
+    tokens = sum(counts.tokens for counts in found.counts.values())
+    files = [Path(f["filename"]) for part in found.parts.values() for f in part.dataset.cache_files]
+    return {
+        "seconds": seconds,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "bytes_per_token": sum(file.stat().st_size for file in files) / tokens,
+        "cache_bytes_per_token": size_of(cache) / tokens,
+    }
+
+
+def stock(source: str, folder: Path) -> Figures:
+    """The stock preparation, on the same documents as JSONL."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from stock_trainer import prepare
+
+    file = folder / "stdlib.jsonl" if source == STDLIB else Path(source)
+    held_out, out = folder / "validation.jsonl", folder / "stock"
+    shutil.rmtree(out, ignore_errors=True)
+    given = Namespace(train=str(file), validation=str(held_out), out=out, block=BLOCK)
+    tokenizer = load_tokenizer(folder)
+    began = time.perf_counter()
+    blocks = prepare(given, tokenizer)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(part) for part in blocks.values()) * BLOCK
+    return {
+        "seconds": seconds,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cache_bytes_per_token": size_of(out) / tokens,
+    }
+
+
+def group(source: str, folder: Path) -> Figures:
+    """The second map step alone."""
+    import numpy as np
+
+    from hf_lm.dataset.blocks import table_of
+    from hf_lm.dataset.grouping import Concat
+
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000, dtype=np.uint16)
+    ends = np.arange(1_000, len(ids) + 1, 1_000)
+    grouper, count = Concat(BLOCK, ids[:0]), 50
+    began = time.perf_counter()
+    for _ in range(count):
+        table_of(grouper.add(ids, ends))
+    return {"mtok_s": count * len(ids) / (time.perf_counter() - began) / 1e6}
+
+
+def feed(source: str, folder: Path) -> Figures:
+    """Random blocks as batches, from a memory map, as the trainer asks for them."""
+    from torch.utils.data import DataLoader
+
+    from hf_lm.dataset.blocks import make_collate
+
+    found, _ = prepared(source, folder)
+    collate = make_collate(recipe_of(source), load_tokenizer(folder), part="train")
+    train = found.parts["train"]
+    loader = DataLoader(train, batch_size=BATCH, shuffle=True, collate_fn=collate)
+    for _ in loader:  # once to have the file in memory, as after the first steps of a run
+        pass
+    began = time.perf_counter()
+    count = sum(batch["input_ids"].numel() for batch in loader)
+    return {"mtok_s": count / (time.perf_counter() - began) / 1e6}
+
+
+def stream(source: str, folder: Path) -> Figures:
+    """Streamed batches once warm, and tokenizing the same text in memory: tokens a second."""
+    from torch.utils.data import DataLoader
+
+    from hf_lm.dataset import find_corpus, load_blocks, load_documents
+    from hf_lm.dataset.blocks import make_collate
+    from hf_lm.dataset.tokens import Tokenize
+
+    data, tokenizer = recipe_of(source, streaming=True), load_tokenizer(folder)
+    text = load_documents(data, find_corpus(data))
+    blocks = load_blocks(data, text, tokenizer, seed=0, held_out=8)
+    collate = make_collate(data, tokenizer, part="train")
+    batches = iter(DataLoader(blocks.parts["train"], batch_size=BATCH, collate_fn=collate))
+    for _ in islice(batches, 200):
+        pass
+    streamed = rate(batch["input_ids"].numel() for batch in batches)
+    del batches
+    texts = (row["text"] for row in text.documents["train"])
+    portions = [list(islice(texts, 500)) for _ in range(40)]
+    tokenize = Tokenize(tokenizer, append_eos=True)
+    memory = rate(len(tokenize({"text": portion})["input_ids"]) for portion in portions * 20)
+    return {"streamed": streamed, "memory": memory, "ratio": streamed / memory}
+
+
+def rate(tokens: Iterator[int], seconds: float = 15) -> float:
+    """Tokens a second over some seconds."""
+    began, count = time.perf_counter(), 0
+    for more in tokens:
+        count += more
+        if time.perf_counter() - began > seconds:
+            break
+    return count / (time.perf_counter() - began)
+
+
+MEASURED: dict[str, Callable[[str, Path], Figures]] = {
+    f.__name__: f for f in (limit, ours, stock, group, feed, stream)
+}
+
+
+def run(what: str, source: str, folder: Path) -> Figures:
+    """One measurement in a process of its own, with empty caches."""
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", what, "--source", source, "--folder", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "HF_DATASETS_CACHE": str(cache),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        },
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_texts(folder: Path, megabytes: int, lines: list[str]) -> str:
+    """Made text: documents of neighbouring lines of real code, about 2 kB each, all different."""
+    chance, path = random.Random(0), folder / f"made-{megabytes}.jsonl"
+    size = number = 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            start = chance.randrange(len(lines))
+            text = f"# {number}\n" + "".join(lines[start : start + chance.randrange(20, 100)])
+            file.write(json.dumps({"text": text}) + "\n")
+            size, number = size + len(text.encode()), number + 1
+    return str(path)
+
+
+def set_up(folder: Path, sizes: list[int]) -> dict[int, str]:
+    """The tokenizer, the standard library as JSONL, and made text of each size."""
+    from hf_lm.recipe import TokenizerRecipe
+    from hf_lm.tokenizer import build_tokenizer
+
+    texts = texts_of(STDLIB)
+    rows = [{"text": text} for text in texts]
+    build_tokenizer(TokenizerRecipe(), {"train": rows}).save_pretrained(str(folder / "tokenizer"))
+    with (folder / "stdlib.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    held_out = json.dumps({"text": "held out\n" * BLOCK}) + "\n"
+    (folder / "validation.jsonl").write_text(held_out)
+    lines = [line for text in texts for line in text.splitlines(keepends=True)]
+    return {size: write_texts(folder, size, lines) for size in sizes}
+
+
+def compare(source: str, folder: Path, rounds: int) -> dict[str, Figures]:
+    """The medians of the three sides on one text, measured in turn."""
+    found: dict[str, list[Figures]] = {"limit": [], "ours": [], "stock": []}
+    for _ in range(rounds):
+        for side, rows in found.items():
+            rows.append(run(side, source, folder))
+    medians = {
+        side: {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+        for side, rows in found.items()
+    }
+    for side, row in medians.items():
+        shown = "  ".join(f"{name} {value:,.2f}" for name, value in row.items())
+        print(f"{Path(source).stem:14}{side:8}{shown}", flush=True)
+    return medians
+
+
+def main() -> None:
+    """Measure everything, or the one thing that a child process is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--small", type=int, default=200, help="MB of made text")
+    parser.add_argument(
+        "--large", type=int, default=1000, help="MB for the peak of memory; 0: none"
+    )
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
+    parser.add_argument("--source", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        print(json.dumps(MEASURED[given.measure](given.source, given.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = set_up(folder, [size for size in (given.small, given.large) if size])
+        library = compare(STDLIB, folder, given.rounds)
+        small = compare(made[given.small], folder, given.rounds)
+        large = run("ours", made[given.large], folder) if given.large else {"peak_mb": 0.0}
+        others = {
+            what: run(what, made[given.small], folder) for what in ("group", "feed", "stream")
+        }
+    figures = {
+        **{
+            f"{key}{suffix}": side[beside]["seconds"] / side["ours"]["seconds"]
+            for suffix, side in (("", library), ("_made", small))
+            for key, beside in (("tokenize_vs_limit", "limit"), ("prepare_vs_peer", "stock"))
+        },
+        "group_mtok_s": others["group"]["mtok_s"],
+        "feed_mtok_s": others["feed"]["mtok_s"],
+        "bytes_per_token": small["ours"]["bytes_per_token"],
+        "cache_bytes_per_token": small["ours"]["cache_bytes_per_token"],
+        "peer_cache_bytes_per_token": small["stock"]["cache_bytes_per_token"],
+        "peak_mb_200mb": small["ours"]["peak_mb"],
+        "peer_peak_mb_200mb": small["stock"]["peak_mb"],
+        "peak_mb_1gb": large["peak_mb"],
+        "stream_vs_memory": others["stream"]["ratio"],
+    }
+    for key, value in figures.items():
+        print(f"{key:28}{value:12,.3f}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Hub datasets, their commits, streams and prepared blocks, from a stand-in on loopback."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from conftest import CORPUS
+from hub import Repository, serve
+
+pytestmark = pytest.mark.slow
+
+Train = Callable[..., CompletedProcess[str]]
+
+
+def publish(root: Path, name: str, *, words: str = "", shards: int = 3) -> Path:
+    """A dataset of titled paragraphs as JSON lines in shards."""
+    paragraphs = CORPUS.read_text(encoding="utf-8").split("\n\n")[::4]
+    folder = root / "datasets" / "USER" / name
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        rows = (
+            json.dumps({"title": f"{name} {number}", "body": f"{text}{words}"})
+            for number, text in enumerate(paragraphs)
+            if number % shards == shard
+        )
+        (folder / f"train-{shard:05}-of-{shards:05}.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """What a run recorded of its text."""
+    return json.loads((folder / "provenance.json").read_text())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file by its name."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def options(source: Any, **more: Any) -> dict[str, Any]:
+    """A data section."""
+    return {"data": {"source": source, "text_column": "body", "block_size": 16,
+                     "validation": {"holdout": 0.2}, **more}}  # fmt: skip
+
+
+def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
+    write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
+) -> None:
+    new = publish(tmp_path / "hub", "text", words=" and more")
+    old = publish(tmp_path / "hub", "text@v1")
+    home = str(tmp_path / "home")
+    with serve(tmp_path / "hub") as (environment, _):
+        hub = {**environment, "HF_HOME": home}
+        run_recipe(write_recipe(**options("USER/text", revision="v1")), **hub)
+        commit = Repository(old).commit
+        path = write_recipe(**options("USER/text", revision=commit), output_dir="by-commit")
+        run_recipe(path, **hub)
+        run_recipe(write_recipe(**options("USER/text"), output_dir="newest"), **hub)
+        missing = write_recipe(**options("USER/text", revision="v3"), output_dir="none")
+        refused = run_recipe(missing, code=2, **hub)
+    first, second, third = (provenance(tmp_path / n) for n in ("run", "by-commit", "newest"))
+    assert commit in first["commits"][0]
+    assert first["commits"] == second["commits"]
+    assert first["data"] == second["data"] != third["data"]
+    assert Repository(new).commit in third["commits"][0]
+    assert "USER/text" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    run_recipe: Train,
+    undo_end: Callable[[Path, int], None],
+) -> None:
+    publish(tmp_path / "hub", "one")
+    publish(tmp_path / "hub", "two", shards=1)
+    sources = [{"source": "USER/one", "weight": 0.7}, {"source": "USER/two", "weight": 0.3}]
+    changes = {
+        **options(sources, streaming=True),
+        "training__max_steps": 40,  # a second pass over both
+        "training__save_steps": 20,
+        "training__dataloader_num_workers": 2,
+        "model__dropout": 0.1,
+    }
+    with serve(tmp_path / "hub") as (environment, _):
+        hub = {**environment, "HF_HOME": str(tmp_path / "home")}
+        run_recipe(write_recipe(**changes, output_dir="whole"), **hub)
+        path = write_recipe(**changes, output_dir="broken")
+        run_recipe(path, **hub)
+        undo_end(tmp_path / "broken", 40)
+        run_recipe(path, **hub)
+    weights = [
+        (tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")
+    ]
+    assert weights[0] == weights[1]
+    state = json.loads((tmp_path / "whole" / "checkpoint-40" / "stream-0.json").read_text())
+    assert any(place["number"] > 0 for r in state["readers"] for place in r["places"])
+    assert len(provenance(tmp_path / "whole")["commits"]) == 2
+
+
+def test_a_template_joins_columns(
+    write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
+) -> None:
+    publish(tmp_path / "hub", "text")
+    folder = tmp_path / "hub" / "datasets" / "USER" / "text"
+    local = tmp_path / "local"
+    shutil.copytree(folder, local)
+    found = []
+    with serve(tmp_path / "hub") as (environment, _):
+        for number, source in enumerate(("USER/text", "local")):
+            changes = options(source, text_column="text", text_template="# {title}\n\n{body}")
+            path = write_recipe(**changes, output_dir=f"run{number}")
+            run_recipe(path, **environment, HF_HOME=str(tmp_path / "home"))
+            found.append(provenance(tmp_path / f"run{number}")["text"])
+    assert found[0] == found[1]
+    assert found[0]["train"]["bytes"] > 0
+
+
+def test_prepared_blocks_are_pushed_as_a_private_dataset_and_trained_on(
+    write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
+) -> None:
+    path = write_recipe()
+    with serve(tmp_path / "hub") as (environment, requests):
+        hub = {**environment, "HF_TOKEN": "hf_fake", "HF_HOME": str(tmp_path / "home")}
+        target = ["--output", str(tmp_path / "out"), "--push", "USER/blocks"]
+        done = run_recipe("prepare", path, *target, module="hf_lm.cli", **hub)
+        assert "dataset" in done.stdout
+        assert sum("/commit/main" in request for request in requests) == 1
+    pushed = tmp_path / "hub" / "datasets" / "USER" / "blocks"
+    assert files_of(pushed) == files_of(tmp_path / "out")
+    shutil.move(pushed, tmp_path / "downloaded")
+    again = write_recipe(data__source="downloaded", tokenizer={}, output_dir="again")
+    run_recipe(again)
+    assert provenance(tmp_path / "again")["text"]["train"]["blocks"] > 0
