@@ -13,6 +13,7 @@ Reading order, which is the way of the text:
   prepared.py   blocks and their tokenizer as a folder to share
   stream.py     text that is read while training -> token ids
   endless.py    the same blocks from them, each with its place
+  ahead.py      an iterator read ahead of its user
   cache.py      a key -> a prepared folder, built once
 
 The first four import nothing heavy; nor does this file, whose functions import late.

@@ -27,6 +27,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.dataset.ahead import read_ahead
 from hf_lm.dataset.cache import build_once, key_of
 from hf_lm.dataset.documents import Documents, Progress, lanes
 from hf_lm.dataset.grouping import Group, Grouper, make_grouper
@@ -130,9 +131,14 @@ def block_rows(
     documents: Documents, tokenize: Tokenize, groupers: dict[str, Grouper]
 ) -> IterableDataset:
     """The two map steps; each row has the "blocks" [B, T+1] of one portion."""
-    portions = IterableDataset.from_generator(documents.portions)
+    portions = IterableDataset.from_generator(partial(portions_ahead, documents))
     tokens = portions.map(tokenize, remove_columns=["text"])
     return tokens.map(Group(groupers))
+
+
+def portions_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
+    """The portions of documents, the next one read while one is tokenized."""
+    return read_ahead(documents.portions(), taken=1, ahead=1)
 
 
 class Tally:

@@ -31,11 +31,7 @@ class Document(NamedTuple):
     source: int  # position among the sources of that part
     text: str
     hash: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of UTF-8."""
-        return len(self.text.encode())
+    size: int  # bytes of UTF-8
 
 
 class Split(NamedTuple):
@@ -75,9 +71,9 @@ def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterato
             return
 
 
-def content_hash(text: str) -> int:
+def content_hash(text: bytes) -> int:
     """A number below HASHES that depends on a document's text alone: the start of its SHA-256."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 class Reader:
@@ -112,12 +108,13 @@ class Reader:
         seen = self.seen[part]
         for position, source in enumerate(self.corpus.of(part)):
             for text in self.texts(source, part):
-                value = content_hash(text)
+                raw = text.encode()
+                value = content_hash(raw)
                 if value in seen and self.data.deduplicate and not self.data.streaming:
                     self.duplicates += 1
                     continue
                 seen.add(value)
-                yield Document(part, position, text, value)
+                yield Document(part, position, text, value, len(raw))
 
     def texts(self, source: Source, part: str) -> Iterator[str]:
         """The texts of one source that are not empty."""
@@ -192,8 +189,8 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         held_out = document.part == "validation"
         cut = None if held_out else self.split.cut
         if cut is not None:
-            yield document._replace(text=document.text[:cut])
-            yield document._replace(text=document.text[cut:], part="validation")
+            for part, text in (("train", document.text[:cut]), ("validation", document.text[cut:])):
+                yield document._replace(part=part, text=text, size=len(text.encode()))
             return
         held_out = held_out or document.hash < self.split.below
         yield document._replace(part="validation" if held_out else "train")

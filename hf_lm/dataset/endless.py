@@ -10,21 +10,18 @@ block. Each reader reads ahead in a thread of its own.
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import IterableDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
+from hf_lm.dataset.ahead import read_ahead
 from hf_lm.dataset.grouping import Grouper
 from hf_lm.dataset.mixture import sources_of
 from hf_lm.errors import DataError, MismatchError
-
-T = TypeVar("T")
 
 TAKEN, AHEAD = 64, 16  # blocks a thread reads at once, and how often before they are asked for
 PLANNED = 1_024  # blocks whose source is looked up at once
@@ -149,23 +146,6 @@ class Reader:
         ]
 
 
-def read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items, read in a thread before they are asked for; what it raises is raised here."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        waiting = deque(pool.submit(take, items) for _ in range(AHEAD))
-        while found := waiting.popleft().result():
-            waiting.append(pool.submit(take, items))
-            yield from found
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def take(items: Iterator[T]) -> list[T]:
-    """The next few items."""
-    return list(itertools.islice(items, TAKEN))
-
-
 class BlockStream(TorchIterableDataset):
     """Blocks of T+1 ids without an end: those of this process's readers in turn."""
 
@@ -173,7 +153,7 @@ class BlockStream(TorchIterableDataset):
         self.readers, self.count = readers, 0
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        feeds = [read_ahead(iter(reader)) for reader in self.readers]
+        feeds = [read_ahead(iter(reader), taken=TAKEN, ahead=AHEAD) for reader in self.readers]
         try:
             while True:
                 turn = self.count % len(feeds)

@@ -58,10 +58,14 @@ class Columns(NamedTuple):
         return f'has no "{absent[0]}"; {use}'
 
     def text(self, row: Mapping[str, Any]) -> Any:
-        """The text of a row; where a column holds no string or number, what it holds instead."""
-        values = {name: row[name] for name in self.names}
+        """The text of a row; where a column holds no string or number, what it holds instead.
+
+        Raises:
+            KeyError: a column is missing.
+        """
         if self.template is None:
-            return values[self.names[0]]
+            return row[self.names[0]]
+        values = {name: row[name] for name in self.names}
         odd = [v for v in values.values() if not isinstance(v, (str, int, float))]
         return odd[0] if odd else self.template.format_map(values)
 
@@ -234,11 +238,11 @@ def read_json(
 def row_text(row: Any, place: str, columns: Columns, report: Report) -> Iterator[tuple[str, str]]:
     """The text of one row, if it has one."""
     if isinstance(row, dict):
-        missing = columns.missing(row)
-        if missing:
-            report.problem(place, missing)
+        try:
+            row = columns.text(row)
+        except KeyError:
+            report.problem(place, str(columns.missing(row)))
             return
-        row = columns.text(row)
     if not isinstance(row, str):
         named = ", ".join(f'"{name}"' for name in columns.names)
         report.problem(place, f"{named} is {type(row).__name__}, expected a string")

@@ -96,7 +96,7 @@ class StreamedDocuments(Mapping[str, Any]):
         source = self.train[number]
         for row in source.rows:
             if row["text"] and row["text"].strip():
-                held_out = content_hash(row["text"]) < source.below
+                held_out = content_hash(row["text"].encode()) < source.below
                 if held_out == (part == "validation"):
                     yield row
 
@@ -123,7 +123,10 @@ def window(
     texts = [
         text
         for place, text in zip(places, rows["text"], strict=True)
-        if place % readers == number and text and text.strip() and content_hash(text) >= below
+        if place % readers == number
+        and text
+        and text.strip()
+        and content_hash(text.encode()) >= below
     ]
     order = np.random.default_rng([*shuffle, places[0]]).permutation(len(texts))
     portions: list[list[str]] = []

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-PIECE = 256 * 2**10  # characters encoded at once by one core; an encoding takes 50 bytes of each
+PIECE = 128 * 2**10  # characters encoded at once by one core: 64 k and 512 k were 10 % slower
 SAFE_CUT = re.compile(r"\S\n(?=\S)")  # a line end between words: tokenizers split here anyway
 PROBE = "one\ntwo;\nthree 4\n(five)\n'six\nÄ\n_7"
 
