@@ -19,7 +19,6 @@ from hf_lm.dataset import (
     tokens,
 )
 from hf_lm.dataset.blocks import Blocks, collate, make_collate, positions
-from hf_lm.dataset.cache import cache_root
 from hf_lm.dataset.grouping import Concat, cut
 from hf_lm.dataset.tokens import Tokenize
 from hf_lm.errors import DataError
@@ -154,54 +153,6 @@ def prepared(path: Path) -> Blocks:
 def ids(blocks: Blocks, part: str = "train") -> list[list[int]]:
     """All blocks of a part."""
     return [row["input_ids"].tolist() for row in blocks.parts[part]]
-
-
-def kept() -> list[str]:
-    """The names of the prepared blocks."""
-    return sorted(path.name for path in (cache_root() / "blocks").iterdir() if path.is_dir())
-
-
-def test_prepared_data_is_used_again_and_never_stale(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    path = write_recipe()
-    first = prepared(path)
-    assert first.counts["train"].unused_tokens < 16
-    made = kept()
-    second = prepared(path)
-    assert kept() == made
-    assert second.counts == first.counts
-    assert ids(second) == ids(first)
-    file = tmp_path / "corpus" / "000.txt"
-    file.write_text(file.read_text().swapcase())
-    third = prepared(path)
-    assert ids(third) != ids(first)
-    assert len(kept()) == 2
-    prepared(write_recipe(data__grouping="best_fit"))
-    assert len(kept()) == 3
-
-
-def test_64_damaged_prepared_data_is_built_again(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    path = write_recipe()
-    rows = ids(prepared(path))
-    arrow = next((cache_root() / "blocks").rglob("train.arrow"))
-    arrow.write_bytes(arrow.read_bytes()[:100])
-    assert ids(prepared(path)) == rows
-
-
-def test_num_proc_changes_nothing(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any
-) -> None:
-    rows = []
-    for num_proc in (None, 2, 1):
-        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / f"cache{num_proc}"))
-        rows.append(ids(prepared(write_recipe(data__num_proc=num_proc))))
-        monkeypatch.setattr(tokens, "PIECE", 1_000)
-    assert rows[0] == rows[1] == rows[2]
 
 
 @pytest.mark.parametrize("kind", ["concat", "best_fit"])

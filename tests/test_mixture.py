@@ -1,5 +1,6 @@
 """Shares of a mixture are met from the first blocks on, for every number of processes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 from hf_lm.dataset import find_corpus, load_blocks, load_documents
 from hf_lm.dataset.mixture import MixtureSampler, sources_of
+from hf_lm.errors import DataError
 from hf_lm.recipe import load_recipe
+from hf_lm.run import train
 from hf_lm.tokenizer import build_tokenizer
 
 WEIGHTS = [0.7, 0.2, 0.1]
@@ -68,6 +71,45 @@ def mixture(write_recipe: Callable[..., Path], tmp_path: Path, **changes: Any) -
     text = load_documents(recipe.data, find_corpus(recipe.data))
     tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
     return load_blocks(recipe.data, text, tokenizer, seed=recipe.seed), tokenizer
+
+
+def test_a_mixture_resumes_with_the_same_weights_in_a_later_epoch(
+    write_recipe: Callable[..., Path], tmp_path: Path, undo_end: Callable[[Path, int], None]
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} " * 12)
+    entries = [{"source": "a", "weight": 3}, {"source": "b", "weight": 1}]
+    changes = {"data__source": entries, "training__max_steps": 16, "training__save_steps": 4}
+    for folder in ("whole", "broken"):
+        path = write_recipe(**changes, output_dir=folder, tokenizer={"train": {"kind": "byte"}})
+        train(load_recipe(path))
+    state = json.loads((tmp_path / "whole" / "checkpoint-16" / "trainer_state.json").read_text())
+    assert state["epoch"] > 2
+    undo_end(tmp_path / "broken", 16)
+    train(load_recipe(path))
+    first, second = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        for name in ("whole", "broken")
+    )
+    assert first == second
+
+
+def test_a_source_that_fills_no_block_is_named(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, text in (("a", "some text\n" * 90), ("b", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.txt").write_text(text)
+        (tmp_path / name / "2.txt").write_text(text + "y")
+    entries = [{"source": "a", "weight": 3}, {"source": "b", "weight": 1}]
+    path = write_recipe(data__source=entries, tokenizer={"train": {"kind": "byte"}})
+    recipe = load_recipe(path)
+    text = load_documents(recipe.data, find_corpus(recipe.data))
+    tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
+    with pytest.raises(DataError, match=r"data\.source\.1: fills no block of its own; add text"):
+        load_blocks(recipe.data, text, tokenizer, seed=0)
 
 
 def test_the_sampler_of_a_recipe_gives_the_shares_of_its_weights(

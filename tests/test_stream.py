@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hf_lm.dataset import Share, endless, find_corpus, grouping, load_blocks, load_documents, stream
 from hf_lm.dataset.ahead import read_ahead
 from hf_lm.dataset.endless import BlockStream
-from hf_lm.errors import DataError
+from hf_lm.errors import DataError, MismatchError
 from hf_lm.recipe import DataRecipe, load_recipe
 from hf_lm.tokenizer import PreTrainedTokenizerFast, byte_tokenizer
 
@@ -208,6 +208,27 @@ def test_a_stream_that_fills_no_block_is_refused(tmp_path: Path, tokenizer: Any)
     data = recipe_of(source, block_size=100, validation={"source": own})
     with pytest.raises(DataError, match=r"fills no block; lower data\.block_size"):
         taken(opened(data, tokenizer, Share()), 1)
+
+
+def test_a_list_without_weights_is_read_one_after_the_other(tmp_path: Path, tokenizer: Any) -> None:
+    sources = [
+        write_texts(tmp_path / name, [f"{name}{number}" for number in range(40)]) for name in "ab"
+    ]
+    own = write_texts(tmp_path / "own", ["held out text " * 5])
+    data = recipe_of(sources, validation={"source": own})
+    streamed = itertools.chain(*(row[1:] for row in taken(opened(data, tokenizer, Share()), 60)))
+    names = [text[0] for text in tokenizer.decode(list(streamed)).split(EOS) if text]
+    assert names[:39].count("b") == 0
+    assert "b" in names[60:]
+
+
+def test_another_number_of_threads_is_refused_by_name(tmp_path: Path, tokenizer: Any) -> None:
+    data = recipe_of(write_texts(tmp_path / "a", random_texts(40)))
+    state = opened(data, tokenizer, Share(threads=2)).state_dict()
+    with pytest.raises(
+        MismatchError, match=r"dataloader_num_workers: .* by 2 threads, is now .* 1"
+    ):
+        opened(data, tokenizer, Share()).load_state_dict(state)
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_read() -> None:
