@@ -41,7 +41,12 @@ class Tokenize:
     ) -> None:
         self.tokenizer, self.type = tokenizer, id_type(len(tokenizer))
         self.end = [tokenizer.eos_token_id] if append_eos else []
-        self.cores = cores or len(os.sched_getaffinity(0))
+        allowed = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        self.cores = (
+            (cores or allowed or 1) if tokenizer.is_fast else 1
+        )  # Python's own share a lock
         self.backend: Tokenizer | None = None
         # Its own threads would contend with ours: 20 % slower on two cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
