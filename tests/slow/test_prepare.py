@@ -36,7 +36,7 @@ def write_more(folder: Path) -> None:
     chance = random.Random(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     with (folder / "more.jsonl").open("w") as file:
-        for number in range(20_000):
+        for number in range(8_000):
             text = f"{number} " + " ".join(chance.choices(words, k=60))
             file.write(json.dumps({"text": text}) + "\n")
 
