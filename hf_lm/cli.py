@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
 from hf_lm.errors import DataError, RecipeError
-from hf_lm.run import add_options, guarded, read_text, run
+from hf_lm.run import add_options, add_overrides, guarded, read_text, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,18 +91,6 @@ def add_model_commands(commands: Any) -> None:
     writing.set_defaults(call=generate)
 
 
-def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
-    """The option that overrides keys of a recipe."""
-    options.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help=text,
-    )
-
-
 def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
     """The same options with some values replaced."""
     return argparse.Namespace(**{**vars(given), **values})
@@ -153,14 +141,18 @@ def prepare(given: argparse.Namespace) -> None:
 
     Raises:
         RecipeError: the text cannot be prepared, because it is a stream or blocks already.
+        DataError: the folder is somebody else's.
     """
     from hf_lm import console
     from hf_lm.dataset import find_corpus, scan_documents
+    from hf_lm.dataset.sources import refuse_foreign
     from hf_lm.recipe import load_recipe
 
     recipe = load_recipe(given.recipe, overrides=given.overrides)
     if recipe.data.streaming:
         raise RecipeError("data.streaming = true: a stream is not prepared; set it to false")
+    folder = Path(given.output).resolve()
+    refuse_foreign(folder)
     corpus = find_corpus(recipe.data)
     if corpus.prepared:
         raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
@@ -170,7 +162,6 @@ def prepare(given: argparse.Namespace) -> None:
     from hf_lm.dataset import write_blocks
 
     text, tokenizer = read_text(recipe, corpus, scan)
-    folder = Path(given.output).resolve()
     with console.preparing("tokenize", text.size) as report:
         write_blocks(recipe.data, text, tokenizer, folder, report=report)
     rows = [("blocks", console.short(folder)), ("train on it", f'"data": {{"source": "{folder}"}}')]

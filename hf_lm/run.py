@@ -188,14 +188,7 @@ def check(recipe: Recipe) -> None:
 def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options of a run; `hf-lm run` has the same."""
     options.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
-    options.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override one key of the recipe; may be given many times",
-    )
+    add_overrides(options, "override one key of the recipe; may be given many times")
     options.add_argument(
         "--from",
         dest="pretrained",
@@ -217,6 +210,18 @@ def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="continue a run although this changed; may be given many times",
     )
     return options
+
+
+def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
+    """The option that overrides keys of a recipe."""
+    options.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help=text,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -132,6 +132,32 @@ def undo_end() -> Callable[[Path, int], None]:
     return undo
 
 
+@pytest.fixture
+def resumes_exactly(
+    write_recipe: Callable[..., Path], undo_end: Callable[[Path, int], None], tmp_path: Path
+) -> Callable[..., Path]:
+    """A function that runs a recipe once whole, and once stopped before `step` and continued.
+
+    Both have to end in the same bits; it returns the folder of the whole run.
+    """
+
+    def check(run: Callable[[Path], Any], step: int, **changes: Any) -> Path:
+        path = tmp_path
+        for name in ("whole", "broken"):
+            path = write_recipe(**changes, output_dir=name)
+            run(path)
+        undo_end(tmp_path / "broken", step)
+        run(path)
+        weights = [
+            (tmp_path / name / "model" / "model.safetensors").read_bytes()
+            for name in ("whole", "broken")
+        ]
+        assert weights[0] == weights[1]
+        return tmp_path / "whole"
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the tiny recipe."""

@@ -92,6 +92,18 @@ def test_5_another_tokenizer_or_parameter_rebuilds(
     assert rebuilt(write_recipe(**change))
 
 
+def test_other_weights_of_a_mixture_prepare_nothing_again(
+    write_recipe: Callable[..., Path],
+) -> None:
+    def weighted(first: int) -> Path:
+        globs = {"corpus/00*.txt": first, "corpus/01*.txt": 1}
+        sources = [{"source": name, "weight": weight} for name, weight in globs.items()]
+        return write_recipe(data__source=sources)
+
+    prepared(weighted(2))
+    assert not rebuilt(weighted(3))
+
+
 @pytest.mark.parametrize("num_proc", [1, 2, 5])
 def test_5_num_proc_changes_no_row(
     num_proc: int, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path

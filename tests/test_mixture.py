@@ -58,64 +58,54 @@ def test_the_order_goes_by_the_seed_alone() -> None:
     assert first == again != other
 
 
-def mixture(write_recipe: Callable[..., Path], tmp_path: Path, **changes: Any) -> Any:
-    """The blocks of two folders mixed 3 to 1: one of a's, one of b's."""
-    for name in "ab":
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        for number in range(60):
-            (folder / f"{number}.txt").write_text(f"{name * 40} {number}\n" * 5)
-    entries = [{"source": "a", "weight": 3}, {"source": "b", "weight": 1}]
-    path = write_recipe(data__source=entries, tokenizer={"train": {"kind": "byte"}}, **changes)
+def write_mixture(tmp_path: Path, texts: dict[str, list[str]]) -> dict[str, Any]:
+    """A folder of documents for each name; the changes of a recipe that mixes them 3 to 1."""
+    for name, documents in texts.items():
+        (tmp_path / name).mkdir()
+        for number, text in enumerate(documents):
+            (tmp_path / name / f"{number}.txt").write_text(text)
+    weighted = zip(texts, (3, 1), strict=True)
+    sources = [{"source": name, "weight": weight} for name, weight in weighted]
+    return {"data__source": sources, "tokenizer": {"train": {"kind": "byte"}}}
+
+
+def mixture(path: Path) -> Any:
+    """The blocks of a recipe file, and their tokenizer."""
     recipe = load_recipe(path)
     text = load_documents(recipe.data, find_corpus(recipe.data))
     tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
     return load_blocks(recipe.data, text, tokenizer, seed=recipe.seed), tokenizer
 
 
+def repeated(count: int) -> dict[str, list[str]]:
+    """Different documents of a's, and as many of b's."""
+    return {name: [f"{name * 40} {number}\n" * 5 for number in range(count)] for name in "ab"}
+
+
 def test_a_mixture_resumes_with_the_same_weights_in_a_later_epoch(
-    write_recipe: Callable[..., Path], tmp_path: Path, undo_end: Callable[[Path, int], None]
+    resumes_exactly: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for number in range(5):
-            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} " * 12)
-    entries = [{"source": "a", "weight": 3}, {"source": "b", "weight": 1}]
-    changes = {"data__source": entries, "training__max_steps": 16, "training__save_steps": 4}
-    for folder in ("whole", "broken"):
-        path = write_recipe(**changes, output_dir=folder, tokenizer={"train": {"kind": "byte"}})
-        train(load_recipe(path))
-    state = json.loads((tmp_path / "whole" / "checkpoint-16" / "trainer_state.json").read_text())
-    assert state["epoch"] > 2
-    undo_end(tmp_path / "broken", 16)
-    train(load_recipe(path))
-    first, second = (
-        (tmp_path / name / "model" / "model.safetensors").read_bytes()
-        for name in ("whole", "broken")
-    )
-    assert first == second
+    changes = write_mixture(tmp_path, repeated(4))
+    steps = {"training__max_steps": 16, "training__save_steps": 4}
+    folder = resumes_exactly(lambda path: train(load_recipe(path)), 16, **changes, **steps)
+    state = json.loads((folder / "checkpoint-16" / "trainer_state.json").read_text())
+    assert state["epoch"] > 1
 
 
 def test_a_source_that_fills_no_block_is_named(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for name, text in (("a", "some text\n" * 90), ("b", "x")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.txt").write_text(text)
-        (tmp_path / name / "2.txt").write_text(text + "y")
-    entries = [{"source": "a", "weight": 3}, {"source": "b", "weight": 1}]
-    path = write_recipe(data__source=entries, tokenizer={"train": {"kind": "byte"}})
-    recipe = load_recipe(path)
-    text = load_documents(recipe.data, find_corpus(recipe.data))
-    tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
+    texts = {"a": repeated(20)["a"], "b": ["x"]}
+    path = write_recipe(**write_mixture(tmp_path, texts))
     with pytest.raises(DataError, match=r"data\.source\.1: fills no block of its own; add text"):
-        load_blocks(recipe.data, text, tokenizer, seed=0)
+        mixture(path)
 
 
 def test_the_sampler_of_a_recipe_gives_the_shares_of_its_weights(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    blocks, tokenizer = mixture(write_recipe, tmp_path)
+    path = write_recipe(**write_mixture(tmp_path, repeated(60)))
+    blocks, tokenizer = mixture(path)
     order = list(blocks.sampler)[:2_000]
     texts = [tokenizer.decode(blocks.parts["train"][place]["input_ids"]) for place in order]
     share = sum(text.count("a") > text.count("b") for text in texts) / len(texts)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,43 @@ def test_streams_and_prepared_blocks_are_not_prepared(
     errors = capsys.readouterr().err
     assert "a stream is not prepared" in errors
     assert "is prepared already" in errors
+
+
+def test_a_kill_while_an_old_folder_is_replaced_leaves_nothing_in_the_way(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(write_recipe())
+
+    def killed(path: Path, **_: Any) -> None:
+        if (path / "blocks.json").exists():  # half removed, as by a kill in the middle
+            (path / "blocks.json").unlink()
+            raise SystemExit(9)
+
+    path = write_recipe(data__block_size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            prepare(path)
+    prepare(path)
+    assert json.loads((folder / "blocks.json").read_text())["block_size"] == 8
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".prepared")] == []
+
+
+def test_a_push_that_cannot_be_made_is_one_line_and_keeps_the_folder(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "prepared"
+    target = ["--output", str(folder), "--push", "USER/blocks"]
+    assert main(["prepare", str(write_recipe()), *target]) == 2
+    assert "USER/blocks: not uploaded: " in capsys.readouterr().err
+    assert (folder / "blocks.json").is_file()
+
+
+def test_a_folder_of_somebody_else_is_refused_before_any_text_is_read(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "mine.txt").write_text("mine")
+    path = write_recipe(data__source="nowhere")
+    assert main(["prepare", str(path), "--output", str(tmp_path / "prepared")]) == 2
+    assert "nowhere" not in capsys.readouterr().err

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch.nn import functional
 
 from hf_lm.dataset.blocks import collate
+from hf_lm.dataset.mixture import MixtureSampler
 from hf_lm.errors import NonFiniteError
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
@@ -112,6 +113,28 @@ def by_hand(
         optimizer.zero_grad()
         losses.append(total)
     return losses, norms
+
+
+def test_the_order_of_a_mixture_reaches_the_batches_of_every_epoch(tmp_path: Path) -> None:
+    ids = np.arange(12 * (T + 1), dtype=np.uint16).reshape(12, T + 1)
+    sampler = MixtureSampler([9, 3], [0.5, 0.5], seed=3)
+    trainer = make_trainer(
+        tmp_path,
+        [],
+        recipe=TRAINING,
+        micro=2,
+        accumulation=1,
+        blocks=Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy"),
+        collator=collate,
+        sampler=sampler,
+    )
+    loader: Any = trainer.get_train_dataloader()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        first_ids = [row[0] for batch in loader for row in batch["input_ids"].tolist()]
+        expected = MixtureSampler([9, 3], [0.5, 0.5], seed=3)
+        expected.set_epoch(epoch)
+        assert [value // (T + 1) for value in first_ids] == list(expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])

@@ -13,7 +13,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -44,12 +44,12 @@ WRITTEN_ROWS = 10_000  # blocks of one Arrow record batch
 class PartCounts:
     """What became of the text of one part."""
 
-    documents: int
-    bytes: int
-    tokens: int  # end-of-text tokens included
-    blocks: int
-    unused_tokens: int  # the tail that fills no block
-    padded_tokens: int  # ids that fill blocks up
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0  # end-of-text tokens included
+    blocks: int = 0
+    unused_tokens: int = 0  # the tail that fills no block
+    padded_tokens: int = 0  # ids that fill blocks up
 
     def scaled(self, factor: float) -> PartCounts:
         """The same for a text `factor` times as long."""
@@ -57,11 +57,6 @@ class PartCounts:
 
     def __add__(self, other: PartCounts) -> PartCounts:
         return PartCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def astuple(counts: PartCounts) -> list[int]:
-    """The numbers in the order of their names."""
-    return [getattr(counts, field.name) for field in fields(counts)]
 
 
 class Blocks(NamedTuple):
@@ -146,23 +141,24 @@ class Tally:
 
     def __init__(self, groupers: dict[str, Grouper], report: Progress | None) -> None:
         self.groupers, self.report = groupers, report
-        self.counts = dict.fromkeys(groupers, PartCounts(0, 0, 0, 0, 0, 0))
+        self.counts = dict.fromkeys(groupers, PartCounts())
 
     def passing(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
         """The lane and blocks of each portion."""
         for row in rows:
             lane, blocks = row["lane"], row["blocks"]
             documents, tokens = len(row["ends"]), len(row["input_ids"])
-            self.counts[lane] += PartCounts(documents, row["size"], tokens, len(blocks), 0, 0)
+            self.counts[lane] += PartCounts(documents, row["size"], tokens, len(blocks))
             if self.report:
                 self.report(documents, row["size"])
             yield lane, blocks
 
     def parts(self) -> dict[str, PartCounts]:
         """The counts of both parts, when all text has gone by."""
-        found = {part: PartCounts(0, 0, 0, 0, 0, 0) for part in ("train", "validation")}
+        found = {part: PartCounts() for part in ("train", "validation")}
         for lane, counts in self.counts.items():
-            rest = PartCounts(0, 0, 0, 0, self.groupers[lane].unused, self.groupers[lane].padded)
+            grouper = self.groupers[lane]
+            rest = PartCounts(unused_tokens=grouper.unused, padded_tokens=grouper.padded)
             found[lane.split("-")[0]] += counts + rest
         return found
 
@@ -251,17 +247,16 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
     written = json.loads((folder / COUNTS).read_text())
     counts = {part: PartCounts(**row) for part, row in written.items()}
     require_blocks(counts, data)
-    files = [folder / "train.arrow"]
-    if len(weights) > 1 and not files[0].exists():
-        files = [folder / f"train-{n}.arrow" for n in range(len(weights))]
-    sources = [Dataset.from_file(str(file)) for file in files]
+    mixed = len(weights) > 1
+    names = [f"train-{n}" for n in range(len(weights))] if mixed else ["train"]
+    sources = [Dataset.from_file(str(folder / f"{name}.arrow")) for name in names]
     sampler = None
     short = [n for n, source in enumerate(sources) if not len(source)]
     if short:
         raise DataError(
             f"data.source.{short[0]}: fills no block of its own; add text or remove all weights"
         )
-    if len(sources) > 1:
+    if mixed:
         sampler = MixtureSampler([len(source) for source in sources], weights, seed=seed)
     parts = {
         "train": BlockRows(concatenate_datasets(sources)),

@@ -44,8 +44,7 @@ class Split(NamedTuple):
 def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ()) -> str:
     """A hash of what documents depend on: bytes of files, or Hub commits, and how they are read."""
     files = [
-        [(source.weight, [file.sha256 for file in source.files]) for source in corpus.of(part)]
-        for part in PARTS
+        [[file.sha256 for file in source.files] for source in corpus.of(part)] for part in PARTS
     ]
     how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]

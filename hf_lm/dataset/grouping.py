@@ -43,9 +43,7 @@ class Grouper(Protocol):
         """Blocks [B, T+1] from documents; without any, from what waits."""
 
 
-def make_grouper(
-    grouping: str, *, block_size: int, eos: int, kind: type[np.generic], tail: Sequence[int] = ()
-) -> Grouper:
+def make_grouper(grouping: str, *, block_size: int, eos: int, kind: type[np.generic]) -> Grouper:
     """The grouping a recipe asks for.
 
     Args:
@@ -53,11 +51,10 @@ def make_grouper(
         block_size: T.
         eos: end-of-text id, which best_fit pads with.
         kind: type of an id.
-        tail: ids left by an earlier part of the same stream.
     """
     if grouping == "best_fit":
         return BestFit(block_size, eos, kind)
-    return Concat(block_size, np.asarray(tail, kind))
+    return Concat(block_size, np.empty(0, kind))
 
 
 class Concat:

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_lm.dataset.blocks import COUNTS, Blocks, open_blocks
-from hf_lm.dataset.sources import PREPARED, sha256
+from hf_lm.dataset.sources import PREPARED, refuse_foreign, sha256
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
@@ -69,10 +69,10 @@ def write_prepared(
     Raises:
         DataError: the folder is there and is not one of ours.
     """
-    if folder.exists() and not (folder / PREPARED).is_file() and any(folder.iterdir()):
-        raise DataError(f"{folder}: is not empty and holds no prepared blocks; name a new folder")
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    refuse_foreign(folder)
+    staging, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    for left in (staging, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     for file in sorted(blocks.glob("*.arrow")):
         shutil.copyfile(file, staging / file.name)
@@ -82,8 +82,10 @@ def write_prepared(
     (staging / "README.md").write_text(card(staging, cutting), encoding="utf-8")
     about = {"format": FORMAT, **cutting, "weights": weights, **facts, "files": hashes(staging)}
     (staging / PREPARED).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # moved aside whole: a kill must not leave half of it in its place
+        folder.rename(old)
     staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def card(folder: Path, cutting: Mapping[str, Any]) -> str:
@@ -175,7 +177,6 @@ def push_prepared(folder: Path, name: str) -> str:
         DataError: the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
@@ -186,7 +187,7 @@ def push_prepared(folder: Path, name: str) -> str:
             folder_path=str(folder),
             commit_message="Blocks prepared by hf_lm",
         )
-    except HfHubHTTPError as error:
+    except Exception as error:  # HTTP errors, connections, offline mode, a name that is none
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"{name}: not uploaded: {reason}; the blocks are in {folder}, and "

@@ -89,9 +89,11 @@ class Corpus:
 
     @property
     def weights(self) -> list[float]:
-        """The share of the training tokens that each source has."""
-        total = sum(source.weight or 0 for source in self.train)
-        return [(source.weight or 0) / total for source in self.train] if total else [1.0]
+        """The share of the training tokens that each lane of them has."""
+        if not self.mixed:
+            return [1.0]
+        weights = [source.weight or 0.0 for source in self.train]
+        return [weight / sum(weights) for weight in weights]
 
     @property
     def mixed(self) -> bool:
@@ -126,6 +128,16 @@ def find_corpus(data: DataRecipe) -> Corpus:
         raise DataError(problems)
     once = data.deduplicate and not data.streaming
     return Corpus(train, validation, tuple(repeated_files(train, deduplicate=once)))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to write prepared blocks where something else is.
+
+    Raises:
+        DataError: the folder is there and is not one of ours.
+    """
+    if folder.exists() and not (folder / PREPARED).is_file() and any(folder.iterdir()):
+        raise DataError(f"{folder}: is not empty and holds no prepared blocks; name a new folder")
 
 
 def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterator[str]:

@@ -73,9 +73,8 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
 
 
 def test_a_stream_trains_resumes_exactly_and_holds_out_text(
-    write_recipe: Callable[..., Path],
+    resumes_exactly: Callable[..., Path],
     train: Callable[..., CompletedProcess[str]],
-    undo_end: Callable[[Path, int], None],
     tmp_path: Path,
 ) -> None:
     publish(tmp_path / "hub")
@@ -92,17 +91,8 @@ def test_a_stream_trains_resumes_exactly_and_holds_out_text(
         "model__dropout": 0.1,
     }
     with serve(tmp_path / "hub") as (environment, _):
-        whole = train(write_recipe(**changes, output_dir="whole"), **environment)
-        assert "text      a stream" in whole.stdout
-        recipe = write_recipe(**changes, output_dir="broken")
-        train(recipe, **environment)
-        undo_end(tmp_path / "broken", 40)
-        train(recipe, **environment)
-    weights = [
-        (tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")
-    ]
-    assert weights[0] == weights[1]
-    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["tokens"] == 40 * 16
+        whole = resumes_exactly(partial(train, **environment), 40, **changes)
+    assert json.loads((whole / "metrics.json").read_text())["tokens"] == 40 * 16
 
 
 def test_a_published_model_is_fine_tuned(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -63,6 +64,10 @@ def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
         run_recipe(write_recipe(**options("USER/text"), output_dir="newest"), **hub)
         missing = write_recipe(**options("USER/text", revision="v3"), output_dir="none")
         refused = run_recipe(missing, code=2, **hub)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
+    cached = run_recipe(missing, code=2, **offline)
+    assert "USER/text: revision v3 is not here" in cached.stderr
+    assert "the cached copy is of" in cached.stderr
     first, second, third = (provenance(tmp_path / n) for n in ("run", "by-commit", "newest"))
     assert commit in first["commits"][0]
     assert first["commits"] == second["commits"]
@@ -73,10 +78,7 @@ def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
 
 
 def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    run_recipe: Train,
-    undo_end: Callable[[Path, int], None],
+    resumes_exactly: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     publish(tmp_path / "hub", "one")
     publish(tmp_path / "hub", "two", shards=1)
@@ -90,18 +92,10 @@ def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
     }
     with serve(tmp_path / "hub") as (environment, _):
         hub = {**environment, "HF_HOME": str(tmp_path / "home")}
-        run_recipe(write_recipe(**changes, output_dir="whole"), **hub)
-        path = write_recipe(**changes, output_dir="broken")
-        run_recipe(path, **hub)
-        undo_end(tmp_path / "broken", 40)
-        run_recipe(path, **hub)
-    weights = [
-        (tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")
-    ]
-    assert weights[0] == weights[1]
-    state = json.loads((tmp_path / "whole" / "checkpoint-40" / "stream-0.json").read_text())
+        whole = resumes_exactly(partial(run_recipe, **hub), 40, **changes)
+    state = json.loads((whole / "checkpoint-40" / "stream-0.json").read_text())
     assert any(place["number"] > 0 for r in state["readers"] for place in r["places"])
-    assert len(provenance(tmp_path / "whole")["commits"]) == 2
+    assert len(provenance(whole)["commits"]) == 2
 
 
 def test_a_template_joins_columns(
