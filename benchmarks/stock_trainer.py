@@ -46,6 +46,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=100, help="steps, or their share below 1")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--dropout", type=float, default=0.1, help="GPT-2's own default")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args()
 
@@ -113,6 +114,7 @@ def main() -> None:
         save_strategy="no",
         logging_steps=10,
         report_to="none",
+        bf16=given.bf16,
         use_cpu=True,
         disable_tqdm=True,
         seed=given.seed,
@@ -126,7 +128,9 @@ def main() -> None:
         data_collator=default_data_collator,
         callbacks=[stopwatch],
     )
+    began = time.perf_counter()
     trainer.train()
+    trained = time.perf_counter() - began
     trainer.model.config.use_cache = True
     trainer.model.save_pretrained(given.out / "model")
     tokenizer.save_pretrained(given.out / "model")
@@ -134,6 +138,7 @@ def main() -> None:
     files = (path for path in (given.out / "cache").rglob("*") if path.is_file())
     result = {
         "prepare_seconds": prepared,
+        "train_seconds": trained,
         "step_seconds": statistics.median(spans),
         "tokens_per_second": given.batch * given.block / statistics.median(spans),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -8,12 +8,17 @@ Reading order, which is the way of the data:
   dataset        sources -> documents -> shifted blocks
   tokenizer      load a tokenizer, or train one on the recipe's text
   model_config   GPT-2's words for every supported family
+  dropout        dropout for CPUs
+  attention      causal attention for whole blocks, without a mask
+  loss           the mean loss of hidden states, without their logits
   model          build or load the network
-  optimizer      parameter groups, AdamW / Adam / SGD, schedules
+  muon           Muon for matrices and AdamW for the rest, in one optimizer
+  optimizer      parameter groups, Muon / AdamW / Adam / SGD, schedules
   trainer        LMTrainer: overridden hooks only
   evaluation     loss, perplexity, accuracy, bits per byte, samples
   machine        threads, precision and memory of this computer
   plan           what a run will cost, before it starts
+  kernels        how it is computed: attention, compiled blocks, and why
   run_folder     what a run leaves on disk, and how it is continued
   progress       what a person watches: loss, rate, speed, time left
   console        what a person reads: the plan and the end

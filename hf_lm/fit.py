@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.console import console
 from hf_lm.dataset.blocks import Blocks, make_collate
+from hf_lm.dropout import use_cheap_dropout
 from hf_lm.evaluation import measure, sample
+from hf_lm.kernels import Kernels
 from hf_lm.machine import Machine, peak_memory
 from hf_lm.model import compile_blocks, load_pretrained, save_model
 from hf_lm.optimizer import build_optimizer, build_schedule
@@ -35,6 +37,7 @@ class Run(NamedTuple):
     blocks: Blocks
     model: PreTrainedModel
     plan: Plan
+    kernels: Kernels
 
 
 def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -56,7 +59,9 @@ def make_hooks(run: Run, *, seconds: float) -> Hooks:
     """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
     recipe = run.recipe
     return Hooks(
-        make_optimizer=partial(build_optimizer, recipe=recipe.training),
+        make_optimizer=partial(
+            build_optimizer, recipe=recipe.training, precision=run.machine.precision
+        ),
         make_schedule=partial(build_schedule, recipe=recipe.training),
         measure=partial(
             measure,
@@ -93,9 +98,9 @@ def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
         **run.plan.arguments(),
         **run.machine.arguments(),
     )
-    if recipe.training.compile is True or (
-        recipe.training.compile == "auto" and run.machine.device == "cuda"
-    ):
+    if run.machine.device == "cpu":
+        use_cheap_dropout(run.model)
+    if run.kernels.compile:
         compile_blocks(run.model)
     return build_trainer(
         recipe.training,
@@ -124,7 +129,7 @@ def finish(
         "train_tokens": tokens,
         "train_seconds": round(seconds, 3),
         "tokens_per_second": speed,
-        "mfu": speed * hooks.flops_per_token / peak if peak else None,
+        "mfu": speed * hooks.flops_per_token / peak,
         "peak_memory_bytes": peak_memory(run.machine.device),
         "parameters": run.plan.network.parameters,
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ PEAK_FLOPS = {
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 ONE_GIB = 2**30
+PEAK_SECONDS = 0.25  # the first product of a process is slow, and a shared machine drifts
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,12 @@ class Machine:
             "fp16": self.precision == "fp16",
         }
 
-    @property
-    def peak_flops(self) -> float | None:
-        """Peak FLOP/s of all processes, where the data sheet is known."""
+    @cached_property
+    def peak_flops(self) -> float:
+        """Peak FLOP/s of all processes: of the data sheet, or measured on the spot."""
         known = (flops for key, flops in PEAK_FLOPS.items() if key in self.name)
-        peak = next(known, None) if self.device == "cuda" else None
-        return peak * self.world_size if peak else None
+        listed = next(known, None) if self.device == "cuda" and self.precision != "fp32" else None
+        return self.world_size * (listed or measured_flops(self.device, self.precision))
 
 
 def find_machine(recipe: TrainingRecipe) -> Machine:
@@ -135,6 +139,19 @@ def computes_bf16(kind: str) -> bool:
     except (OSError, IndexError):
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def measured_flops(kind: str, precision: str) -> float:
+    """FLOP/s of the best of some large matrix products, in a quarter of a second."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    width = 1024 if kind == "cpu" else 8192
+    matrix = torch.ones(width, width, dtype=dtype, device=kind)
+    began, best = time.perf_counter(), math.inf
+    while time.perf_counter() - began < PEAK_SECONDS:
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best
 
 
 def use_cores(processes: int) -> int:

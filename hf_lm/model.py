@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -23,20 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_lm.errors import RecipeError
-from hf_lm.model_config import MODERN, GPTConfig, Vocabulary
+from hf_lm.loss import use_mean_loss
+from hf_lm.model_config import FAMILIES, GPTConfig, Vocabulary
 from hf_lm.recipe import ModelRecipe
 
-# The name is unknown to transformers' table of masks, so no mask is built: under torch.compile its
-# "sdpa" always makes a [B, 1, T, T] one, which keeps the flash kernels out (transformers #48925).
-CAUSAL = "hf_lm_causal"
-AttentionInterface.register(CAUSAL, sdpa_attention_forward)
-
-# On a CPU plain attention was 8 % (gpt2) and 4 % (qwen3) faster a step than the fused kernel at 4
-# layers of width 128 and blocks of 64; its matrices of scores grow with the square of a block.
-EAGER_BLOCK = 256
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout")
 RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what writes into the residual stream
 
@@ -46,8 +37,7 @@ def build_model(
     vocabulary: Vocabulary,
     *,
     block_size: int,
-    document_mask: bool = False,
-    device: str = "cpu",
+    attention: str = "sdpa",
     seed: int = 0,
     meta: bool = False,
 ) -> PreTrainedModel:
@@ -57,8 +47,7 @@ def build_model(
         recipe: which network.
         vocabulary: of the tokenizer the model will be used with.
         block_size: tokens the model must be able to see.
-        document_mask: take an attention that can part documents by their positions.
-        device: "cpu" or "cuda", where it will be trained.
+        attention: the name of its kernel.
         seed: of the initial weights.
         meta: without memory for the weights, to count them.
 
@@ -82,10 +71,9 @@ def build_model(
     # transformers takes the loss from the class name, and GPT2LMHeadModel has no "ForCausalLM" in
     # it: the Trainer then counts one target a block too many, and the loss is (T-1)/T of itself.
     model.loss_type = "ForCausalLM"
-    if config.model_type in ("gpt2", *MODERN):
-        eager = device == "cpu" and block_size <= EAGER_BLOCK
-        fused = "sdpa" if document_mask else CAUSAL
-        model.set_attn_implementation("eager" if eager else fused)
+    if config.model_type in FAMILIES:
+        use_mean_loss(model)
+        model.set_attn_implementation(attention)
     return model
 
 

@@ -24,6 +24,7 @@ MODERN: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama": LlamaConfig,  # the same without QK-norm
     "arcee": ArceeConfig,  # rotary positions, RMSNorm, squared ReLU
 }
+FAMILIES = ("gpt2", *MODERN)
 
 
 class Vocabulary(NamedTuple):
@@ -71,8 +72,8 @@ class GPTConfig(GPT2Config):
 
     def validate_numbers(self) -> None:
         """Refuse what would fail, or silently go wrong, deep inside the network."""
-        if self.family != "gpt2" and self.family not in MODERN:
-            raise ValueError(f"family = {self.family!r}: must be one of gpt2, {', '.join(MODERN)}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"family = {self.family!r}: must be one of {', '.join(FAMILIES)}")
         unit = self.n_head if self.family == "gpt2" else 2 * self.n_head
         if min(self.n_layer, self.n_head, self.n_embd) < 1 or self.n_embd % unit:
             raise ValueError(f"n_embd = {self.n_embd} must be a positive multiple of {unit}")

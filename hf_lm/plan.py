@@ -9,10 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_lm.errors import RecipeError
+from hf_lm.model_config import FAMILIES
 from hf_lm.recipe import TrainingRecipe
 
-STATE_BYTES = {"adamw": 16, "adam": 16, "sgd": 12}  # fp32 weight, gradient and optimizer state
-CHECKPOINT_BYTES = {"adamw": 12, "adam": 12, "sgd": 8}  # the same without the gradient
+# fp32 weight, gradient and optimizer state of a parameter; Muon's matrices have one number less
+STATE_BYTES = {"muon": 16, "adamw": 16, "adam": 16, "sgd": 12}
+CHECKPOINT_BYTES = {kind: size - 4 for kind, size in STATE_BYTES.items()}  # without the gradient
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for the libraries and fragmentation
 
 
@@ -25,6 +27,7 @@ class Network:
     n_layer: int
     n_embd: int
     vocab_size: int
+    logits: bool  # whether the loss holds those of a whole batch
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def describe_network(model: PreTrainedModel) -> Network:
         n_layer=config.num_hidden_layers,
         n_embd=config.hidden_size,
         vocab_size=config.vocab_size,
+        logits=config.model_type not in FAMILIES,
     )
 
 
@@ -163,10 +167,13 @@ def activation_bytes(network: Network, blocks: int, block_size: int, *, recomput
     """Bytes that the forward pass keeps for the backward one, for `blocks` blocks at a time.
 
     About 40 numbers a layer and unit of width (Korthikanti et al., 2022, arXiv:2205.05198, with
-    attention that keeps no matrix of scores), and four copies of the logits; in fp32.
+    attention that keeps no matrix of scores), in fp32, and of the loss four copies of the logits,
+    or where it is made without them the gradient of the output matrix.
     """
-    layer = (2 if recompute else 40) * network.n_layer * network.n_embd
-    return 4 * blocks * block_size * (layer + 4 * network.vocab_size)
+    tokens, vocabulary = blocks * block_size, network.vocab_size
+    layers = tokens * (2 if recompute else 40) * network.n_layer * network.n_embd
+    loss = vocabulary * (4 * tokens if network.logits else network.n_embd)
+    return 4 * (layers + loss)
 
 
 def divisors(number: int) -> list[int]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from hf_lm.dataset import Corpus, Scan, Text
     from hf_lm.dataset.blocks import Blocks
+    from hf_lm.kernels import Kernels
     from hf_lm.machine import Machine
     from hf_lm.model_config import Vocabulary
     from hf_lm.plan import Plan
@@ -57,22 +58,24 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     text, tokenizer = read_text(recipe, corpus, scan)
     blocks = make_blocks(recipe, text, tokenizer, **machine.share())
     vocabulary = Vocabulary.of(tokenizer)
-    plan = plan_run(recipe, vocabulary, machine, blocks.counts)
+    plan, kernels = plan_run(recipe, vocabulary, machine, blocks.counts)
     refuse(plan.missing)
     console.show_rows(
         recipe.name,
-        [*text_rows(recipe.data, blocks.counts), *plan.rows(), *machine.rows()],
+        [*text_rows(recipe.data, blocks.counts), *run_rows(plan, machine, kernels)],
         notes=[*warnings(recipe), *(text.scan or scan).notes],
     )
 
-    model = make_model(recipe, vocabulary, machine)
+    model = make_model(recipe, vocabulary, attention=kernels.attention)
     provenance = describe_run(
         text.content,
         tokenizer_hash(tokenizer),
-        {**machine.facts(), **text.facts(), "text": blocks.facts()},
+        {**machine.facts(), **kernels.facts(), **text.facts(), "text": blocks.facts()},
     )
     with folder.recorded(recipe, provenance, accepted):
-        metrics, samples = fit(Run(recipe, folder, machine, tokenizer, blocks, model, plan))
+        metrics, samples = fit(
+            Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
+        )
     console.show_end(folder.model, metrics, samples)
     return metrics
 
@@ -107,37 +110,44 @@ def make_blocks(
         )
 
 
-def make_model(
-    recipe: Recipe, vocabulary: Vocabulary, machine: Machine, *, meta: bool = False
-) -> PreTrainedModel:
-    """The network the recipe describes, for its blocks; `meta` leaves out the weights."""
+def make_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTrainedModel:
+    """The network the recipe describes, for its blocks."""
     from hf_lm.model import build_model
 
     return build_model(
-        recipe.model,
-        vocabulary,
-        block_size=recipe.data.block_size,
-        document_mask=recipe.data.document_mask,
-        device=machine.device,
-        seed=recipe.seed,
-        meta=meta,
+        recipe.model, vocabulary, block_size=recipe.data.block_size, seed=recipe.seed, **options
     )
 
 
 def plan_run(
     recipe: Recipe, vocabulary: Vocabulary, machine: Machine, counts: Mapping[str, Any]
-) -> Plan:
-    """What the run will do on this machine, from a network without weights."""
+) -> tuple[Plan, Kernels]:
+    """What the run will do on this machine and how, from a network without weights."""
+    from hf_lm.kernels import choose_kernels
     from hf_lm.plan import describe_network, make_plan
 
-    return make_plan(
+    model = make_model(recipe, vocabulary, meta=True)
+    plan = make_plan(
         recipe.training,
-        describe_network(make_model(recipe, vocabulary, machine, meta=True)),
+        describe_network(model),
         block_size=recipe.data.block_size,
         train_blocks=counts["train"].blocks if "train" in counts else None,
         world_size=machine.world_size,
         memory=machine.memory,
     )
+    kernels = choose_kernels(
+        recipe,
+        device=machine.device,
+        precision=machine.precision,
+        model_type=model.config.model_type,
+        flops=plan.flops,
+    )
+    return plan, kernels
+
+
+def run_rows(plan: Plan, machine: Machine, kernels: Kernels) -> list[tuple[str, str]]:
+    """The lines of the plan about the run; those about its text go before them."""
+    return [*plan.rows(), *machine.rows(), *kernels.rows()]
 
 
 def refuse(missing: Sequence[str]) -> None:
@@ -176,11 +186,12 @@ def check(recipe: Recipe) -> None:
     vocabulary = Vocabulary.of(tokenizer)
     if not sample.whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):
         vocabulary = vocabulary._replace(size=bpe_size(recipe.tokenizer))
-    plan = plan_run(recipe, vocabulary, machine, counts)
+    plan, kernels = plan_run(recipe, vocabulary, machine, counts)
     missing = [f"not on this machine: {line}" for line in (*machine.missing, *plan.missing)]
+    rows = text_rows(recipe.data, counts, about=not sample.whole)
     console.show_rows(
         f"{recipe.name}: checked, nothing written",
-        [*text_rows(recipe.data, counts, about=not sample.whole), *plan.rows(), *machine.rows()],
+        [*rows, *run_rows(plan, machine, kernels)],
         notes=[*warnings(recipe), *scan.notes, *sample.notes, *missing],
     )
 

@@ -51,7 +51,7 @@ class Hooks:
         sample: model to texts, on the main process.
         write_row: takes a row of log.jsonl, on the main process.
         flops_per_token: FLOPs to train on one token.
-        peak_flops: FLOP/s of all devices, if known.
+        peak_flops: FLOP/s of all devices.
         seconds: how long earlier parts of this run took.
         sampler: the order of the training blocks; None is a random one.
     """
@@ -62,7 +62,7 @@ class Hooks:
     sample: Callable[[Any], list[dict[str, str]]]
     write_row: Callable[[Row], None]
     flops_per_token: float
-    peak_flops: float | None = None
+    peak_flops: float
     seconds: float = 0.0
     sampler: Sampler[int] | None = None
 
@@ -207,8 +207,7 @@ class LMTrainer(Trainer):
             speed = self.clock.speed(self.tokens)
             if speed:
                 logs["tokens_per_second"] = speed
-                if self.hooks.peak_flops:
-                    logs["mfu"] = speed * self.hooks.flops_per_token / self.hooks.peak_flops
+                logs["mfu"] = speed * self.hooks.flops_per_token / self.hooks.peak_flops
             self.write_row(logs)
         super().log(logs, start_time)
 
@@ -269,7 +268,7 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
     if recipe.load_best_model_at_end:  # shares of all steps may round to what is no multiple
         save = max(1, round(save / evaluate)) * evaluate
     args = TrainingArguments(
-        learning_rate=recipe.learning_rate,
+        learning_rate=float(recipe.learning_rate),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         activation_checkpointing=recipe.activation_checkpointing,

@@ -127,7 +127,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     """A small network that keeps documents apart."""
     recipe = ModelRecipe(family=request.param, n_layer=2, n_head=2, n_embd=16)
     vocabulary = Vocabulary(size=WORDS, bos_token_id=EOS, eos_token_id=EOS)
-    return build_model(recipe, vocabulary, block_size=24, document_mask=True).eval()
+    return build_model(recipe, vocabulary, block_size=24).eval()
 
 
 @settings(max_examples=30, deadline=None)

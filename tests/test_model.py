@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import CORPUS
 
+from hf_lm.attention import FUSED, PLAIN
 from hf_lm.errors import RecipeError
-from hf_lm.model import CAUSAL, blocks_of, build_model, compile_blocks, load_pretrained, save_model
-from hf_lm.model_config import MODERN, Vocabulary
+from hf_lm.model import blocks_of, build_model, compile_blocks, load_pretrained, save_model
+from hf_lm.model_config import FAMILIES, Vocabulary
 from hf_lm.recipe import ModelRecipe, TokenizerRecipe, TrainTokenizer
 from hf_lm.tokenizer import build_tokenizer
 
-FAMILIES = ["gpt2", *MODERN]
 WORDS = Vocabulary(size=97, bos_token_id=0, eos_token_id=0)
 
 
@@ -28,11 +28,10 @@ def recipe(**keys: Any) -> ModelRecipe:
     )
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("attention", [FUSED, PLAIN])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_later_token_changes_nothing_earlier(family: str, device: str) -> None:
-    model = build_model(recipe(family=family), WORDS, block_size=12, device=device).eval()
-    assert model.config._attn_implementation == {"cpu": "eager", "cuda": CAUSAL}[device]
+def test_a_later_token_changes_nothing_earlier(family: str, attention: str) -> None:
+    model = build_model(recipe(family=family), WORDS, block_size=12, attention=attention).eval()
     ids = torch.randint(0, 97, (2, 12))
     changed = ids.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 97
@@ -53,30 +52,16 @@ def test_what_writes_into_the_residual_stream_starts_smaller(family: str) -> Non
         assert weight.std().item() == pytest.approx(small if residual else 0.02, rel=0.15), name
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_do_not_see_each_other_behind_a_mask(family: str, device: str) -> None:
-    model = build_model(
-        recipe(family=family), WORDS, block_size=8, document_mask=True, device=device
-    ).eval()
+def test_documents_do_not_see_each_other_behind_a_mask(family: str, attention: str) -> None:
+    model = build_model(recipe(family=family), WORDS, block_size=8, attention=attention).eval()
     ids = torch.randint(0, 97, (1, 8))
     places = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
     with torch.no_grad():
         both = model(ids, position_ids=places, use_cache=False).logits
         alone = model(ids[:, 3:], use_cache=False).logits
     torch.testing.assert_close(both[:, 3:], alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_plain_and_fused_attention_give_the_same_logits(family: str) -> None:
-    model = build_model(recipe(family=family), WORDS, block_size=12).eval()
-    ids = torch.randint(0, 97, (2, 12))
-    logits = {}
-    for kernel in ("eager", "sdpa"):
-        model.set_attn_implementation(kernel)
-        with torch.no_grad():
-            logits[kernel] = model(ids).logits
-    torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_seed_decides_the_weights() -> None:

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from hf_lm.model import build_model
-from hf_lm.model_config import MODERN, Vocabulary
+from hf_lm.model_config import FAMILIES, Vocabulary
 from hf_lm.optimizer import build_optimizer, build_schedule, parameter_groups, rate_factor
 from hf_lm.recipe import ModelRecipe, TrainingRecipe
 
 
 def recipe(**keys: Any) -> TrainingRecipe:
     """A training section."""
-    return TrainingRecipe.model_validate_json(json.dumps({"max_steps": 100, **keys}))
+    return TrainingRecipe.model_validate_json(
+        json.dumps({"max_steps": 100, "optimizer": "adamw", **keys})
+    )
 
 
-@pytest.mark.parametrize("family", ["gpt2", *MODERN])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_matrices_decay_and_nothing_else(family: str) -> None:
     network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
     model = build_model(network, Vocabulary(50, 0, 0), block_size=8)

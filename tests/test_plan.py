@@ -24,7 +24,9 @@ def plan(
     *, world_size: int = 1, memory: int = 10**12, blocks: int | None = 1000, **keys: Any
 ) -> Any:
     """The plan of a small network."""
-    recipe = TrainingRecipe.model_validate_json(json.dumps({"tokens_per_step": 512, **keys}))
+    recipe = TrainingRecipe.model_validate_json(
+        json.dumps({"tokens_per_step": 512, "optimizer": "adamw", **keys})
+    )
     network = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
     model = build_model(network, Vocabulary(50, 0, 0), block_size=16, meta=True)
     return make_plan(

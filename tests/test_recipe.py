@@ -97,7 +97,7 @@ SINGLE = {
     "8 seed": ({"training.seed": 1}, r"training.seed: unknown key; belongs at the top level"),
     "9": (
         {"training.learning_rate": "1e-3"},
-        r'learning_rate = "1e-3": is a string, expected a number',
+        r'learning_rate = "1e-3": is a string, expected a number or "auto"$',
     ),
     "9 object": ({"model": 3}, r"model = 3: is a number, expected an object"),
     "10 text": (
@@ -124,7 +124,7 @@ SINGLE = {
     "16 negative": ({"training.micro_batch_size": -4}, r"micro_batch_size = -4: must be > 0"),
     "16 word": (
         {"training.micro_batch_size": "big"},
-        r"micro_batch_size = \"big\": .*a whole number or must be \"auto\"",
+        r'micro_batch_size = "big": is a string, expected a whole number or "auto"$',
     ),
     "16 divide": (
         {"training.micro_batch_size": 3},
@@ -210,6 +210,18 @@ SINGLE = {
     "weights": (
         {"data.source": ["a", {"source": "b", "weight": 2}]},
         r"data.source: gives a weight to some sources only; write each as",
+    ),
+    "matrix rate": (
+        {"training.optimizer": "adamw", "training.matrix_learning_rate": 0.1},
+        r'matrix_learning_rate = 0.1: is muon\'s; remove it or training.optimizer = "adamw"',
+    ),
+    "sgd": (
+        {"training.optimizer": "sgd", "training.learning_rate": "auto"},
+        r'learning_rate = "auto": has no rule for sgd; give a number',
+    ),
+    "muon": (
+        {"training.optimizer": "muon", "model": {"pretrained": "a/b"}, "tokenizer": {}},
+        r'matrix_learning_rate = "auto": has no rule for pretrained weights',
     ),
     "no weight": ({"data.source": [{"source": "a"}]}, r"data.source.0.weight: is missing"),
     "weight": (
@@ -386,6 +398,32 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
     recipe = load_recipe(write_recipe(), pretrained="USER/model")
     assert recipe.model.pretrained == recipe.tokenizer.pretrained == "USER/model"
     assert recipe.tokenizer.train is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "pretrained", "settled"),
+    [
+        ({}, None, ("muon", 0.004, 0.02)),
+        ({"training__optimizer": "adamw", "model__n_embd": 230}, None, ("adamw", 0.002, "auto")),
+        ({}, "USER/model", ("adamw", 5e-5, "auto")),
+        ({"training__learning_rate": 0.5}, None, ("muon", 0.5, 0.02)),
+        ({"training__matrix_learning_rate": 0.5}, None, ("muon", 0.004, 0.5)),
+    ],
+)
+def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
+    changes: dict[str, Any],
+    pretrained: str | None,
+    settled: tuple[Any, ...],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    given = {"training__learning_rate": "auto", **changes}
+    recipe = load_recipe(write_recipe(**given), pretrained=pretrained)
+    training = recipe.training
+    found = training.optimizer, training.learning_rate, training.matrix_learning_rate
+    assert found == pytest.approx(settled)
+    (tmp_path / "kept.json").write_text(recipe_text(recipe, tmp_path))
+    assert load_recipe(tmp_path / "kept.json").training == training
 
 
 def test_surprising_values_are_warned_about(write_recipe: Callable[..., Path]) -> None:

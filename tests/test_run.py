@@ -72,7 +72,7 @@ def test_rows_hold_numbers_under_their_names(tiny_run: Path) -> None:
     assert [row["step"] for row in trained] == [2, 4, 6, 8]
     assert set(trained[0]) == {
         *("step", "tokens", "seconds", "loss", "learning_rate", "grad_norm"),
-        "tokens_per_second",
+        *("tokens_per_second", "mfu"),
     }
     assert trained[0]["learning_rate"] == 0.01  # the rate the second step was taken with
     assert trained[-1]["loss"] < trained[0]["loss"]

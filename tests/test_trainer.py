@@ -24,7 +24,12 @@ from hf_lm.trainer import Clock, Hooks, LMTrainer, build_trainer, count_steps, t
 
 T, V, STEPS = 8, 50, 20
 TRAINING = TrainingRecipe(
-    max_steps=STEPS, learning_rate=0.01, warmup_steps=3, max_grad_norm=0.5, logging_steps=1
+    optimizer="adamw",
+    max_steps=STEPS,
+    learning_rate=0.01,
+    warmup_steps=3,
+    max_grad_norm=0.5,
+    logging_steps=1,
 )
 
 
@@ -76,6 +81,7 @@ def make_trainer(
         "sample": lambda model: [{"prompt": "a", "text": "b"}],
         "write_row": rows.append,
         "flops_per_token": 100.0,
+        "peak_flops": 1e9,
     }
     return build_trainer(
         recipe,
@@ -164,8 +170,9 @@ def test_losses_and_gradients_equal_a_plain_loop_for_every_accumulation(
         assert len(trained) == STEPS
         ours = [row["loss"] for row in trained], [row["grad_norm"] for row in trained]
         hand = by_hand(make_model(family), seen, accumulation)
-        for logged, computed in zip(ours, hand, strict=True):
-            np.testing.assert_allclose(logged, computed, rtol=1e-6)
+        np.testing.assert_allclose(ours[0], hand[0], rtol=1e-6)
+        # The loop has whole logits: gradients round differently, and their differences add up.
+        np.testing.assert_allclose(ours[1], hand[1], rtol=1e-5)
         runs[micro] = ours
     for micro in (4, 2):  # the same blocks in other portions: rounding alone differs, and adds up
         np.testing.assert_allclose(runs[micro][0], runs[8][0], rtol=1e-5)
@@ -204,7 +211,7 @@ def test_padding_counts_neither_in_the_loss_nor_among_the_tokens(tmp_path: Path)
 def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})
-    trainer = make_trainer(tmp_path, rows, recipe=recipe, peak_flops=1e9, seconds=100.0)
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, seconds=100.0)
     trainer.train()
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [5, 7, 10, 14, 15, 20]  # 7 and 14: checkpoints
@@ -327,6 +334,7 @@ def test_the_recipe_reaches_training_arguments(write_recipe: Callable[..., Path]
         json.dumps(
             {
                 "max_steps": 10,
+                "learning_rate": 1e-3,
                 "dataloader_num_workers": 2,
                 "report_to": ["none"],
                 "save_total_limit": None,

@@ -34,6 +34,7 @@ from hf_lm.dataset.grouping import Group, Grouper, make_grouper
 from hf_lm.dataset.mixture import MixtureSampler
 from hf_lm.dataset.tokens import Tokenize, id_type
 from hf_lm.errors import DataError
+from hf_lm.loss import IGNORED
 from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
@@ -307,9 +308,6 @@ def collate(
     if separator is not None:
         batch["position_ids"] = positions(inputs, separator=separator)
     return batch
-
-
-IGNORED = -100  # the target that transformers leaves out of the loss
 
 
 def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ Reading order:
   problems.py   pydantic's errors as one line a key
   arguments.py  `extra_args` against the installed TrainingArguments
   checks.py     clashes between keys, and warnings
+  rates.py      the optimizer and the rates that "auto" stands for
   paths.py      which strings are local paths, and where they start
   schema.py     the JSON Schema and recipes/README.md, both generated
 """
@@ -26,6 +27,7 @@ from hf_lm.errors import RecipeError
 from hf_lm.recipe.checks import clashes, warnings
 from hf_lm.recipe.paths import path_problems, resolve_paths
 from hf_lm.recipe.problems import validate, validation_problems, without
+from hf_lm.recipe.rates import settled
 from hf_lm.recipe.reader import Problem, parse, read_tree, tree_problems
 from hf_lm.recipe.schema import SCHEMA_FILE
 from hf_lm.recipe.sections import (
@@ -99,7 +101,7 @@ def make_recipe(
     problems += found
     if problems or recipe is None:
         raise RecipeError([problem.line(name) for problem in problems])
-    return recipe
+    return settled(recipe)
 
 
 def check(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:

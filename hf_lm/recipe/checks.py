@@ -81,6 +81,20 @@ def check_length(recipe: Recipe) -> Iterator[Clash]:
         )
 
 
+def check_rates(recipe: Recipe) -> Iterator[Clash]:
+    """Every rate has a use, and "auto" a rule."""
+    training, kind = recipe.training, recipe.training.optimizer
+    if training.matrix_learning_rate != "auto" and kind not in ("auto", "muon"):
+        rule = f'is muon\'s; remove it or training.optimizer = "{kind}"'
+        yield clash("training.matrix_learning_rate", rule, training.matrix_learning_rate)
+    if training.learning_rate == "auto" and kind == "sgd":
+        rule = "has no rule for sgd; give a number"
+        yield clash("training.learning_rate", rule, "auto")
+    if training.matrix_learning_rate == "auto" and kind == "muon" and recipe.model.pretrained:
+        rule = 'has no rule for pretrained weights; give a number or use training.optimizer "adamw"'
+        yield clash("training.matrix_learning_rate", rule, "auto")
+
+
 def check_batch(recipe: Recipe) -> Iterator[Clash]:
     """A step is a whole number of blocks, and of micro-batches."""
     training, block = recipe.training, recipe.data.block_size
@@ -237,6 +251,7 @@ CHECKS: tuple[Check, ...] = (
     check_tokenizer,
     check_model,
     check_length,
+    check_rates,
     check_batch,
     check_saving,
     check_arguments,
@@ -246,7 +261,7 @@ CHECKS: tuple[Check, ...] = (
 def warnings(recipe: Recipe) -> list[str]:
     """Legal values that rarely mean what they say, one line each."""
     training, found = recipe.training, []
-    if training.learning_rate > 1:
+    if training.learning_rate != "auto" and training.learning_rate > 1:
         found.append(f"training.learning_rate = {training.learning_rate} is very high")
     for name, missing in (("save_steps", "checkpoint"), ("eval_steps", "evaluation")):
         every = getattr(training, name)

@@ -116,16 +116,18 @@ def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], tree: 
         return Problem(keys, unknown_key(keys))
     expected = [EXPECTED[d["type"]] for d in details if d["type"] in EXPECTED]
     rules = [describe(d) for d in details if d["type"] not in EXPECTED]
-    if not rules:
-        given = JSON_NAMES.get(type(value), "a value")
-        what = f"is {given}, expected" if given not in expected else "expected"
-        return Problem(keys, f"{what} {' or '.join(dict.fromkeys(expected))}", value)
     # A number out of range also fits no other type of its union: the range is what matters.
     literal = next((rule for rule in rules if rule.startswith('must be "')), None)
     ranges = [rule for rule in rules if rule != literal]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    chosen = ranges if ranges and (number or not literal) else [*expected, literal or ""]
-    return Problem(keys, " or ".join(dict.fromkeys(c for c in chosen if c)), value)
+    if ranges and (number or not literal):
+        return Problem(keys, " or ".join(dict.fromkeys(ranges)), value)
+    if literal and not expected:
+        return Problem(keys, literal, value)
+    given = JSON_NAMES.get(type(value), "a value")
+    what = f"is {given}, expected" if given not in expected else "expected"
+    kinds = [*dict.fromkeys(expected), *([literal.removeprefix("must be ")] if literal else [])]
+    return Problem(keys, f"{what} {' or '.join(kinds)}", value)
 
 
 def describe(detail: ErrorDetails) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, lt=1)]
 # A count of steps, or the share of all steps that it makes: transformers' own meaning of such keys.
 Steps = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)] | Literal["auto"]
 
 
 class Shape(NamedTuple):
@@ -196,14 +197,23 @@ class TrainingRecipe(Section):
     micro_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="blocks one process holds at a time; accumulation follows from it"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = Field(
-        "adamw", description="adam has no weight decay of its own kind: it adds it to the gradient"
+    optimizer: Literal["auto", "muon", "adamw", "adam", "sgd"] = Field(
+        "auto",
+        description="muon: that for matrices, adamw for the rest; adam adds its decay to the "
+        "gradient; auto: muon from scratch, adamw for pretrained weights",
     )
-    learning_rate: float = Field(6e-4, gt=0, description="peak learning rate")
+    learning_rate: Rate = Field(
+        "auto",
+        description="peak learning rate, of muon for all but matrices; auto: 0.46/n_embd of adamw, "
+        "0.004 of muon, 5e-5 for pretrained weights",
+    )
+    matrix_learning_rate: Rate = Field(
+        "auto", description="peak rate of muon for matrices, the same at every width; auto: 0.02"
+    )
     betas: tuple[Share, Share] = Field(
         (0.9, 0.95), description="decay of Adam's first and second moment"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of muon and sgd")
     eps: float = Field(1e-8, gt=0, description="Adam's division guard")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices; nothing else decays")
     max_grad_norm: float = Field(1.0, ge=0, description="global-norm clipping; 0 turns it off")

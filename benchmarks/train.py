@@ -1,0 +1,349 @@
+"""Training: speed, memory and time to quality, beside the stock Trainer on the same text.
+
+    python benchmarks/train.py --rounds 3
+    python benchmarks/train.py --only recipes --shakespeare tinyshakespeare.txt
+
+Every measurement is a process of its own, the two sides in turn, so that a machine whose speed
+drifts is unfair to none. Prints a table; the last line is one JSON object.
+  speed     tokens a second and peak memory, ours and stock, without and with dropout
+  bare      the same model, compiled, in a plain loop; and the peak of matrix products
+  memory    GPT-2 small with 50,257 tokens: what a step needs above weights and optimizer
+  quality   the seconds ours takes to the bits per byte that stock has after `--minutes`
+  recipes   the shipped small recipes, whole
+  start     seconds from the command to step one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes"
+SOURCE = "python-stdlib"
+LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
+Figures = dict[str, Any]
+
+
+def call(*command: object) -> str:
+    """A command that has to succeed; what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+    )
+    return done.stdout
+
+
+def set_up(folder: Path) -> None:
+    """The tokenizer that both sides use, and the documents as the stock script reads them."""
+    from hf_lm.dataset import find_corpus, load_documents
+    from hf_lm.recipe import DataRecipe, TokenizerRecipe
+    from hf_lm.tokenizer import build_tokenizer
+
+    data = DataRecipe(source=SOURCE)
+    documents = load_documents(data, find_corpus(data)).documents
+    tokenizer = build_tokenizer(TokenizerRecipe(), documents)
+    assert len(tokenizer) == VOCABULARY
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    for part, rows in documents.items():
+        with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": row["text"]}) + "\n" for row in rows)
+
+
+def run_ours(folder: Path, recipe: str | Path, **changes: Any) -> tuple[float, Figures]:
+    """One run of a recipe: tokens a second, without the first row, which compiles; the metrics.
+
+    `__` in the name of a change stands for a dot.
+    """
+    out = folder / "ours"
+    shutil.rmtree(out, ignore_errors=True)
+    changes = {"output_dir": str(out), **changes}
+    options = [
+        word
+        for key, value in changes.items()
+        for word in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
+    ]
+    call("-m", "hf_lm.run", recipe, *options)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    speeds = [row["tokens_per_second"] for row in rows if "loss" in row]
+    return statistics.median(speeds[1:]), json.loads((out / "metrics.json").read_text())
+
+
+def shape(folder: Path, **training: Any) -> Path:
+    """A recipe in the shape that both sides are measured at."""
+    recipe = {
+        "data": {"source": SOURCE, "validation": {"holdout": 0.05}, "block_size": BLOCK},
+        "tokenizer": {"pretrained": str(folder / "tokenizer")},
+        "model": {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH},
+        "training": {"tokens_per_step": BATCH * BLOCK, "micro_batch_size": BATCH, **training},
+        "evaluation": {"max_blocks": 8, "max_new_tokens": 1},
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder / "recipe.json"
+
+
+def run_stock(folder: Path, *options: object) -> Figures:
+    """One run of the stock Trainer in the same shape."""
+    out = folder / "stock"
+    shutil.rmtree(out, ignore_errors=True)
+    printed = call(
+        *(HERE / "stock_trainer.py", "--out", out, "--tokenizer", folder / "tokenizer"),
+        *("--train", folder / "train.jsonl", "--validation", folder / "validation.jsonl"),
+        *("--layers", LAYERS, "--heads", HEADS, "--width", WIDTH),
+        *("--block", BLOCK, "--batch", BATCH, *options),
+    )
+    return json.loads(printed.splitlines()[-1])
+
+
+def speed(given: argparse.Namespace, folder: Path) -> Figures:
+    """Both sides in turn; compiled, as a run is that is long enough to win it back."""
+    from hf_lm.machine import computes_bf16
+
+    found: Figures = {}
+    for dropout, suffix in ((0.0, ""), (0.1, "_dropout")):
+        ours, stock, bf16 = [], [], []
+        for _ in range(given.rounds):
+            recipe = shape(
+                folder, max_steps=given.steps, optimizer="adamw", compile=True, logging_steps=5
+            )
+            end = {"training__eval_steps": given.steps, "training__save_steps": given.steps}
+            rate, metrics = run_ours(folder, recipe, model__dropout=dropout, **end)
+            ours.append((rate, metrics["peak_memory_bytes"]))
+            options = ("--steps", given.steps, "--dropout", dropout)
+            result = run_stock(folder, *options)
+            stock.append((result["tokens_per_second"], result["peak_memory_bytes"]))
+            if computes_bf16("cpu"):
+                bf16.append(run_stock(folder, *options, "--bf16")["tokens_per_second"])
+        ours_speed, ours_memory = (statistics.median(column) for column in zip(*ours, strict=True))
+        stock_speed, memory = (statistics.median(column) for column in zip(*stock, strict=True))
+        found |= {
+            f"tokens_per_second{suffix}": ours_speed,
+            f"peer_tokens_per_second{suffix}": stock_speed,
+            f"speed_vs_peer{suffix}": ours_speed / stock_speed,
+            f"speed_vs_peer_bf16{suffix}": ours_speed / statistics.median(bf16) if bf16 else None,
+            f"memory_vs_peer{suffix}": ours_memory / memory,
+        }
+    return found
+
+
+def bare(given: argparse.Namespace, folder: Path) -> Figures:
+    """Our step beside a plain loop over the same compiled model, and the peak of the machine."""
+    loops, ours, shares = [], [], []
+    for _ in range(given.rounds):
+        loop = json.loads(call(__file__, "--child", "loop", "--steps", given.steps))
+        rate, _ = run_ours(
+            folder,
+            shape(folder, max_steps=given.steps, optimizer="adamw", compile=True, logging_steps=5),
+            training__eval_steps=given.steps,
+            training__save_steps=given.steps,
+        )
+        loops.append(loop["tokens_per_second"])
+        ours.append(rate)
+        shares.append(loop["flops_per_token"] * ours[-1] / loop["peak_flops"])
+    return {
+        "loop_tokens_per_second": statistics.median(loops),
+        "step_vs_bare_loop": statistics.median(loops) / statistics.median(ours),
+        "matmul_share": statistics.median(shares),
+    }
+
+
+def loop(given: argparse.Namespace) -> Figures:
+    """A plain loop over random blocks; in a process of its own."""
+    import torch
+
+    from hf_lm.attention import PLAIN
+    from hf_lm.machine import find_machine
+    from hf_lm.model import build_model, compile_blocks
+    from hf_lm.model_config import Vocabulary
+    from hf_lm.optimizer import build_optimizer
+    from hf_lm.plan import describe_network, flops_per_token
+    from hf_lm.recipe import ModelRecipe, TrainingRecipe
+
+    recipe = TrainingRecipe(max_steps=given.steps, optimizer="adamw", learning_rate=1e-3)
+    machine = find_machine(recipe)
+    network = ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
+    model = build_model(network, Vocabulary(VOCABULARY, 0, 0), block_size=BLOCK, attention=PLAIN)
+    compile_blocks(model)
+    optimizer = build_optimizer(model, recipe=recipe)
+    ids = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1))
+    batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
+    times = []
+    for _ in range(given.steps):
+        began = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=machine.precision == "bf16"):
+            loss = model(**batch, num_items_in_batch=BATCH * BLOCK, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - began)
+    return {
+        "tokens_per_second": BATCH * BLOCK / statistics.median(times[5:]),
+        "flops_per_token": flops_per_token(describe_network(model), BLOCK),
+        "peak_flops": machine.peak_flops,
+    }
+
+
+def memory(given: argparse.Namespace, folder: Path) -> Figures:
+    """What one step of GPT-2 small needs on both sides."""
+    ours, stock = (json.loads(call(__file__, "--child", side)) for side in ("lean", "full"))
+    return {
+        "step_memory": ours["step_memory"],
+        "peer_step_memory": stock["step_memory"],
+        "step_memory_vs_peer": ours["step_memory"] / stock["step_memory"],
+    }
+
+
+def step_memory(*, lean: bool) -> Figures:
+    """Bytes above weights, gradients and optimizer state; in a process of its own."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hf_lm.attention import PLAIN
+    from hf_lm.machine import find_machine
+    from hf_lm.model import build_model
+    from hf_lm.model_config import Vocabulary
+    from hf_lm.recipe import ModelRecipe, TrainingRecipe
+
+    size, block = 50_257, 1024
+    if lean:
+        find_machine(TrainingRecipe())
+        recipe = ModelRecipe(size="small")
+        model: Any = build_model(recipe, Vocabulary(size, 0, 0), block_size=block, attention=PLAIN)
+    else:
+        config = GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        model = GPT2LMHeadModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # makes its state
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ids = torch.randint(0, size, (4, block + 1))
+    targets = {"shift_labels": ids[:, 1:]} if lean else {}
+    model(ids[:, :-1], labels=ids[:, :-1], use_cache=False, **targets).loss.backward()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"step_memory": (after - before) * 1024}
+
+
+def quality(given: argparse.Namespace, folder: Path) -> Figures:
+    """Stock for some minutes, then ours for a third of them."""
+    seconds = 60 * given.minutes
+    trial = run_stock(folder, "--steps", 15, "--dropout", 0)
+    steps = round(seconds / trial["step_seconds"])
+    stock = run_stock(folder, "--steps", steps, "--dropout", 0, "--lr", given.rate)
+    printed = call(
+        *("-m", "hf_lm.cli", "evaluate", folder / "stock" / "model"),
+        *("--source", folder / "validation.jsonl", "--json"),
+    )
+    goal = json.loads(printed.splitlines()[-1])["bits_per_byte"]
+    recipe = json.loads((RECIPES / "small_modern.json").read_text())
+    recipe["tokenizer"] = {"pretrained": str(folder / "tokenizer")}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    ends = []
+    for steps in given.our_steps:
+        _, metrics = run_ours(folder, folder / "recipe.json", training__max_steps=steps)
+        ends.append((metrics["bits_per_byte"], metrics["train_seconds"]))
+    reached = [end for bits, end in ends if bits <= goal]
+    return {
+        "peer_bits_per_byte": goal,
+        "peer_train_seconds": stock["train_seconds"],
+        "ours": ends,
+        "time_to_peer_quality": min(reached) / stock["train_seconds"] if reached else None,
+    }
+
+
+def recipes(given: argparse.Namespace, folder: Path) -> Figures:
+    """Each shipped small recipe, whole."""
+    found: Figures = {}
+    runs: dict[str, dict[str, Any]] = {"small": {}, "small_modern": {}}
+    if given.shakespeare:
+        text = {"data__source": str(Path(given.shakespeare).absolute()), "data__revision": None}
+        runs["shakespeare_char"] = text
+    for name, changes in runs.items():
+        began = time.perf_counter()
+        _, metrics = run_ours(folder, RECIPES / f"{name}.json", **changes)
+        found[name] = {
+            "bits_per_byte": metrics["bits_per_byte"],
+            "loss": metrics["loss"],
+            "train_seconds": metrics["train_seconds"],
+            "process_seconds": round(time.perf_counter() - began, 1),
+            "tokens_per_second": metrics["tokens_per_second"],
+            "mfu": metrics["mfu"],
+            "peak_memory_bytes": metrics["peak_memory_bytes"],
+        }
+        print(name, json.dumps(found[name]), flush=True)
+    return found
+
+
+def start(given: argparse.Namespace, folder: Path) -> Figures:
+    """From the command to the first step of small.json, its blocks and kernels in their caches."""
+    out, recipe = folder / "ours", RECIPES / "small.json"
+    call("-m", "hf_lm.run", recipe, "--set", f"output_dir={out}", "--set", "training.max_steps=60")
+    shutil.rmtree(out)
+    options = ("--set", f"output_dir={out}", "--set", "training.logging_steps=1")
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "hf_lm.run", str(recipe), *options]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    log = out / "log.jsonl"
+    while not (log.is_file() and log.read_text()):
+        time.sleep(0.02)
+    seconds = time.perf_counter() - began
+    child.kill()
+    child.wait()
+    return {"first_step_s": seconds}
+
+
+MEASURED: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
+    f.__name__: f for f in (speed, bare, memory, quality, recipes, start)
+}
+CHILDREN: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    "loop": loop,
+    "lean": lambda given: step_memory(lean=True),
+    "full": lambda given: step_memory(lean=False),
+}
+
+
+def main() -> None:
+    """Measure what is asked for, or be the child that measures one thing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=3, help="that stock trains for quality")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of stock, for quality")
+    parser.add_argument("--our-steps", type=int, nargs="+", default=[200, 300, 400])
+    parser.add_argument("--shakespeare", help="the file of nanoGPT's example")
+    parser.add_argument("--only", nargs="+", choices=MEASURED, default=list(MEASURED))
+    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(CHILDREN[given.child](given)))
+        return
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        set_up(folder)
+        for what in given.only:
+            found = MEASURED[what](given, folder)
+            for key, value in found.items():
+                print(f"{key:28}{json.dumps(value)}", flush=True)
+            figures |= found
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

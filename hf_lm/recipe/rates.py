@@ -1,0 +1,31 @@
+"""A recipe in; the same with an optimizer and rates in place of "auto" out.
+
+They follow from the recipe's own numbers, so that a rate found on a small network holds on a large
+one: AdamW's falls as 1/width (Yang et al., 2022, arXiv:2203.03466, for hidden matrices; it meets
+the 6e-4 of GPT-2 small), and Muon's step is scaled by each matrix's own shape.
+"""
+
+from __future__ import annotations
+
+from hf_lm.recipe.sections import Recipe
+
+ADAMW_RATE = 0.46  # times 1/width
+MUON_RATE = 0.004  # of what is no matrix, beside Muon
+MATRIX_RATE = 0.02
+PRETRAINED_RATE = 5e-5  # what transformers fine-tunes with
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with every "auto" of its own numbers replaced; the machine's stay."""
+    training, pretrained = recipe.training, recipe.model.pretrained
+    optimizer = training.optimizer
+    if optimizer == "auto":
+        optimizer = "adamw" if pretrained else "muon"
+    rate, matrix_rate = training.learning_rate, training.matrix_learning_rate
+    if rate == "auto":
+        scratch = MUON_RATE if optimizer == "muon" else ADAMW_RATE / recipe.model.shape.n_embd
+        rate = PRETRAINED_RATE if pretrained else scratch
+    if matrix_rate == "auto" and optimizer == "muon":
+        matrix_rate = MATRIX_RATE
+    found = {"optimizer": optimizer, "learning_rate": rate, "matrix_learning_rate": matrix_rate}
+    return recipe.model_copy(update={"training": training.model_copy(update=found)})
