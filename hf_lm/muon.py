@@ -26,16 +26,15 @@ POLYNOMIALS = [
         (8.28721201814563, -23.595886519098837, 17.300387312530933),
         (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
         (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     )
 ]
 
 
 def orthogonalize(matrices: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix of each of some matrices [n, R, C], approximately.
+    """The nearest (semi-)orthogonal matrix of each of some matrices [n, R, C], roughly.
 
-    Singular values come out between 0.9 and 1.1 where they were above 1e-3 of the largest.
+    Singular values come out between 0.13 and 1.87 where they were above 1e-3 of the norm. Two more
+    iterations bring them to 1, and gave the same loss for half as much time again.
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).to(dtype)

@@ -41,13 +41,13 @@ def give_gradients(model: torch.nn.Module, step: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
-def test_singular_values_come_out_near_one(shape: tuple[int, int]) -> None:
+def test_singular_values_come_out_around_one(shape: tuple[int, int]) -> None:
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     found = orthogonalize(matrices)
-    assert found.shape == matrices.shape
-    assert (torch.linalg.svdvals(found) - 1).abs().max() < 0.15
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    assert (found - left @ right).abs().max() < 0.15
+    values = torch.linalg.svdvals(found)
+    assert 0.18 < values.min() < values.max() < 1.87
+    for matrix, made in zip(matrices, found, strict=True):
+        np.testing.assert_allclose(made.numpy(), polar(matrix.double().numpy()), atol=1e-5)
     for alone, together in zip(matrices, found, strict=True):
         torch.testing.assert_close(orthogonalize(alone[None])[0], together)
 

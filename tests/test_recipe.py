@@ -403,11 +403,12 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
 @pytest.mark.parametrize(
     ("changes", "pretrained", "settled"),
     [
-        ({}, None, ("muon", 0.004, 0.02)),
+        ({}, None, ("muon", 0.08, 0.02)),
         ({"training__optimizer": "adamw", "model__n_embd": 230}, None, ("adamw", 0.002, "auto")),
+        ({"model": {}}, None, ("muon", 1.28 / 768, 0.02)),
         ({}, "USER/model", ("adamw", 5e-5, "auto")),
         ({"training__learning_rate": 0.5}, None, ("muon", 0.5, 0.02)),
-        ({"training__matrix_learning_rate": 0.5}, None, ("muon", 0.004, 0.5)),
+        ({"training__matrix_learning_rate": 0.5}, None, ("muon", 0.08, 0.5)),
     ],
 )
 def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
