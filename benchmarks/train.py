@@ -1,7 +1,7 @@
 """Training: speed, memory and time to quality, beside the stock Trainer on the same text.
 
     python benchmarks/train.py --rounds 3
-    python benchmarks/train.py --only recipes --shakespeare tinyshakespeare.txt
+    python benchmarks/train.py --only recipes --recipes shakespeare_char --shakespeare FILE
 
 Every measurement is a process of its own, the two sides in turn, so that a machine whose speed
 drifts is unfair to none. Prints a table; the last line is one JSON object.
@@ -166,7 +166,7 @@ def loop(given: argparse.Namespace) -> Figures:
     """A plain loop over random blocks; in a process of its own."""
     import torch
 
-    from hf_lm.attention import PLAIN
+    from hf_lm.attention import FUSED, PLAIN
     from hf_lm.machine import find_machine
     from hf_lm.model import build_model, compile_blocks
     from hf_lm.model_config import Vocabulary
@@ -177,7 +177,9 @@ def loop(given: argparse.Namespace) -> Figures:
     recipe = TrainingRecipe(max_steps=given.steps, optimizer="adamw", learning_rate=1e-3)
     machine = find_machine(recipe)
     network = ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
-    model = build_model(network, Vocabulary(VOCABULARY, 0, 0), block_size=BLOCK, attention=PLAIN)
+    attention = PLAIN if machine.precision == "bf16" else FUSED  # as the run beside it takes
+    vocabulary = Vocabulary(VOCABULARY, 0, 0)
+    model = build_model(network, vocabulary, block_size=BLOCK, attention=attention)
     compile_blocks(model)
     optimizer = build_optimizer(model, recipe=recipe)
     ids = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1))
@@ -214,7 +216,7 @@ def step_memory(*, lean: bool) -> Figures:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_lm.attention import PLAIN
+    from hf_lm.attention import FUSED
     from hf_lm.machine import find_machine
     from hf_lm.model import build_model
     from hf_lm.model_config import Vocabulary
@@ -224,7 +226,7 @@ def step_memory(*, lean: bool) -> Figures:
     if lean:
         find_machine(TrainingRecipe())
         recipe = ModelRecipe(size="small")
-        model: Any = build_model(recipe, Vocabulary(size, 0, 0), block_size=block, attention=PLAIN)
+        model: Any = build_model(recipe, Vocabulary(size, 0, 0), block_size=block, attention=FUSED)
     else:
         config = GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         model = GPT2LMHeadModel(config)
@@ -270,11 +272,11 @@ def quality(given: argparse.Namespace, folder: Path) -> Figures:
 def recipes(given: argparse.Namespace, folder: Path) -> Figures:
     """Each shipped small recipe, whole."""
     found: Figures = {}
-    runs: dict[str, dict[str, Any]] = {"small": {}, "small_modern": {}}
-    if given.shakespeare:
-        text = {"data__source": str(Path(given.shakespeare).absolute()), "data__revision": None}
-        runs["shakespeare_char"] = text
-    for name, changes in runs.items():
+    for name in given.recipes:
+        changes: dict[str, Any] = {}
+        if name == "shakespeare_char":
+            text = Path(given.shakespeare).absolute()
+            changes = {"data__source": str(text), "data__revision": None}
         began = time.perf_counter()
         _, metrics = run_ours(folder, RECIPES / f"{name}.json", **changes)
         found[name] = {
@@ -326,7 +328,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3, help="that stock trains for quality")
     parser.add_argument("--rate", type=float, default=2e-3, help="of stock, for quality")
     parser.add_argument("--our-steps", type=int, nargs="+", default=[200, 300, 400])
-    parser.add_argument("--shakespeare", help="the file of nanoGPT's example")
+    parser.add_argument("--recipes", nargs="+", default=["small", "small_modern"])
+    parser.add_argument("--shakespeare", help="nanoGPT's text, for the recipe shakespeare_char")
     parser.add_argument("--only", nargs="+", choices=MEASURED, default=list(MEASURED))
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """Hidden states and an output matrix in, their mean loss out, without the logits of a whole batch.
 
-A few rows of logits at a time become their loss and, at once, their gradient: nothing is computed a
-second time and nothing as large as [N, V] is ever held (the method of Liger Kernel, Hsu et al.,
+A few megabytes of logits at a time become their loss and, at once, their gradient: nothing is
+computed a second time and no more than that is ever held (the method of Liger Kernel, Hsu et al.,
 2024, arXiv:2410.10989, in plain torch). Softmax and sums are in fp32 whatever the logits are in.
 """
 

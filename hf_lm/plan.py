@@ -79,6 +79,11 @@ class Plan:
         return self.train_tokens * flops_per_token(self.network, self.block_size)
 
     @property
+    def flops_per_step(self) -> float:
+        """FLOPs of one optimizer step."""
+        return self.tokens_per_step * flops_per_token(self.network, self.block_size)
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """What the run needs and the machine does not have, one line each."""
         if self.memory <= self.free_memory:
@@ -111,7 +116,8 @@ class Plan:
             (
                 "step",
                 f"{self.tokens_per_step:,} tokens = {self.micro_batch_size} blocks × "
-                f"{self.accumulation} accumulated × {self.world_size} process(es)",
+                f"{self.accumulation} accumulated × {self.world_size} process(es), "
+                f"{readable(self.flops_per_step, 'FLOP')}",
             ),
             (
                 "training",

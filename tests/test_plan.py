@@ -63,6 +63,7 @@ def test_steps_follow_from_any_end() -> None:
     assert plan(max_epochs=1).train_tokens == 16_000
     assert plan(max_epochs=2.5).max_steps == 80
     assert plan(max_steps=33).train_tokens == 16_000 + 512
+    assert plan(max_steps=33).flops_per_step * 33 > plan(max_steps=33).flops  # a smaller last one
     assert plan(max_steps=10, blocks=None).train_tokens == 5120
 
 
