@@ -22,7 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import EvaluationRecipe
 
-LOGIT_BYTES = 64 * 2**20  # fp32 logits of one evaluated batch; larger ones were no faster on a CPU
+# Of one evaluated batch; larger ones were no faster on a CPU, and of a small vocabulary would hold
+# a whole text: 1.8 GB for a network of 0.7 M parameters.
+LOGIT_BYTES, BATCH_TOKENS = 64 * 2**20, 2**14
 TEMPERATURE, TOP_P = 0.8, 0.95  # of samples: a little sharper than the model itself
 
 Rows = Sequence[dict[str, np.ndarray]]
@@ -107,7 +109,8 @@ def measure(
     size = recipe.batch_size
     if size == "auto":
         length = len(blocks[0]["input_ids"]) - 1
-        size = max(1, LOGIT_BYTES // (4 * length * model.config.vocab_size))
+        logits = LOGIT_BYTES // (4 * length * model.config.vocab_size)  # blocks they are enough for
+        size = max(1, min(logits, BATCH_TOKENS // length))
     table = torch.from_numpy(token_bytes).to(model.device)
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with undisturbed(model):
