@@ -6,7 +6,7 @@
 Every measurement is a process of its own, the two sides in turn, so that a machine whose speed
 drifts is unfair to none. Prints a table; the last line is one JSON object.
   speed     tokens a second and peak memory, ours and stock, without and with dropout
-  bare      the same model, compiled, in a plain loop; and the peak of matrix products
+  bare      the same model in a plain loop; and the peak of matrix products
   memory    GPT-2 small with 50,257 tokens: what a step needs above weights and optimizer
   quality   the seconds ours takes to the bits per byte that stock has after `--minutes`
   recipes   the shipped small recipes, whole
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -29,10 +28,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from one_step import BATCH, BLOCK, HEADS, LAYERS, VOCABULARY, WIDTH, long_run
+
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
 SOURCE = "python-stdlib"
-LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
 Figures = dict[str, Any]
 
 
@@ -84,13 +84,22 @@ def run_ours(folder: Path, recipe: str | Path, **changes: Any) -> tuple[float, F
     return statistics.median(speeds[1:]), json.loads((out / "metrics.json").read_text())
 
 
-def shape(folder: Path, **training: Any) -> Path:
-    """A recipe in the shape that both sides are measured at."""
+def shape(folder: Path, steps: int, dropout: float = 0.0) -> Path:
+    """A recipe in the shape that both sides are measured at, computed as a long run is."""
     recipe = {
         "data": {"source": SOURCE, "validation": {"holdout": 0.05}, "block_size": BLOCK},
         "tokenizer": {"pretrained": str(folder / "tokenizer")},
-        "model": {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH},
-        "training": {"tokens_per_step": BATCH * BLOCK, "micro_batch_size": BATCH, **training},
+        "model": {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH, "dropout": dropout},
+        "training": {
+            "tokens_per_step": BATCH * BLOCK,
+            "micro_batch_size": BATCH,
+            "optimizer": "adamw",
+            "max_steps": steps,
+            "eval_steps": steps,
+            "save_steps": steps,
+            "logging_steps": 5,
+            "compile": long_run(dropout).compile,
+        },
         "evaluation": {"max_blocks": 8, "max_new_tokens": 1},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))
@@ -111,18 +120,14 @@ def run_stock(folder: Path, *options: object) -> Figures:
 
 
 def speed(given: argparse.Namespace, folder: Path) -> Figures:
-    """Both sides in turn; compiled, as a run is that is long enough to win it back."""
+    """Both sides in turn."""
     from hf_lm.machine import computes_bf16
 
     found: Figures = {}
     for dropout, suffix in ((0.0, ""), (0.1, "_dropout")):
         ours, stock, bf16 = [], [], []
         for _ in range(given.rounds):
-            recipe = shape(
-                folder, max_steps=given.steps, optimizer="adamw", compile=True, logging_steps=5
-            )
-            end = {"training__eval_steps": given.steps, "training__save_steps": given.steps}
-            rate, metrics = run_ours(folder, recipe, model__dropout=dropout, **end)
+            rate, metrics = run_ours(folder, shape(folder, given.steps, dropout))
             ours.append((rate, metrics["peak_memory_bytes"]))
             options = ("--steps", given.steps, "--dropout", dropout)
             result = run_stock(folder, *options)
@@ -142,16 +147,11 @@ def speed(given: argparse.Namespace, folder: Path) -> Figures:
 
 
 def bare(given: argparse.Namespace, folder: Path) -> Figures:
-    """Our step beside a plain loop over the same compiled model, and the peak of the machine."""
+    """Our step beside a plain loop over the same model, and the peak of the machine."""
     loops, ours, shares = [], [], []
     for _ in range(given.rounds):
-        loop = json.loads(call(__file__, "--child", "loop", "--steps", given.steps))
-        rate, _ = run_ours(
-            folder,
-            shape(folder, max_steps=given.steps, optimizer="adamw", compile=True, logging_steps=5),
-            training__eval_steps=given.steps,
-            training__save_steps=given.steps,
-        )
+        loop = json.loads(call(HERE / "one_step.py", "loop", "--steps", given.steps))
+        rate, _ = run_ours(folder, shape(folder, given.steps))
         loops.append(loop["tokens_per_second"])
         ours.append(rate)
         shares.append(loop["flops_per_token"] * ours[-1] / loop["peak_flops"])
@@ -162,88 +162,14 @@ def bare(given: argparse.Namespace, folder: Path) -> Figures:
     }
 
 
-def loop(given: argparse.Namespace) -> Figures:
-    """A plain loop over random blocks; in a process of its own."""
-    import torch
-
-    from hf_lm.attention import FUSED, PLAIN
-    from hf_lm.machine import find_machine
-    from hf_lm.model import build_model, compile_blocks
-    from hf_lm.model_config import Vocabulary
-    from hf_lm.optimizer import build_optimizer
-    from hf_lm.plan import describe_network, flops_per_token
-    from hf_lm.recipe import ModelRecipe, TrainingRecipe
-
-    recipe = TrainingRecipe(max_steps=given.steps, optimizer="adamw", learning_rate=1e-3)
-    machine = find_machine(recipe)
-    network = ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
-    attention = PLAIN if machine.precision == "bf16" else FUSED  # as the run beside it takes
-    vocabulary = Vocabulary(VOCABULARY, 0, 0)
-    model = build_model(network, vocabulary, block_size=BLOCK, attention=attention)
-    compile_blocks(model)
-    optimizer = build_optimizer(model, recipe=recipe)
-    ids = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1))
-    batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
-    times = []
-    for _ in range(given.steps):
-        began = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=machine.precision == "bf16"):
-            loss = model(**batch, num_items_in_batch=BATCH * BLOCK, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - began)
-    return {
-        # As a logged row does: the mean of five steps, and the median of those.
-        "tokens_per_second": statistics.median(
-            5 * BATCH * BLOCK / sum(times[start : start + 5])
-            for start in range(5, given.steps - 4, 5)
-        ),
-        "flops_per_token": flops_per_token(describe_network(model), BLOCK),
-        "peak_flops": machine.peak_flops,
-    }
-
-
 def memory(given: argparse.Namespace, folder: Path) -> Figures:
     """What one step of GPT-2 small needs on both sides."""
-    ours, stock = (json.loads(call(__file__, "--child", side)) for side in ("lean", "full"))
+    ours, stock = (json.loads(call(HERE / "one_step.py", side)) for side in ("ours", "stock"))
     return {
         "step_memory": ours["step_memory"],
         "peer_step_memory": stock["step_memory"],
         "step_memory_vs_peer": ours["step_memory"] / stock["step_memory"],
     }
-
-
-def step_memory(*, lean: bool) -> Figures:
-    """Bytes above weights, gradients and optimizer state; in a process of its own."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from hf_lm.attention import FUSED
-    from hf_lm.machine import find_machine
-    from hf_lm.model import build_model
-    from hf_lm.model_config import Vocabulary
-    from hf_lm.recipe import ModelRecipe, TrainingRecipe
-
-    size, block = 50_257, 1024
-    if lean:
-        find_machine(TrainingRecipe())
-        recipe = ModelRecipe(size="small")
-        model: Any = build_model(recipe, Vocabulary(size, 0, 0), block_size=block, attention=FUSED)
-    else:
-        config = GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-        model = GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight)
-    optimizer.step()  # makes its state
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ids = torch.randint(0, size, (4, block + 1))
-    targets = {"shift_labels": ids[:, 1:]} if lean else {}
-    model(ids[:, :-1], labels=ids[:, :-1], use_cache=False, **targets).loss.backward()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"step_memory": (after - before) * 1024}
 
 
 def quality(given: argparse.Namespace, folder: Path) -> Figures:
@@ -317,11 +243,6 @@ def start(given: argparse.Namespace, folder: Path) -> Figures:
 MEASURED: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
     f.__name__: f for f in (speed, bare, memory, quality, recipes, start)
 }
-CHILDREN: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "loop": loop,
-    "lean": lambda given: step_memory(lean=True),
-    "full": lambda given: step_memory(lean=False),
-}
 
 
 def main() -> None:
@@ -335,11 +256,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["small", "small_modern"])
     parser.add_argument("--shakespeare", help="nanoGPT's text, for the recipe shakespeare_char")
     parser.add_argument("--only", nargs="+", choices=MEASURED, default=list(MEASURED))
-    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        print(json.dumps(CHILDREN[given.child](given)))
-        return
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -33,7 +33,6 @@ class MeanLoss(torch.autograd.Function):
         targets_N: torch.Tensor,
         count: torch.Tensor,
         dtype: torch.dtype,
-        differentiate: bool,  # noqa: FBT001 - autograd calls it by position alone
     ) -> torch.Tensor:
         """Go through the rows once; `dtype` is that of the matrix products."""
         device = hidden_NE.device.type
@@ -41,8 +40,9 @@ class MeanLoss(torch.autograd.Function):
         rows = max(1, limit // (4 * len(weight_VE)))
         weight = weight_VE.to(dtype)
         total = torch.zeros((), device=hidden_NE.device)
-        hidden_grad = torch.empty_like(hidden_NE) if differentiate else None
-        weight_grad = torch.zeros_like(weight_VE) if differentiate else None
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden_NE) if of_hidden else None
+        weight_grad = torch.zeros_like(weight_VE) if of_weight else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets_N), rows):
                 part = slice(start, start + rows)
@@ -51,15 +51,14 @@ class MeanLoss(torch.autograd.Function):
                 places_C = targets_C.clamp(min=0)
                 logs_CV = functional.log_softmax((hidden_CE @ weight.T).float(), dim=-1)
                 total -= (logs_CV.gather(1, places_C) * kept_C).sum()
-                if hidden_grad is None or weight_grad is None:
+                if not (of_hidden or of_weight):
                     continue
                 grad_CV = logs_CV.exp_()  # of the logits: softmax, less 1 at the target
                 grad_CV.scatter_add_(1, places_C, -torch.ones_like(grad_CV[:, :1]))
                 grad_CV = grad_CV.to(dtype)
-                hidden_grad[part] = (grad_CV @ weight) * kept_C
-                if dtype == weight_grad.dtype:
-                    weight_grad.addmm_(grad_CV.T, hidden_CE * kept_C)
-                else:
+                if hidden_grad is not None:
+                    hidden_grad[part] = (grad_CV @ weight) * kept_C
+                if weight_grad is not None:
                     weight_grad += grad_CV.T @ (hidden_CE * kept_C)
         ctx.save_for_backward(hidden_grad, weight_grad, count)
         return total / count
@@ -67,9 +66,9 @@ class MeanLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale what the forward pass has made."""
-        hidden_grad, weight_grad, count = ctx.saved_tensors
+        *made, count = ctx.saved_tensors
         scale = grads[0] / count
-        return hidden_grad * scale, weight_grad * scale, None, None, None, None
+        return *(None if grad is None else grad * scale for grad in made), None, None, None
 
 
 def mean_loss(
@@ -88,6 +87,8 @@ def mean_loss(
     """
     if count is None:
         count = (targets != IGNORED).sum()
+    if not torch.is_grad_enabled():  # which the function itself is not told
+        hidden, weight_VE = hidden.detach(), weight_VE.detach()
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind)
     return MeanLoss.apply(
@@ -96,7 +97,6 @@ def mean_loss(
         targets.flatten(),
         torch.as_tensor(count, device=hidden.device),
         torch.get_autocast_dtype(kind) if autocast else hidden.dtype,
-        torch.is_grad_enabled(),
     )
 
 
@@ -110,17 +110,15 @@ def use_mean_loss(model: PreTrainedModel) -> None:
 
     @wraps(stock)  # generate() and the Trainer read the signature
     def forward(
-        self: Any,
-        *args: Any,
-        shift_labels: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
+        self: Any, *args: Any, shift_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
+        """The stock forward, or the loss alone where `shift_labels` say what to predict."""
         if shift_labels is None:
-            return stock(self, *args, labels=labels, **kwargs)
+            return stock(self, *args, **kwargs)
+        kwargs.pop("labels", None)  # unshifted, for the stock loss
+        count = kwargs.pop("num_items_in_batch", None)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight
-        return CausalLMOutput(loss=mean_loss(hidden, weight, shift_labels, num_items_in_batch))
+        return CausalLMOutput(loss=mean_loss(hidden, weight, shift_labels, count))
 
     model.forward = MethodType(forward, model)

@@ -34,12 +34,13 @@ def muon_groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]
     Embeddings and the output matrix stay with AdamW: their rows are tokens, not directions.
     """
     shapes: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, Conv1D)):
+        if not isinstance(module, (nn.Linear, Conv1D)) or module is output:
             continue
         weight: Any = module.weight
         transposed = isinstance(module, Conv1D)  # whose weights are [inputs, outputs]
-        if weight.requires_grad and weight is not output_matrix(model):
+        if weight.requires_grad:
             matrices = 3 if transposed and name.endswith(".attn.c_attn") else 1  # q, k and v
             shapes.setdefault((transposed, matrices, *weight.shape), []).append(weight)
     taken = {id(weight) for weights in shapes.values() for weight in weights}
@@ -58,12 +59,6 @@ def muon_groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]
         }
         for (transposed, matrices, *_), weights in shapes.items()
     ]
-
-
-def output_matrix(model: nn.Module) -> Any:
-    """The weight that turns hidden states into logits, if the model has one."""
-    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return getattr(output, "weight", None)
 
 
 def build_optimizer(

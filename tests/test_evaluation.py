@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_lm import evaluation
 from hf_lm.dataset import find_corpus, load_documents
 from hf_lm.dataset.blocks import blocks_in_memory, collate, make_collate
 from hf_lm.evaluation import averages, continued, measure, metric_class, prompt_ids, sample
@@ -66,6 +67,19 @@ def test_no_figure_depends_on_the_batch_size_or_the_order_of_processes() -> None
     for other in found[1:]:
         for name, value in found[0].items():
             assert other[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_small_vocabulary_does_not_make_one_batch_of_a_whole_text(monkeypatch: Any) -> None:
+    sizes: list[int] = []
+
+    def watched(rows: Any) -> dict[str, torch.Tensor]:
+        sizes.append(len(rows))
+        return collate(rows)
+
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 3 * T)
+    table = np.ones(V, dtype=np.int64)
+    measure(network(), random_blocks(), EvaluationRecipe(), collate=watched, token_bytes=table)
+    assert sizes == [3, 3, 1]
 
 
 def test_only_the_first_blocks_are_scored_on_request() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ STEPS = 4
 
 def recipe(**keys: Any) -> TrainingRecipe:
     """A training section with numbers for every rate."""
-    given = {"max_steps": 10, "optimizer": "muon", "learning_rate": 0.01, **keys}
+    numbers = {"momentum": 0.8, "betas": [0.7, 0.9], "eps": 1e-6, "weight_decay": 0.2}
+    given = {"max_steps": 10, "optimizer": "muon", "learning_rate": 0.01, **numbers, **keys}
     if given["optimizer"] == "muon":
         given["matrix_learning_rate"] = 0.03
     return TrainingRecipe.model_validate_json(json.dumps(given))
@@ -54,7 +56,7 @@ def test_singular_values_come_out_around_one(shape: tuple[int, int]) -> None:
 
 def by_hand(kind: str, weights: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
     """Some steps in numpy and double precision, one parameter at a time."""
-    rate, decay, (beta1, beta2), eps, momentum = 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95
+    rate, decay, (beta1, beta2), eps, momentum = 0.01, 0.2, (0.7, 0.9), 1e-6, 0.8
     found = {}
     for name, weight in weights.items():
         w = weight.astype(np.float64)
@@ -163,6 +165,20 @@ def test_a_saved_optimizer_goes_on_with_the_same_bits() -> None:
     assert torch.equal(*weights)
 
 
+def test_a_loaded_count_of_steps_is_as_fused_adamw_needs_it() -> None:
+    model = network()
+    optimizer = build_optimizer(model, recipe=recipe())
+    give_gradients(model, 0)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        if "step" in state:
+            state["step"] = state["step"].double()
+    optimizer.load_state_dict(saved)
+    kinds = {state["step"].dtype for state in optimizer.state.values() if "step" in state}
+    assert kinds == {torch.float32}
+
+
 def reloaded(state: Any) -> Any:
     """A copy through the weights-only loader, as a checkpoint takes it."""
     file = io.BytesIO()
@@ -182,15 +198,15 @@ def test_processes_do_a_share_each_and_gather_all(count: int, monkeypatch: Any) 
         return 2 * share
 
     def all_gather(found: list[torch.Tensor], mine: torch.Tensor) -> None:
-        shares[rank] = mine
+        shares[muon.distributed.get_rank()] = mine
         for number, place in enumerate(found):
             place.copy_(shares.get(number, mine))
 
     monkeypatch.setattr(muon.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(muon.distributed, "get_world_size", lambda: 3)
-    monkeypatch.setattr(muon.distributed, "get_rank", lambda: rank)
     monkeypatch.setattr(muon.distributed, "all_gather", all_gather)
-    for rank in (0, 1, 2, 0):  # noqa: B007 - read by the lambda; the first knows the shares of the others at its second turn
+    for rank in (0, 1, 2, 0):  # the first knows the shares of the others at its second turn
+        monkeypatch.setattr(muon.distributed, "get_rank", partial(int, rank))
         found = shared_out(work, matrices)
     assert torch.equal(found, 2 * matrices)
     assert set(done) == {math.ceil(count / 3)}
@@ -207,3 +223,10 @@ def test_a_closure_is_called_with_gradients_on() -> None:
         return loss.item()
 
     assert isinstance(optimizer.step(closure), float)
+
+
+def test_products_are_in_bf16_where_the_run_is() -> None:
+    kinds = [
+        build_optimizer(network(), recipe=recipe(), precision=p).dtype for p in ("bf16", "fp16")
+    ]
+    assert kinds == [torch.bfloat16, torch.float32]

@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_lm import machine
+from hf_lm import fit, machine
+from hf_lm.attention import FUSED, PLAIN
+from hf_lm.dropout import Dropout
 from hf_lm.errors import DataError, RecipeError
+from hf_lm.model import blocks_of
 from hf_lm.recipe import load_recipe
 from hf_lm.run import check, main, train
 
@@ -201,6 +204,39 @@ def test_every_choice_of_a_recipe_trains(
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     metrics = train(load_recipe(write_recipe(**changes)))
     assert metrics["loss"] < 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention", "compiled", "dropout"),
+    [
+        ({}, FUSED, False, 0),
+        ({"model__dropout": 0.1}, PLAIN, False, 7),
+        ({"training__compile": True}, FUSED, True, 0),
+    ],
+)
+def test_what_is_trained_is_computed_as_planned(
+    changes: dict[str, Any],
+    attention: str,
+    compiled: bool,
+    dropout: int,
+    write_recipe: Callable[..., Path],
+    monkeypatch: Any,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def watch(*_: Any, **given: Any) -> None:
+        seen.update(given)
+        raise RecipeError("seen enough")
+
+    monkeypatch.setattr(fit, "build_trainer", watch)
+    with pytest.raises(RecipeError, match="seen enough"):
+        train(load_recipe(write_recipe(**changes)))
+    model = seen["model"]
+    assert model.config._attn_implementation == attention
+    assert [bool(block._compiled_call_impl) for block in blocks_of(model)] == [compiled] * 2
+    cheap = [m for m in model.modules() if isinstance(m, Dropout) and m.p]
+    assert len(cheap) == dropout
+    assert seen["hooks"].make_optimizer.keywords["precision"] == "fp32"
 
 
 def test_a_finished_epoch_counts_its_tokens(write_recipe: Callable[..., Path]) -> None:

@@ -1,8 +1,9 @@
 """Every fast way of computing gives what the plain one gives: compiled, fused, without logits.
 
-`pytest -m slow -s tests/slow/test_fast_paths.py` prints the curves.
+The curves are printed.
 """
 
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -84,7 +85,9 @@ def test_loss_and_gradients_are_the_stock_ones_in_fp32(family: str, masked: bool
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
-def test_curves_in_bf16_are_those_of_fp32_within_their_noise(family: str) -> None:
+def test_curves_in_bf16_are_those_of_fp32_within_their_noise(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     ends = {}
     for way, dtype in (
         (STOCK, torch.float32),
@@ -102,7 +105,8 @@ def test_curves_in_bf16_are_those_of_fp32_within_their_noise(family: str) -> Non
             optimizer.zero_grad()
             losses.append(loss.item())
         shown = " ".join(f"{loss:.4f}" for loss in losses[:: STEPS // 10])
-        print(f"{family} {way} {dtype}: {shown} {losses[-1]:.4f}")  # noqa: T201 - to be seen
+        with capsys.disabled():
+            sys.stdout.write(f"\n{family} {way} {dtype}: {shown} {losses[-1]:.4f}")
         ends[way, dtype] = sum(losses[-40:]) / 40
     assert max(ends.values()) < 2.5  # of 4.16 in the beginning: it has learnt
     assert max(ends.values()) - min(ends.values()) < 0.02

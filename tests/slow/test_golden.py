@@ -31,6 +31,7 @@ CHANGES = (
     "training.warmup_steps=5",
     "training.logging_steps=1",
     "training.precision=fp32",
+    "training.compile=false",
     "training.device=cpu",
 )
 
