@@ -14,10 +14,12 @@ Reading order, which is the way of the data:
   model          build or load the network
   muon           Muon for matrices and AdamW for the rest, in one optimizer
   optimizer      parameter groups, Muon / AdamW / Adam / SGD, schedules
+  finite         a step whose gradient is not finite is not taken
   trainer        LMTrainer: overridden hooks only
   evaluation     loss, perplexity, accuracy, bits per byte, samples
   machine        threads, precision and memory of this computer
   plan           what a run will cost, before it starts
+  micro_batch    the largest micro-batch that fits a GPU, by trying
   kernels        how it is computed: attention, compiled blocks, and why
   run_folder     what a run leaves on disk, and how it is continued
   progress       what a person watches: loss, rate, speed, time left

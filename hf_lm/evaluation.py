@@ -20,11 +20,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.errors import RecipeError
+from hf_lm.loss import LOGIT_BYTES
 from hf_lm.recipe import EvaluationRecipe
 
-# Of one evaluated batch; larger ones were no faster on a CPU, and of a small vocabulary would hold
-# a whole text: 1.8 GB for a network of 0.7 M parameters.
-LOGIT_BYTES, BATCH_TOKENS = 64 * 2**20, 2**14
+# Of one evaluated batch, beside LOGIT_BYTES: of a small vocabulary those alone would hold a whole
+# text, 1.8 GB for a network of 0.7 M parameters.
+BATCH_TOKENS = 2**14
 TEMPERATURE, TOP_P = 0.8, 0.95  # of samples: a little sharper than the model itself
 
 Rows = Sequence[dict[str, np.ndarray]]
@@ -109,8 +110,8 @@ def measure(
     size = recipe.batch_size
     if size == "auto":
         length = len(blocks[0]["input_ids"]) - 1
-        logits = LOGIT_BYTES // (4 * length * model.config.vocab_size)  # blocks they are enough for
-        size = max(1, min(logits, BATCH_TOKENS // length))
+        logits = 4 * length * model.config.vocab_size  # bytes of a block
+        size = min(LOGIT_BYTES[model.device.type] // logits, BATCH_TOKENS // length) or 1
     table = torch.from_numpy(token_bytes).to(model.device)
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with undisturbed(model):

@@ -16,7 +16,7 @@ from hf_lm.dataset.blocks import Blocks, make_collate
 from hf_lm.dropout import use_cheap_dropout
 from hf_lm.evaluation import measure, sample
 from hf_lm.kernels import Kernels
-from hf_lm.machine import Machine, peak_memory
+from hf_lm.machine import Machine, keep_freed_memory, peak_memory
 from hf_lm.model import compile_blocks, load_pretrained, save_model
 from hf_lm.optimizer import build_optimizer, build_schedule
 from hf_lm.plan import Plan, flops_per_token
@@ -99,6 +99,7 @@ def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
         **run.machine.arguments(),
     )
     if run.machine.device == "cpu":
+        keep_freed_memory()
         use_cheap_dropout(run.model)
     if run.kernels.compile:
         compile_blocks(run.model)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 IGNORED = -100  # the target that transformers leaves out of a loss
-CPU_LOGITS, GPU_LOGITS = 64 * 2**20, 256 * 2**20  # bytes of fp32 logits at a time
+LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # of fp32 logits at a time
 
 
 class MeanLoss(torch.autograd.Function):
@@ -36,8 +36,7 @@ class MeanLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         """Go through the rows once; `dtype` is that of the matrix products."""
         device = hidden_NE.device.type
-        limit = CPU_LOGITS if device == "cpu" else GPU_LOGITS
-        rows = max(1, limit // (4 * len(weight_VE)))
+        rows = max(1, LOGIT_BYTES[device] // (4 * len(weight_VE)))
         weight = weight_VE.to(dtype)
         total = torch.zeros((), device=hidden_NE.device)
         of_hidden, of_weight = ctx.needs_input_grad[:2]

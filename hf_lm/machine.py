@@ -91,14 +91,12 @@ class Machine:
 
 
 def find_machine(recipe: TrainingRecipe) -> Machine:
-    """The machine as launcher and recipe want it used; its threads and allocator are set."""
+    """The machine as launcher and recipe want it used; its threads are set."""
     precision = recipe.precision
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
     if precision == "auto":
         precision = "bf16" if computes_bf16(kind) else "fp32"
-    if kind == "cpu":
-        keep_freed_memory()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     return Machine(
@@ -181,6 +179,7 @@ def keep_freed_memory() -> None:
     """
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)  # what preparing the text has left is no use to a step
         libc.mallopt(M_MMAP_THRESHOLD, ONE_GIB)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

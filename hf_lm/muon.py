@@ -74,7 +74,12 @@ class Muon(torch.optim.Optimizer):
             weights are [inputs, outputs]; all weights of a group have one shape. Without:
             "betas" and "eps".
         dtype: of the matrix products.
+
+    Attributes:
+        found_inf: where it is 1.0, a step changes nothing; torch's fused optimizers have it too.
     """
+
+    found_inf: torch.Tensor | None = None
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, dtype: torch.dtype = torch.float32
@@ -100,11 +105,15 @@ class Muon(torch.optim.Optimizer):
 
     def step_matrices(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """Muon with Nesterov's momentum and decoupled weight decay."""
-        grads = [cast("torch.Tensor", weight.grad) for weight in weights]
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         momentums = [self.state[weight]["momentum"] for weight in weights]
+        grads = [cast("torch.Tensor", weight.grad) for weight in weights]
+        taken: Any = 1.0
+        if self.found_inf is not None:  # a gradient that changes no momentum, and no step along it
+            taken = 1 - self.found_inf
+            grads = [torch.where(taken > 0, *pair) for pair in zip(grads, momentums, strict=True)]
         torch._foreach_lerp_(momentums, grads, 1 - group["momentum"])
         ahead = torch.stack(torch._foreach_lerp(grads, momentums, group["momentum"]))
         stacked = ahead.unflatten(-1, (group["matrices"], -1)).transpose(1, 2).flatten(0, 1)
@@ -113,8 +122,8 @@ class Muon(torch.optim.Optimizer):
         outputs, inputs = (columns, rows) if group["transposed"] else (rows, columns)
         rate = group["lr"] * math.sqrt(max(1, outputs / inputs))
         steps = steps.unflatten(0, (len(weights), -1)).transpose(1, 2).flatten(2)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(steps.unbind()), alpha=-rate)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * taken)
+        torch._foreach_add_(weights, list((steps * taken).unbind()), alpha=-rate)
 
     def step_others(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """AdamW as torch has it."""
@@ -139,4 +148,5 @@ class Muon(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=self.found_inf,
         )

@@ -84,6 +84,16 @@ class Plan:
         return self.tokens_per_step * flops_per_token(self.network, self.block_size)
 
     @property
+    def micro_batch_sizes(self) -> list[int]:
+        """Blocks a process could hold at a time, the most first."""
+        return divisors(self.micro_batch_size * self.accumulation)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps; a checkpoint holds that and the weights."""
+        return self.checkpoint - 4 * self.network.parameters
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """What the run needs and the machine does not have, one line each."""
         if self.memory <= self.free_memory:
@@ -102,6 +112,10 @@ class Plan:
             "per_device_train_batch_size": self.micro_batch_size,
             "gradient_accumulation_steps": self.accumulation,
         }
+
+    def facts(self) -> dict[str, int]:
+        """What rounding depends on, for provenance.json."""
+        return {"micro_batch_size": self.micro_batch_size}
 
     def rows(self) -> list[tuple[str, str]]:
         """The lines of the plan."""

@@ -58,19 +58,20 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     text, tokenizer = read_text(recipe, corpus, scan)
     blocks = make_blocks(recipe, text, tokenizer, **machine.share())
     vocabulary = Vocabulary.of(tokenizer)
-    plan, kernels = plan_run(recipe, vocabulary, machine, blocks.counts)
-    refuse(plan.missing)
+    model, plan, kernels = make_planned(
+        recipe, vocabulary, machine, blocks.counts, earlier=folder.micro_batch_size
+    )
     console.show_rows(
         recipe.name,
         [*text_rows(recipe.data, blocks.counts), *run_rows(plan, machine, kernels)],
         notes=[*warnings(recipe), *(text.scan or scan).notes],
     )
 
-    model = make_model(recipe, vocabulary, attention=kernels.attention)
     provenance = describe_run(
         text.content,
         tokenizer_hash(tokenizer),
-        {**machine.facts(), **kernels.facts(), **text.facts(), "text": blocks.facts()},
+        {**machine.facts(), **plan.facts(), **kernels.facts()},
+        {**text.facts(), "text": blocks.facts()},
     )
     with folder.recorded(recipe, provenance, accepted):
         metrics, samples = fit(
@@ -143,6 +144,44 @@ def plan_run(
         flops=plan.flops,
     )
     return plan, kernels
+
+
+def make_planned(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    machine: Machine,
+    counts: Mapping[str, Any],
+    *,
+    earlier: int | None,
+) -> tuple[PreTrainedModel, Plan, Kernels]:
+    """The network, and the plan with a number for the micro-batch "auto".
+
+    A GPU is tried; of a CPU the estimate is taken. Rounding depends on the number, so a continued
+    run keeps its `earlier` one, whatever else fills the memory by now.
+    """
+    plan, kernels = plan_run(recipe, vocabulary, machine, counts)
+    refuse(plan.missing)
+    model = make_model(recipe, vocabulary, attention=kernels.attention)
+    training = recipe.training
+    if training.micro_batch_size != "auto":
+        return model, plan, kernels
+    size = plan.micro_batch_size
+    if earlier in plan.micro_batch_sizes:
+        size = earlier
+    elif machine.device == "cuda":
+        from hf_lm.micro_batch import find_micro_batch
+
+        size = find_micro_batch(
+            model,
+            plan.micro_batch_sizes,
+            block_size=plan.block_size,
+            precision=machine.precision,
+            optimizer_bytes=plan.optimizer_bytes,
+            recompute=training.activation_checkpointing,
+        )
+    settled = training.model_copy(update={"micro_batch_size": size})
+    recipe = recipe.model_copy(update={"training": settled})
+    return model, *plan_run(recipe, vocabulary, machine, counts)
 
 
 def run_rows(plan: Plan, machine: Machine, kernels: Kernels) -> list[tuple[str, str]]:

@@ -58,6 +58,12 @@ class RunFolder:
         """Whether the run here has finished."""
         return self.started and self.read(STATUS).get("state") == "done"
 
+    @property
+    def micro_batch_size(self) -> int | None:
+        """That of the run here; None before there is one."""
+        known = (self.path / PROVENANCE).is_file()
+        return self.read(PROVENANCE).get("micro_batch_size") if known else None
+
     def read(self, name: str) -> dict[str, Any]:
         """One of our JSON files."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -268,18 +274,22 @@ def line_of(row: Mapping[str, Any]) -> str:
     return json.dumps(strict(row), ensure_ascii=False, allow_nan=False)
 
 
-def describe_run(data: str, tokenizer: str, machine: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(
+    data: str, tokenizer: str, machine: Mapping[str, Any], text: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the weights depend on besides the recipe; the fields of provenance.json.
 
     Args:
         data: fingerprint of the text.
         tokenizer: hash of the tokenizer.
-        machine: device, threads, precision and number of processes.
+        machine: device, threads, precision and number of processes, and how it computes.
+        text: what was found in it.
     """
     return {
         "data": data,
         "tokenizer": tokenizer,
         **machine,
+        **text,
         "hf_lm": __version__,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -5,7 +5,7 @@ What differs from the stock Trainer, and why:
     of matrices alone nor a warmup that starts above rate 0;
   - evaluation is a function it is given too: the stock one averages over batches, not tokens, and
     keeps every logit;
-  - a gradient that is not finite stops the run before the optimizer takes it in;
+  - a gradient that is not finite stops the run and never reaches the weights;
   - rows go to log.jsonl as numbers, with the tokens seen and the speed.
 The loss itself stays the stock one, which is the exact mean over tokens once the collator gives
 `shift_labels` and the model's `loss_type` says what it is.
@@ -34,6 +34,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_lm.errors import NonFiniteError
+from hf_lm.finite import FiniteGuard
 from hf_lm.recipe import TrainingRecipe
 
 Row = dict[str, Any]
@@ -104,6 +105,7 @@ class LMTrainer(Trainer):
         # Anything but an Optimizer class is called, and what it returns is called with the model.
         factory: Any = (lambda: hooks.make_optimizer, {})
         super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
+        self.guard = FiniteGuard(lag=int(self.args.device.type == "cuda"))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -169,21 +171,30 @@ class LMTrainer(Trainer):
         return int(inputs["input_ids"].numel() * self.hooks.flops_per_token)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Stop before the optimizer takes in a gradient that is not finite.
+        """Keep a gradient that is not finite from the weights, and stop.
 
         With fp16 the loss is looked at instead: its scaler skips infinite gradients by design.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        watched = self._tr_loss if self.args.fp16 else torch.as_tensor(grad_norm)
-        if not torch.isfinite(watched).all():
-            step, rate = self.state.global_step + 1, self._get_learning_rate()
-            self.write_row({"loss": float("nan"), "learning_rate": rate}, step=step)
-            raise NonFiniteError(
-                f"step {step}: the loss or its gradient is NaN or infinite at learning rate "
-                f"{rate:g}; this step was not taken. Lower training.learning_rate, raise "
-                'training.warmup_steps, or set training.precision to "fp32"'
-            )
+        self.guard.watch(
+            self._tr_loss if self.args.fp16 else torch.as_tensor(grad_norm),
+            number=self.state.global_step + 1,
+            rate=self._get_learning_rate(),
+            optimizer=cast("Any", self.optimizer).optimizer,  # without accelerate's wrapper
+        )
+        self.stop_if_broken(lag=self.guard.lag)
         return grad_norm
+
+    def stop_if_broken(self, *, lag: int = 0) -> None:
+        """Raise for a step that was not finite, the last `lag` ones left for later."""
+        broken = self.guard.broken(lag=lag)
+        if broken:
+            self.write_row({"loss": float("nan"), "learning_rate": broken.rate}, step=broken.number)
+            raise NonFiniteError(
+                f"step {broken.number}: the loss or its gradient is NaN or infinite at learning "
+                f"rate {broken.rate:g}; this step was not taken. Lower training.learning_rate, "
+                'raise training.warmup_steps, or set training.precision to "fp32"'
+            )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -212,7 +223,11 @@ class LMTrainer(Trainer):
         super().log(logs, start_time)
 
     def write_row(self, values: Row, *, step: int | None = None) -> None:
-        """One row of log.jsonl, from the main process."""
+        """One row of log.jsonl, from the main process; before every checkpoint, too.
+
+        Only once every step before it is known to be finite.
+        """
+        self.stop_if_broken()
         if self.is_world_process_zero():
             place = {
                 "step": step or self.state.global_step,

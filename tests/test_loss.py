@@ -20,7 +20,7 @@ N, E, V = 23, 12, 37
 @pytest.fixture(autouse=True)
 def _few_rows(monkeypatch: Any) -> None:
     """Five rows of logits at a time, so that the last part is a smaller one."""
-    monkeypatch.setattr(loss, "CPU_LOGITS", 4 * V * 5)
+    monkeypatch.setitem(loss.LOGIT_BYTES, "cpu", 4 * V * 5)
 
 
 def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from hf_lm.dataset.blocks import collate
 from hf_lm.dataset.mixture import MixtureSampler
 from hf_lm.errors import NonFiniteError
+from hf_lm.finite import FiniteGuard
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
 from hf_lm.optimizer import build_optimizer, build_schedule, rate_factor
@@ -259,6 +260,48 @@ def test_99_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -
         assert torch.equal(value, before[name]) or name.endswith("c_fc.weight")
     assert rows[-1]["step"] == 1
     assert math.isnan(rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
+def test_99_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path) -> None:
+    """As on a GPU: the optimizer leaves the broken step out by itself, and nothing is saved."""
+    recipe = TRAINING.model_copy(
+        update={"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 2}
+    )
+    rows: list[dict[str, Any]] = []
+    model, before = make_model(), {}
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, model=model)
+    trainer.guard = FiniteGuard(lag=1)
+
+    def spoil(grad: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == 2:
+            before.update({name: value.clone() for name, value in model.state_dict().items()})
+            return grad * float("nan")
+        return grad
+
+    model.transformer.h[0].mlp.c_fc.weight.register_hook(spoil)
+    with pytest.raises(NonFiniteError, match=r"step 3: .*this step was not taken"):
+        trainer.train()
+    assert trainer.state.global_step == 3  # known with the next step's gradient, before its step
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    state = trainer.optimizer.state_dict()["state"]
+    assert all(torch.isfinite(v).all() for row in state.values() for v in row.values())
+    assert [row["step"] for row in rows if "loss" in row] == [2, 3]
+    assert math.isnan(rows[-1]["loss"])
+
+
+def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
+    recipe = TRAINING.model_copy(update={"max_steps": 3, "save_steps": 3, "logging_steps": 5})
+    model = make_model()
+    trainer = make_trainer(tmp_path, [], recipe=recipe, model=model)
+    trainer.guard = FiniteGuard(lag=1)
+    model.transformer.wte.weight.register_hook(
+        lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad
+    )
+    with pytest.raises(NonFiniteError, match="step 3"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_evaluating_leaves_no_trace(tmp_path: Path) -> None:

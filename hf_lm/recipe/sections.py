@@ -195,7 +195,9 @@ class TrainingRecipe(Section):
         32_768, gt=0, description="tokens of one optimizer step, all processes together"
     )
     micro_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="blocks one process holds at a time; accumulation follows from it"
+        "auto",
+        description="blocks one process holds at a time; accumulation follows from it; auto: the "
+        "most that fit, tried on a GPU",
     )
     optimizer: Literal["auto", "muon", "adamw", "adam", "sgd"] = Field(
         "auto",
@@ -234,7 +236,8 @@ class TrainingRecipe(Section):
         "auto", description="auto: CUDA when there is one"
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile each block; auto: on CUDA"
+        "auto",
+        description="torch.compile each block; auto: on CUDA, and on a CPU where it wins time",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
