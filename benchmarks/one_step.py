@@ -1,6 +1,6 @@
 """Single steps in a process of their own, as train.py calls them; prints one JSON line.
 
-loop   a plain loop over our model, computed as a long run is
+turns  our trainer's steps beside those of a plain loop over the same network
 ours   what a step of GPT-2 small needs above weights, gradients and optimizer state
 stock  the same, of transformers' GPT2LMHeadModel
 """
@@ -12,13 +12,20 @@ import json
 import math
 import resource
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_lm.kernels import Kernels
+    from hf_lm.machine import Machine
+    from hf_lm.recipe import TrainingRecipe
+    from hf_lm.trainer import LMTrainer
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
+TURN = 5  # steps of one side before the other has its turn
 Figures = dict[str, Any]
 
 
@@ -35,45 +42,129 @@ def long_run(dropout: float = 0.0) -> Kernels:
     )
 
 
-def loop(steps: int) -> Figures:
-    """A plain loop over random blocks."""
-    import torch
+def turns(steps: int) -> Figures:
+    """LMTrainer's steps and a plain loop's in turns, each over a network of its own.
 
-    from hf_lm.machine import find_machine
+    In one process, with the peak measured between them: this machine drifts within a minute.
+    """
+    from transformers import TrainerCallback
+
+    from hf_lm.machine import find_machine, keep_freed_memory, measured_flops
+    from hf_lm.plan import describe_network, flops_per_token
+    from hf_lm.recipe import TrainingRecipe
+
+    recipe = TrainingRecipe(
+        max_steps=steps, optimizer="adamw", learning_rate=1e-3, logging_steps=TURN
+    )
+    machine = find_machine(recipe)
+    keep_freed_memory()
+    model, plain_step = make_network(), make_plain_step(recipe, machine.precision)
+    ours: list[float] = []
+    plain: list[float] = []
+    peaks: list[float] = []
+
+    class Turns(TrainerCallback):
+        """Stops the trainer's clock while the plain loop has its turn."""
+
+        began: float | None = None
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Runs with the batch of the step already there, and the step before all done."""
+            if state.global_step % TURN:
+                return
+            if self.began is not None:
+                ours.append(time.perf_counter() - self.began)
+            began = time.perf_counter()
+            for _ in range(TURN):
+                plain_step()
+            plain.append(time.perf_counter() - began)
+            peaks.append(measured_flops("cpu", machine.precision))
+            self.began = time.perf_counter()
+
+    make_trainer(recipe, machine, model, Turns()).train()
+    pairs = list(zip(ours, plain, peaks, strict=False))[1:]  # the first turn warms both up
+    tokens, flops = TURN * BATCH * BLOCK, flops_per_token(describe_network(model), BLOCK)
+    return {
+        "step_vs_bare_loop": statistics.median(mine / bare for mine, bare, _ in pairs),
+        "matmul_share": statistics.median(flops * tokens / mine / peak for mine, _, peak in pairs),
+        "turns": len(pairs),
+    }
+
+
+def make_network() -> Any:
+    """The network of the measured shape, computed as a long run is."""
     from hf_lm.model import build_model, compile_blocks
     from hf_lm.model_config import Vocabulary
-    from hf_lm.optimizer import build_optimizer
-    from hf_lm.plan import describe_network, flops_per_token
-    from hf_lm.recipe import ModelRecipe, TrainingRecipe
+    from hf_lm.recipe import ModelRecipe
 
-    recipe = TrainingRecipe(max_steps=steps, optimizer="adamw", learning_rate=1e-3)
-    machine, kernels = find_machine(recipe), long_run()
-    network = ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
+    kernels, shape = long_run(), ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
     vocabulary = Vocabulary(VOCABULARY, 0, 0)
-    model = build_model(network, vocabulary, block_size=BLOCK, attention=kernels.attention)
+    model = build_model(shape, vocabulary, block_size=BLOCK, attention=kernels.attention)
     if kernels.compile:
         compile_blocks(model)
+    return model
+
+
+def make_plain_step(recipe: TrainingRecipe, precision: str) -> Callable[[], None]:
+    """A step that does what has to be done, and nothing else."""
+    import torch
+
+    from hf_lm.optimizer import build_optimizer
+
+    model = make_network()
     optimizer = build_optimizer(model, recipe=recipe)
     ids = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1))
     batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
-    times = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=machine.precision == "bf16"):
+
+    def step() -> None:
+        """Forward, backward, clip, step."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = model(**batch, num_items_in_batch=BATCH * BLOCK, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.perf_counter() - began)
-    return {
-        # As a logged row does: the mean of five steps, and the median of those.
-        "tokens_per_second": statistics.median(
-            5 * BATCH * BLOCK / sum(times[start : start + 5]) for start in range(5, steps - 4, 5)
-        ),
-        "flops_per_token": flops_per_token(describe_network(model), BLOCK),
-        "peak_flops": machine.peak_flops,
-    }
+
+    return step
+
+
+def make_trainer(recipe: TrainingRecipe, machine: Machine, model: Any, callback: Any) -> LMTrainer:
+    """Our trainer on random blocks, as `fit` makes it."""
+    import numpy as np
+    from datasets import Dataset
+
+    from hf_lm.dataset.blocks import BlockRows, collate, table_of
+    from hf_lm.optimizer import build_optimizer, build_schedule
+    from hf_lm.trainer import Hooks, build_trainer, training_arguments
+
+    shape = (BATCH * recipe.max_steps, BLOCK + 1)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, shape, dtype=np.uint16)
+    hooks = Hooks(
+        make_optimizer=partial(build_optimizer, recipe=recipe),
+        make_schedule=partial(build_schedule, recipe=recipe),
+        measure=lambda model: {},
+        sample=lambda model: [],
+        write_row=lambda row: None,
+        flops_per_token=1.0,
+        peak_flops=1.0,
+    )
+    args = training_arguments(
+        recipe,
+        output_dir=tempfile.mkdtemp(),
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=BATCH,
+        **machine.arguments(),
+    )
+    args.save_strategy, args.eval_strategy = "no", "no"
+    return build_trainer(
+        recipe,
+        args,
+        hooks=hooks,
+        callbacks=[callback],
+        model=model,
+        train_dataset=BlockRows(Dataset(table_of(ids))),
+        data_collator=collate,
+    )
 
 
 def step_memory(*, ours: bool) -> Figures:
@@ -108,12 +199,15 @@ def step_memory(*, ours: bool) -> Figures:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("loop", "ours", "stock"))
+    parser.add_argument("what", choices=("turns", "ours", "stock"))
     parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
-    loops = given.what == "loop"
-    found = loop(given.steps) if loops else step_memory(ours=given.what == "ours")
-    print(json.dumps(found))
+    measured = {
+        "turns": partial(turns, given.steps),
+        "ours": partial(step_memory, ours=True),
+        "stock": partial(step_memory, ours=False),
+    }
+    print(json.dumps(measured[given.what]()))
 
 
 if __name__ == "__main__":
