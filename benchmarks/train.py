@@ -191,7 +191,7 @@ def quality(given: argparse.Namespace, folder: Path) -> Figures:
 def recipes(given: argparse.Namespace, folder: Path) -> Figures:
     """Each shipped small recipe, whole."""
     found: Figures = {}
-    for name in given.recipes:
+    for name in [*given.recipes, *(["shakespeare_char"] if given.shakespeare else [])]:
         changes: dict[str, Any] = {}
         if name == "shakespeare_char":
             text = Path(given.shakespeare).absolute()
