@@ -19,6 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from hf_lm.kernels import Kernels
     from hf_lm.machine import Machine
     from hf_lm.recipe import TrainingRecipe
@@ -58,7 +60,7 @@ def turns(steps: int) -> Figures:
     )
     machine = find_machine(recipe)
     keep_freed_memory()
-    model, plain_step = make_network(), make_plain_step(recipe, machine.precision)
+    model, plain_step = make_network(), make_plain_step(recipe, machine.dtype)
     ours: list[float] = []
     plain: list[float] = []
     peaks: list[float] = []
@@ -78,7 +80,7 @@ def turns(steps: int) -> Figures:
             for _ in range(TURN):
                 plain_step()
             plain.append(time.perf_counter() - began)
-            peaks.append(measured_flops("cpu", machine.precision))
+            peaks.append(measured_flops("cpu", machine.dtype))
             self.began = time.perf_counter()
 
     make_trainer(recipe, machine, model, Turns()).train()
@@ -105,7 +107,7 @@ def make_network() -> Any:
     return model
 
 
-def make_plain_step(recipe: TrainingRecipe, precision: str) -> Callable[[], None]:
+def make_plain_step(recipe: TrainingRecipe, dtype: torch.dtype) -> Callable[[], None]:
     """A step that does what has to be done, and nothing else."""
     import torch
 
@@ -118,7 +120,7 @@ def make_plain_step(recipe: TrainingRecipe, precision: str) -> Callable[[], None
 
     def step() -> None:
         """Forward, backward, clip, step."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             loss = model(**batch, num_items_in_batch=BATCH * BLOCK, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

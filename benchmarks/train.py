@@ -162,7 +162,7 @@ def memory(given: argparse.Namespace, folder: Path) -> Figures:
 
 
 def quality(given: argparse.Namespace, folder: Path) -> Figures:
-    """Stock for some minutes, then ours for a third of them."""
+    """Stock for some minutes, then ours for as few steps as may do, and more."""
     seconds = 60 * given.minutes
     trial = run_stock(folder, "--steps", 15, "--dropout", 0)
     steps = round(seconds / trial["step_seconds"])

@@ -50,6 +50,5 @@ class FiniteGuard:
             if step.copied is not None:
                 step.copied.synchronize()
             if step.broken:
-                self.waiting.clear()
                 return step
         return None

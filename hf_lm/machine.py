@@ -32,6 +32,7 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 ONE_GIB = 2**30
 PEAK_SECONDS = 0.25  # the first product of a process is slow, and a shared machine drifts
@@ -82,12 +83,17 @@ class Machine:
             "fp16": self.precision == "fp16",
         }
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return DTYPES[self.precision]
+
     @cached_property
     def peak_flops(self) -> float:
         """Peak FLOP/s of all processes: of the data sheet, or measured on the spot."""
         known = (flops for key, flops in PEAK_FLOPS.items() if key in self.name)
         listed = next(known, None) if self.device == "cuda" and self.precision != "fp32" else None
-        return self.world_size * (listed or measured_flops(self.device, self.precision))
+        return self.world_size * (listed or measured_flops(self.device, self.dtype))
 
 
 def find_machine(recipe: TrainingRecipe) -> Machine:
@@ -139,9 +145,8 @@ def computes_bf16(kind: str) -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
-def measured_flops(kind: str, precision: str) -> float:
+def measured_flops(kind: str, dtype: torch.dtype) -> float:
     """FLOP/s of the best of some large matrix products, in a quarter of a second."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     width = 1024 if kind == "cpu" else 8192
     matrix = torch.ones(width, width, dtype=dtype, device=kind)
     began, best = time.perf_counter(), math.inf

@@ -110,10 +110,11 @@ class Muon(torch.optim.Optimizer):
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         momentums = [self.state[weight]["momentum"] for weight in weights]
         grads = [cast("torch.Tensor", weight.grad) for weight in weights]
-        taken: Any = 1.0
-        if self.found_inf is not None:  # a gradient that changes no momentum, and no step along it
-            taken = 1 - self.found_inf
-            grads = [torch.where(taken > 0, *pair) for pair in zip(grads, momentums, strict=True)]
+        decay: Any = group["lr"] * group["weight_decay"]
+        broken = self.found_inf
+        if broken is not None:  # momentum stays as it is, moved towards itself
+            pairs = zip(momentums, grads, strict=True)
+            grads = [torch.where(broken > 0, *pair) for pair in pairs]
         torch._foreach_lerp_(momentums, grads, 1 - group["momentum"])
         ahead = torch.stack(torch._foreach_lerp(grads, momentums, group["momentum"]))
         stacked = ahead.unflatten(-1, (group["matrices"], -1)).transpose(1, 2).flatten(0, 1)
@@ -122,8 +123,10 @@ class Muon(torch.optim.Optimizer):
         outputs, inputs = (columns, rows) if group["transposed"] else (rows, columns)
         rate = group["lr"] * math.sqrt(max(1, outputs / inputs))
         steps = steps.unflatten(0, (len(weights), -1)).transpose(1, 2).flatten(2)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * taken)
-        torch._foreach_add_(weights, list((steps * taken).unbind()), alpha=-rate)
+        if broken is not None:
+            steps, decay = steps * (1 - broken), decay * (1 - broken)
+        torch._foreach_mul_(weights, 1 - decay)
+        torch._foreach_add_(weights, list(steps.unbind()), alpha=-rate)
 
     def step_others(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """AdamW as torch has it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,8 +14,8 @@ from hf_lm.recipe import TrainingRecipe
 
 # fp32 weight, gradient and optimizer state of a parameter; Muon's matrices have one number less
 STATE_BYTES = {"muon": 16, "adamw": 16, "adam": 16, "sgd": 12}
-CHECKPOINT_BYTES = {kind: size - 4 for kind, size in STATE_BYTES.items()}  # without the gradient
-MEMORY_SHARE = 0.8  # of the free memory; the rest is for the libraries and fragmentation
+MEMORY_SHARE = 0.8  # of the free memory, for an estimate; the rest is for libraries and fragments
+SPARE = 0.05  # of it, beside a step that was tried, for what grows in a run
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,36 @@ class Plan:
     micro_batch_size: int
     accumulation: int
     max_steps: int
-    memory: int  # bytes of one process, estimated
+    optimizer: str
+    recompute: bool  # activations, in the backward pass
     free_memory: int  # bytes of one process
-    checkpoint: int  # bytes of one checkpoint
+
+    def holding(self, micro_batch_size: int) -> Plan:
+        """The same run with so many blocks at a time on each process."""
+        share = self.micro_batch_size * self.accumulation
+        return replace(
+            self, micro_batch_size=micro_batch_size, accumulation=share // micro_batch_size
+        )
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one process, estimated."""
+        state = self.network.parameters * STATE_BYTES[self.optimizer]
+        return state + activation_bytes(
+            self.network, self.micro_batch_size, self.block_size, recompute=self.recompute
+        )
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of one checkpoint: all that is kept of a parameter but its gradient."""
+        return self.network.parameters * (STATE_BYTES[self.optimizer] - 4)
+
+    @property
+    def held(self) -> int:
+        """Bytes taken beside weights, gradients and activations, with some to spare."""
+        parameters = self.network.parameters
+        buckets = 4 * parameters if self.world_size > 1 else 0  # DDP's copy of all gradients
+        return self.checkpoint - 4 * parameters + buckets + int(SPARE * self.free_memory)
 
     @property
     def blocks_per_step(self) -> int:
@@ -87,11 +114,6 @@ class Plan:
     def micro_batch_sizes(self) -> list[int]:
         """Blocks a process could hold at a time, the most first."""
         return divisors(self.micro_batch_size * self.accumulation)
-
-    @property
-    def optimizer_bytes(self) -> int:
-        """What the optimizer keeps; a checkpoint holds that and the weights."""
-        return self.checkpoint - 4 * self.network.parameters
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -226,27 +248,23 @@ def make_plan(
     blocks = recipe.tokens_per_step // block_size
     refuse_step(recipe, blocks, block_size, train_blocks, world_size)
 
-    def needed(micro: int) -> int:
-        state = network.parameters * STATE_BYTES[recipe.optimizer]
-        return state + activation_bytes(
-            network, micro, block_size, recompute=recipe.activation_checkpointing
-        )
-
-    share, micro = blocks // world_size, recipe.micro_batch_size
-    if micro == "auto":
-        micro = next((n for n in divisors(share) if needed(n) <= MEMORY_SHARE * memory), 1)
-    return Plan(
+    plan = Plan(
         network=network,
         block_size=block_size,
         train_blocks=train_blocks,
         world_size=world_size,
-        micro_batch_size=micro,
-        accumulation=share // micro,
+        micro_batch_size=blocks // world_size,
+        accumulation=1,
         max_steps=count_max_steps(recipe, blocks, block_size, train_blocks),
-        memory=needed(micro),
+        optimizer=recipe.optimizer,
+        recompute=recipe.activation_checkpointing,
         free_memory=memory,
-        checkpoint=network.parameters * CHECKPOINT_BYTES[recipe.optimizer],
     )
+    if recipe.micro_batch_size != "auto":
+        return plan.holding(recipe.micro_batch_size)
+    room = MEMORY_SHARE * memory
+    fitting = (n for n in plan.micro_batch_sizes if plan.holding(n).memory <= room)
+    return plan.holding(next(fitting, 1))
 
 
 def refuse_step(

@@ -67,12 +67,9 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
         notes=[*warnings(recipe), *(text.scan or scan).notes],
     )
 
-    provenance = describe_run(
-        text.content,
-        tokenizer_hash(tokenizer),
-        {**machine.facts(), **plan.facts(), **kernels.facts()},
-        {**text.facts(), "text": blocks.facts()},
-    )
+    facts = {**machine.facts(), **plan.facts(), **kernels.facts(), **text.facts()}
+    facts["text"] = blocks.facts()
+    provenance = describe_run(text.content, tokenizer_hash(tokenizer), facts)
     with folder.recorded(recipe, provenance, accepted):
         metrics, samples = fit(
             Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
@@ -162,12 +159,10 @@ def make_planned(
     plan, kernels = plan_run(recipe, vocabulary, machine, counts)
     refuse(plan.missing)
     model = make_model(recipe, vocabulary, attention=kernels.attention)
-    training = recipe.training
-    if training.micro_batch_size != "auto":
+    if recipe.training.micro_batch_size != "auto":
         return model, plan, kernels
-    size = plan.micro_batch_size
     if earlier in plan.micro_batch_sizes:
-        size = earlier
+        plan = plan.holding(earlier)
     elif machine.device == "cuda":
         from hf_lm.micro_batch import find_micro_batch
 
@@ -175,13 +170,12 @@ def make_planned(
             model,
             plan.micro_batch_sizes,
             block_size=plan.block_size,
-            precision=machine.precision,
-            optimizer_bytes=plan.optimizer_bytes,
-            recompute=training.activation_checkpointing,
+            dtype=machine.dtype,
+            held=plan.held,
+            recompute=plan.recompute,
         )
-    settled = training.model_copy(update={"micro_batch_size": size})
-    recipe = recipe.model_copy(update={"training": settled})
-    return model, *plan_run(recipe, vocabulary, machine, counts)
+        plan = plan.holding(size)
+    return model, plan, kernels
 
 
 def run_rows(plan: Plan, machine: Machine, kernels: Kernels) -> list[tuple[str, str]]:

@@ -274,22 +274,18 @@ def line_of(row: Mapping[str, Any]) -> str:
     return json.dumps(strict(row), ensure_ascii=False, allow_nan=False)
 
 
-def describe_run(
-    data: str, tokenizer: str, machine: Mapping[str, Any], text: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe_run(data: str, tokenizer: str, machine: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights depend on besides the recipe; the fields of provenance.json.
 
     Args:
         data: fingerprint of the text.
         tokenizer: hash of the tokenizer.
-        machine: device, threads, precision and number of processes, and how it computes.
-        text: what was found in it.
+        machine: device, threads, precision and number of processes.
     """
     return {
         "data": data,
         "tokenizer": tokenizer,
         **machine,
-        **text,
         "hf_lm": __version__,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

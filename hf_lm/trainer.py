@@ -200,6 +200,7 @@ class LMTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sum over tokens and processes, so that no batch size and no world size shows."""
+        self.stop_if_broken()
         began = time.monotonic()
         measured = self.hooks.measure(self.model)
         metrics = {f"{metric_key_prefix}_{name}": measured[name] for name in EVALUATED}
@@ -213,8 +214,12 @@ class LMTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add speed and utilization to a training row, and keep the row as numbers."""
+        """Add speed and utilization to a training row, and keep the row as numbers.
+
+        There is one before every checkpoint, and none before its steps are known to be finite.
+        """
         if "loss" in logs:
+            self.stop_if_broken()
             speed = self.clock.speed(self.tokens)
             if speed:
                 logs["tokens_per_second"] = speed
@@ -223,11 +228,7 @@ class LMTrainer(Trainer):
         super().log(logs, start_time)
 
     def write_row(self, values: Row, *, step: int | None = None) -> None:
-        """One row of log.jsonl, from the main process; before every checkpoint, too.
-
-        Only once every step before it is known to be finite.
-        """
-        self.stop_if_broken()
+        """One row of log.jsonl, from the main process."""
         if self.is_world_process_zero():
             place = {
                 "step": step or self.state.global_step,

@@ -69,17 +69,24 @@ def test_no_figure_depends_on_the_batch_size_or_the_order_of_processes() -> None
             assert other[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_a_small_vocabulary_does_not_make_one_batch_of_a_whole_text(monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "logits", "expected"),
+    [(3 * T, 10**9, [3, 3, 1]), (10**9, 4 * V * T * 2, [2, 2, 2, 1]), (1, 1, [1] * 7)],
+)
+def test_a_batch_is_bounded_by_its_tokens_and_by_its_logits(
+    tokens: int, logits: int, expected: list[int], monkeypatch: Any
+) -> None:
     sizes: list[int] = []
 
     def watched(rows: Any) -> dict[str, torch.Tensor]:
         sizes.append(len(rows))
         return collate(rows)
 
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 3 * T)
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", tokens)
+    monkeypatch.setitem(evaluation.LOGIT_BYTES, "cpu", logits)
     table = np.ones(V, dtype=np.int64)
     measure(network(), random_blocks(), EvaluationRecipe(), collate=watched, token_bytes=table)
-    assert sizes == [3, 3, 1]
+    assert sizes == expected
 
 
 def test_only_the_first_blocks_are_scored_on_request() -> None:

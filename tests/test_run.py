@@ -223,6 +223,7 @@ def test_what_is_trained_is_computed_as_planned(
     monkeypatch: Any,
 ) -> None:
     seen: dict[str, Any] = {}
+    monkeypatch.setattr(fit, "keep_freed_memory", lambda: seen.update(keeps=True))
 
     def watch(*_: Any, **given: Any) -> None:
         seen.update(given)
@@ -231,6 +232,7 @@ def test_what_is_trained_is_computed_as_planned(
     monkeypatch.setattr(fit, "build_trainer", watch)
     with pytest.raises(RecipeError, match="seen enough"):
         train(load_recipe(write_recipe(**changes)))
+    assert seen["keeps"]
     model = seen["model"]
     assert model.config._attn_implementation == attention
     assert [bool(block._compiled_call_impl) for block in blocks_of(model)] == [compiled] * 2

@@ -20,7 +20,7 @@ def started(path: Path, **changes: Any) -> tuple[RunFolder, Any]:
     folder = RunFolder(recipe.folder)
     with (
         pytest.raises(KeyboardInterrupt),
-        folder.recorded(recipe, describe_run("d1", "t1", FACTS, {}), ()),
+        folder.recorded(recipe, describe_run("d1", "t1", FACTS), ()),
     ):
         folder.write_row({"step": 3, "tokens": 10, "seconds": 1.5, "loss": float("nan")})
         raise KeyboardInterrupt
@@ -30,7 +30,7 @@ def started(path: Path, **changes: Any) -> tuple[RunFolder, Any]:
 def test_a_run_says_how_it_ended(write_recipe: Callable[..., Path]) -> None:
     folder, recipe = started(write_recipe())
     assert folder.read("status.json") == {"state": "stopped", "reason": "interrupted", "step": 3}
-    provenance = describe_run("d1", "t1", FACTS, {})
+    provenance = describe_run("d1", "t1", FACTS)
     with pytest.raises(ValueError, match="boom"), folder.recorded(recipe, provenance, ()):
         assert folder.read("status.json")["state"] == "preparing"
         raise ValueError("boom")
@@ -69,9 +69,9 @@ def test_a_longer_run_goes_on(write_recipe: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("provenance", "rule"),
     [
-        (describe_run("d2", "t1", FACTS, {}), "data was d1, is now d2"),
-        (describe_run("d1", "t2", FACTS, {}), "tokenizer was t1, is now t2"),
-        (describe_run("d1", "t1", {**FACTS, "world_size": 2}, {}), "world_size was 1, is now 2"),
+        (describe_run("d2", "t1", FACTS), "data was d1, is now d2"),
+        (describe_run("d1", "t2", FACTS), "tokenizer was t1, is now t2"),
+        (describe_run("d1", "t1", {**FACTS, "world_size": 2}), "world_size was 1, is now 2"),
     ],
 )
 def test_62_97_changed_text_tokens_or_processes_are_refused(

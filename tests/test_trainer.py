@@ -292,9 +292,13 @@ def test_99_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: P
 
 
 def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
-    recipe = TRAINING.model_copy(update={"max_steps": 3, "save_steps": 3, "logging_steps": 5})
+    """The last step has no next one to be asked in; its row and its checkpoint would come first."""
+    recipe = TRAINING.model_copy(
+        update={"max_steps": 3, "save_steps": 3, "logging_steps": 5, "eval_steps": 5}
+    )
+    rows: list[dict[str, Any]] = []
     model = make_model()
-    trainer = make_trainer(tmp_path, [], recipe=recipe, model=model)
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, model=model)
     trainer.guard = FiniteGuard(lag=1)
     model.transformer.wte.weight.register_hook(
         lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad
@@ -302,6 +306,21 @@ def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_pa
     with pytest.raises(NonFiniteError, match="step 3"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))
+    assert [row["step"] for row in rows] == [3]
+    assert math.isnan(rows[0]["loss"])
+
+
+def test_99_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
+    recipe = TRAINING.model_copy(update={"eval_steps": 2, "logging_steps": 5})
+    model, measured = make_model(), []
+    trainer = make_trainer(tmp_path, [], recipe=recipe, model=model, measure=measured.append)
+    trainer.guard = FiniteGuard(lag=1)
+    model.transformer.wte.weight.register_hook(
+        lambda grad: grad * float("inf") if trainer.state.global_step == 1 else grad
+    )
+    with pytest.raises(NonFiniteError, match="step 2"):
+        trainer.train()
+    assert not measured
 
 
 def test_evaluating_leaves_no_trace(tmp_path: Path) -> None:
