@@ -2,6 +2,7 @@
 
 Reading order, which is the way of the data:
   run            the main path and command line: a table of contents
+  options        the options of a run
   fit            the stages joined: train, save, measure
   cli            the thin `hf-lm` sub-commands
   recipe         JSON -> frozen pydantic models; every key, default and check
@@ -14,6 +15,14 @@ Reading order, which is the way of the data:
   model          build or load the network
   muon           Muon for matrices and AdamW for the rest, in one optimizer
   optimizer      parameter groups, Muon / AdamW / Adam / SGD, schedules
+  changes        what a run may be continued with: free, with a note, refused
+  lock           one run a folder
+  signals        SIGTERM and its like, noted or raised
+  state          a trainer's state as safetensors and JSON
+  checkpoint     a checkpoint is whole and verified, or not there
+  stopping       a signal ends all processes at the same step
+  resume         the Trainer that saves and continues through both
+  clock          seconds and tokens a second
   finite         a step whose gradient is not finite is not taken
   trainer        LMTrainer: overridden hooks only
   evaluation     loss, perplexity, accuracy, bits per byte, samples

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.errors import DataError, RecipeError
-from hf_lm.run import add_options, add_overrides, guarded, read_text, run
+from hf_lm.errors import CheckpointError, DataError, RecipeError
+from hf_lm.options import add_options, add_overrides
+from hf_lm.run import guarded, read_text, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     add_options(training).set_defaults(call=run)
     checking = commands.add_parser("check", help="check a recipe and print the plan")
     add_options(checking).set_defaults(call=lambda given: run(replaced(given, check=True)))
+
+    verifying = commands.add_parser("verify", help="check every checkpoint of a run")
+    verifying.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    verifying.set_defaults(call=verify)
 
     add_data_commands(commands)
     add_model_commands(commands)
@@ -116,6 +121,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The `hf-lm` command; returns its exit code."""
     given = parser().parse_args(arguments)
     return guarded(partial(given.call, given))
+
+
+def verify(given: argparse.Namespace) -> None:
+    """Check every file of every checkpoint of a run against its manifest.
+
+    Raises:
+        DataError: there is none.
+        CheckpointError: some are damaged.
+    """
+    from hf_lm.checkpoint import Checkpoints
+    from hf_lm.console import show_rows
+
+    checkpoints = Checkpoints(given.run)
+    found = {
+        f"checkpoint-{n}": checkpoints.problems(checkpoints.path(n)) for n in checkpoints.steps()
+    }
+    if not found:
+        raise DataError(f"{given.run}: holds no checkpoint")
+    show_rows(str(given.run), [(name, "; ".join(bad) or "whole") for name, bad in found.items()])
+    damaged = [f"{given.run / name}: {bad[0]}" for name, bad in found.items() if bad]
+    if damaged:
+        raise CheckpointError([*damaged, "a run continues from the newest that is whole"])
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -77,7 +77,12 @@ def show_rows(title: str, rows: Iterable[tuple[str, str]], *, notes: Iterable[st
     for label, text in rows:
         console.print(Text.assemble((label.ljust(width), "bold"), text))
     for note in notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+        show_note(note)
+
+
+def show_note(note: str) -> None:
+    """What is right but worth knowing."""
+    console.print(Text(f"note: {note}", style="yellow"))
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -11,8 +12,11 @@ class HfLmError(Exception):
     HfLmError
     ├── RecipeError      2   the recipe cannot be run as written
     ├── DataError        2   the text cannot be trained on
+    ├── CheckpointError  3   no checkpoint of the run is whole
     ├── MismatchError    4   the folder holds a run of another recipe, data or tokenizer
-    └── NonFiniteError   5   the loss or a gradient became NaN or infinite
+    ├── NonFiniteError   5   the loss or a gradient became NaN or infinite
+    ├── LockedError     75   another run holds the folder
+    └── StoppedError   130   a signal ended the run; 143 for all but SIGINT
     """
 
     exit_code = 1
@@ -34,6 +38,12 @@ class DataError(HfLmError):
     exit_code = 2
 
 
+class CheckpointError(HfLmError):
+    """No checkpoint of the run is whole, or one that is needed is not."""
+
+    exit_code = 3
+
+
 class MismatchError(HfLmError):
     """The output folder holds a run of another recipe, data or tokenizer."""
 
@@ -44,6 +54,29 @@ class NonFiniteError(HfLmError):
     """The loss or a gradient became NaN or infinite; the model was left as it was."""
 
     exit_code = 5
+
+
+class LockedError(HfLmError):
+    """Another run holds the folder."""
+
+    exit_code = 75  # sysexits.h EX_TEMPFAIL
+
+
+class StoppedError(HfLmError):
+    """A signal ended the run.
+
+    Args:
+        number: of the signal.
+        step: the one that a checkpoint was written at; None where none was.
+    """
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        self.number, self.exit_code = number, EXIT_TERMINATED
+        if number == signal.SIGINT:
+            self.exit_code = EXIT_INTERRUPTED
+        where = "" if step is None else f" at step {step}, with a checkpoint"
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}{where}; the same command continues")
 
 
 EXIT_IO = 74  # sysexits.h EX_IOERR: disk full, permission denied

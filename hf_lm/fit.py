@@ -7,11 +7,15 @@ through `Hooks`, and never imports them.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.console import console
+from hf_lm.checkpoint import Checkpoints
+from hf_lm.console import console, show_note
 from hf_lm.dataset.blocks import Blocks, make_collate
 from hf_lm.dropout import use_cheap_dropout
 from hf_lm.evaluation import measure, sample
@@ -23,7 +27,8 @@ from hf_lm.plan import Plan, flops_per_token
 from hf_lm.progress import ProgressBar
 from hf_lm.recipe import Recipe
 from hf_lm.run_folder import METRICS, RunFolder
-from hf_lm.tokenizer import token_bytes
+from hf_lm.state import text_file
+from hf_lm.tokenizer import token_bytes, tokenizer_texts
 from hf_lm.trainer import Hooks, LMTrainer, build_trainer, training_arguments
 
 
@@ -46,16 +51,25 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     Returns:
         The contents of metrics.json, and a sample for each prompt.
     """
-    checkpoint = run.folder.newest_checkpoint()
-    hooks = make_hooks(run, seconds=run.folder.continue_log(checkpoint))
-    trainer = make_trainer(run, hooks)
-    if checkpoint:
-        trainer.continue_stream(checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    checkpoints = Checkpoints(run.folder.path, limit=run.recipe.training.save_total_limit)
+    checkpoint = newest(checkpoints, cpu=run.machine.device == "cpu")
+    run.folder.continue_log(checkpoint)
+    hooks = make_hooks(run)
+    trainer = make_trainer(run, hooks, checkpoints)
+    trainer.train_from(checkpoint)
     return finish(run, hooks, trainer)
 
 
-def make_hooks(run: Run, *, seconds: float) -> Hooks:
+def newest(checkpoints: Checkpoints, *, cpu: bool) -> Path | None:
+    """The checkpoint that all processes go on from; the main one looks for it."""
+    state, found = PartialState(cpu=cpu), [None]
+    if state.is_main_process:
+        checkpoints.clean()
+        found = [checkpoints.newest(say=show_note)]
+    return broadcast_object_list(found)[0] if state.num_processes > 1 else found[0]
+
+
+def make_hooks(run: Run) -> Hooks:
     """What the trainer calls: our optimizer, schedule, evaluation, samples and log."""
     recipe = run.recipe
     return Hooks(
@@ -79,14 +93,15 @@ def make_hooks(run: Run, *, seconds: float) -> Hooks:
             seed=recipe.seed,
         ),
         write_row=run.folder.write_row,
-        seconds=seconds,
         flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),
         peak_flops=run.machine.peak_flops,
         sampler=run.blocks.sampler,
+        budget=recipe.training.skip_nonfinite_steps,
+        spikes=recipe.training.skip_loss_spikes,
     )
 
 
-def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
+def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
     """The trainer of the recipe, on this machine, as planned."""
     recipe = run.recipe
     args = training_arguments(
@@ -107,6 +122,10 @@ def make_trainer(run: Run, hooks: Hooks) -> LMTrainer:
         recipe.training,
         args,
         hooks=hooks,
+        checkpoints=checkpoints,
+        facts=run.folder.facts(),
+        extra={name: text_file(text) for name, text in tokenizer_texts(run.tokenizer).items()},
+        secure_log=run.folder.secure_log,
         callbacks=[ProgressBar(console)],
         model=run.model,
         train_dataset=run.blocks.parts["train"],

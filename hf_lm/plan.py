@@ -43,6 +43,7 @@ class Plan:
     max_steps: int
     optimizer: str
     recompute: bool  # activations, in the backward pass
+    checkpoints: int  # that stand side by side
     free_memory: int  # bytes of one process
 
     def holding(self, micro_batch_size: int) -> Plan:
@@ -64,6 +65,11 @@ class Plan:
     def checkpoint(self) -> int:
         """Bytes of one checkpoint: all that is kept of a parameter but its gradient."""
         return self.network.parameters * (STATE_BYTES[self.optimizer] - 4)
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run's folder: the checkpoints and the model."""
+        return self.checkpoints * self.checkpoint + 4 * self.network.parameters
 
     @property
     def held(self) -> int:
@@ -248,6 +254,10 @@ def make_plan(
     blocks = recipe.tokens_per_step // block_size
     refuse_step(recipe, blocks, block_size, train_blocks, world_size)
 
+    steps = count_max_steps(recipe, blocks, block_size, train_blocks)
+    saves = math.ceil(
+        steps / (recipe.save_steps if recipe.save_steps >= 1 else steps * recipe.save_steps)
+    )
     plan = Plan(
         network=network,
         block_size=block_size,
@@ -255,9 +265,10 @@ def make_plan(
         world_size=world_size,
         micro_batch_size=blocks // world_size,
         accumulation=1,
-        max_steps=count_max_steps(recipe, blocks, block_size, train_blocks),
+        max_steps=steps,
         optimizer=recipe.optimizer,
         recompute=recipe.activation_checkpointing,
+        checkpoints=min(saves, recipe.save_total_limit or saves) + 1,  # the next is written first
         free_memory=memory,
     )
     if recipe.micro_batch_size != "auto":

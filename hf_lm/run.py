@@ -2,8 +2,8 @@
 
     accelerate launch -m hf_lm.run RECIPE [--set section.key=value ...] [--check] [--fresh]
 
-`train` is the table of contents. Everything is imported where it is used, and the heavy libraries
-behind the checks of the recipe and its text: --help and mistakes are answered at once.
+`train_in` is the table of contents. Everything is imported where it is used, and the heavy
+libraries behind the checks of the recipe and its text: --help and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, HfLmError, RecipeError
+from hf_lm.errors import EXIT_IO, HfLmError, RecipeError
+from hf_lm.options import add_options
+from hf_lm.signals import raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,20 +30,32 @@ if TYPE_CHECKING:
     from hf_lm.model_config import Vocabulary
     from hf_lm.plan import Plan
     from hf_lm.recipe import Recipe
+    from hf_lm.run_folder import RunFolder
 
 
-def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
-    """Recipe in, metrics out; everything else lands in recipe.output_dir."""
-    from hf_lm import console
-    from hf_lm.dataset import find_corpus, scan_documents, text_rows
-    from hf_lm.recipe import warnings
-    from hf_lm.run_folder import METRICS, RunFolder, describe_run
+def train(
+    recipe: Recipe, *, accepted: Sequence[str] = (), force_unlock: bool = False
+) -> Mapping[str, Any]:
+    """Recipe in, metrics out; everything else lands in recipe.output_dir, held meanwhile."""
+    from hf_lm.run_folder import RunFolder
 
     folder = RunFolder(recipe.folder)
+    with folder.held(force=force_unlock) as notes:
+        return train_in(folder, recipe, accepted, notes)
+
+
+def train_in(
+    folder: RunFolder, recipe: Recipe, accepted: Sequence[str], notes: Sequence[str]
+) -> Mapping[str, Any]:
+    """The way of the data, stage by stage."""
+    from hf_lm import console
+    from hf_lm.changes import drift
+    from hf_lm.dataset import text_rows
+    from hf_lm.recipe import warnings
+    from hf_lm.run_folder import METRICS, describe_run
+
     changed = folder.refuse_changes(recipe, accepted)
-    corpus = find_corpus(recipe.data)
-    with console.preparing("read", corpus.size) as report:
-        scan = scan_documents(recipe.data, corpus, keep=True, report=report)
+    corpus, scan = read_corpus(recipe)
 
     console.quiet_libraries()  # before they are imported
 
@@ -58,24 +72,38 @@ def train(recipe: Recipe, *, accepted: Sequence[str] = ()) -> Mapping[str, Any]:
     text, tokenizer = read_text(recipe, corpus, scan)
     blocks = make_blocks(recipe, text, tokenizer, **machine.share())
     vocabulary = Vocabulary.of(tokenizer)
-    model, plan, kernels = make_planned(
-        recipe, vocabulary, machine, blocks.counts, earlier=folder.micro_batch_size
-    )
+    model, plan, kernels = make_planned(recipe, vocabulary, machine, blocks.counts, folder)
+    found = (machine, plan, kernels, text, blocks)
+    facts = {name: fact for stage in found for name, fact in stage.facts().items()}
+    provenance = describe_run(text.content, tokenizer_hash(tokenizer), facts)
     console.show_rows(
         recipe.name,
         [*text_rows(recipe.data, blocks.counts), *run_rows(plan, machine, kernels)],
-        notes=[*warnings(recipe), *(text.scan or scan).notes],
+        notes=[
+            *warnings(recipe),
+            *(text.scan or scan).notes,
+            *notes,
+            *changed.values(),
+            *drift(folder.provenance, provenance),
+        ],
     )
 
-    facts = {**machine.facts(), **plan.facts(), **kernels.facts(), **text.facts()}
-    facts["text"] = blocks.facts()
-    provenance = describe_run(text.content, tokenizer_hash(tokenizer), facts)
     with folder.recorded(recipe, provenance, accepted):
         metrics, samples = fit(
             Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
         )
     console.show_end(folder.model, metrics, samples)
     return metrics
+
+
+def read_corpus(recipe: Recipe) -> tuple[Corpus, Scan]:
+    """The sources of the recipe, read once to find what cannot be trained on."""
+    from hf_lm import console
+    from hf_lm.dataset import find_corpus, scan_documents
+
+    corpus = find_corpus(recipe.data)
+    with console.preparing("read", corpus.size) as report:
+        return corpus, scan_documents(recipe.data, corpus, keep=True, report=report)
 
 
 def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrainedTokenizerBase]:
@@ -148,21 +176,20 @@ def make_planned(
     vocabulary: Vocabulary,
     machine: Machine,
     counts: Mapping[str, Any],
-    *,
-    earlier: int | None,
+    folder: RunFolder,
 ) -> tuple[PreTrainedModel, Plan, Kernels]:
     """The network, and the plan with a number for the micro-batch "auto".
 
     A GPU is tried; of a CPU the estimate is taken. Rounding depends on the number, so a continued
-    run keeps its `earlier` one, whatever else fills the memory by now.
+    run keeps the one its folder has, whatever else fills the memory by now.
     """
     plan, kernels = plan_run(recipe, vocabulary, machine, counts)
-    refuse(plan.missing)
+    refuse((*plan.missing, *folder.missing_disk(plan.disk)))
     model = make_model(recipe, vocabulary, attention=kernels.attention)
     if recipe.training.micro_batch_size != "auto":
         return model, plan, kernels
-    if earlier in plan.micro_batch_sizes:
-        plan = plan.holding(earlier)
+    if folder.micro_batch_size in plan.micro_batch_sizes:
+        plan = plan.holding(folder.micro_batch_size)
     elif machine.device == "cuda":
         from hf_lm.micro_batch import find_micro_batch
 
@@ -201,7 +228,8 @@ def check(recipe: Recipe) -> None:
     from hf_lm.recipe import warnings
     from hf_lm.run_folder import RunFolder
 
-    RunFolder(recipe.folder).refuse_changes(recipe, ())
+    folder = RunFolder(recipe.folder)
+    folder.refuse_changes(recipe, ())
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus)
 
@@ -220,51 +248,18 @@ def check(recipe: Recipe) -> None:
     if not sample.whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):
         vocabulary = vocabulary._replace(size=bpe_size(recipe.tokenizer))
     plan, kernels = plan_run(recipe, vocabulary, machine, counts)
-    missing = [f"not on this machine: {line}" for line in (*machine.missing, *plan.missing)]
+    lacking = folder.missing_disk(plan.disk)
+    missing = [
+        f"not on this machine: {line}" for line in (*machine.missing, *plan.missing, *lacking)
+    ]
     rows = text_rows(recipe.data, counts, about=not sample.whole)
     console.show_rows(
         f"{recipe.name}: checked, nothing written",
         [*rows, *run_rows(plan, machine, kernels)],
-        notes=[*warnings(recipe), *scan.notes, *sample.notes, *missing],
-    )
-
-
-def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options of a run; `hf-lm run` has the same."""
-    options.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
-    add_overrides(options, "override one key of the recipe; may be given many times")
-    options.add_argument(
-        "--from",
-        dest="pretrained",
-        metavar="MODEL",
-        help="fine-tune this model (a folder or Hub id) in place of the recipe's own",
-    )
-    options.add_argument(
-        "--check", action="store_true", help="check everything, print the plan and stop"
-    )
-    options.add_argument(
-        "--fresh", action="store_true", help="start over in a new folder; nothing is deleted"
-    )
-    options.add_argument(
-        "--accept-change",
-        dest="accepted",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY",
-        help="continue a run although this changed; may be given many times",
-    )
-    return options
-
-
-def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
-    """The option that overrides keys of a recipe."""
-    options.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help=text,
+        notes=[
+            *(*warnings(recipe), *scan.notes, *sample.notes),
+            *(f"not on this machine: {line}" for line in missing),
+        ],
     )
 
 
@@ -289,19 +284,17 @@ def run(options: argparse.Namespace) -> None:
     if options.check:
         check(recipe)
     else:
-        train(recipe, accepted=options.accepted)
+        train(recipe, accepted=options.accepted, force_unlock=options.force_unlock)
 
 
 def guarded(command: Callable[[], object]) -> int:
     """Run a command; a person's mistake is one line a problem on stderr, and an exit code."""
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        command()
+        with raised():
+            command()
     except HfLmError as error:
         lines, code = error.problems, error.exit_code
-    except KeyboardInterrupt:
-        lines = ["interrupted; the same command continues from the last checkpoint"]
-        code = EXIT_INTERRUPTED
     except OSError as error:
         if error.errno is None:
             raise

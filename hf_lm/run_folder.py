@@ -7,36 +7,28 @@ Every file is written beside its name and moved into place, so a reader never me
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_lm import __version__
-from hf_lm.errors import MismatchError, RecipeError
+from hf_lm import __version__, changes
+from hf_lm.checkpoint import size_of, sync
+from hf_lm.errors import RecipeError, StoppedError
+from hf_lm.lock import LOCK, locked
 from hf_lm.recipe import Recipe, recipe_text
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
 METRICS, STATUS, MODEL = "metrics.json", "status.json", "model"
-CHECKPOINT = re.compile(r"^checkpoint-([1-9]\d*)$")
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate")
-
-ENDS = {"training.max_steps", "training.max_epochs", "training.max_tokens"}  # may be moved back
-# Keys that change nothing about the weights: a run may be continued with other values.
-FREE = {
-    *("$schema", "hf_lm_version", "name", "output_dir", "data.num_proc", "hub"),
-    *("training.logging_steps", "training.save_steps", "training.save_total_limit"),
-    *("training.report_to", "training.dataloader_num_workers", "training.dataloader_pin_memory"),
-    *("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.batch_size"),
-}
 
 
 class RunFolder:
@@ -47,6 +39,7 @@ class RunFolder:
         self.model = self.path / MODEL
         self.writes = os.environ.get("RANK", "0") == "0"  # of all processes, one
         self.step = 0
+        self.unwritten = ""  # why a row of the log is missing
 
     @property
     def started(self) -> bool:
@@ -61,8 +54,7 @@ class RunFolder:
     @property
     def micro_batch_size(self) -> int | None:
         """That of the run here; None before there is one."""
-        known = (self.path / PROVENANCE).is_file()
-        return self.read(PROVENANCE).get("micro_batch_size") if known else None
+        return self.provenance.get("micro_batch_size")
 
     def read(self, name: str) -> dict[str, Any]:
         """One of our JSON files."""
@@ -78,7 +70,45 @@ class RunFolder:
         if self.writes:
             staging = self.path / f".{name}"
             staging.write_text(text, encoding="utf-8")
+            sync(staging)
             staging.replace(self.path / name)
+            sync(self.path)
+
+    @contextmanager
+    def held(self, *, force: bool = False) -> Iterator[list[str]]:
+        """Hold the folder against other runs; one process does it for all.
+
+        Args:
+            force: take it over from a process of another machine.
+
+        Yields:
+            Notes about the file system.
+
+        Raises:
+            RecipeError: it is somebody else's, or cannot be written to.
+            LockedError: another run holds it.
+        """
+        self.refuse_others()
+        if not self.writes:
+            yield []
+            return
+        with ExitStack() as stack:
+            try:
+                exclusive = stack.enter_context(locked(self.path, force=force))
+                notes = [] if exclusive else [UNLOCKED.format(self.path)]
+                notes += probe(self.path)
+            except OSError as error:
+                raise RecipeError(
+                    f"output_dir = {json.dumps(str(self.path))}: cannot be written to "
+                    f"({error.strerror}); name another folder"
+                ) from None
+            yield notes
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of its run: hashes of its recipe, text and tokenizer, and more."""
+        recipe = hashlib.sha256((self.path / RECIPE).read_bytes()).hexdigest()
+        content = {name: self.provenance[name] for name in ("data", "tokenizer", "world_size")}
+        return {"recipe": recipe, **content, "hf_lm": __version__}
 
     def refuse_others(self) -> None:
         """Refuse a folder that is somebody else's, or a file.
@@ -89,14 +119,15 @@ class RunFolder:
         key = f"output_dir = {json.dumps(str(self.path))}"
         if self.path.exists() and not self.path.is_dir():
             raise RecipeError(f"{key}: is a file; name a folder")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.started:
+        found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if found and LOCK not in found and not self.started:
             raise RecipeError(f"{key}: is not empty and holds no run of hf_lm; name a new folder")
 
-    def refuse_changes(self, recipe: Recipe, accepted: Sequence[str]) -> list[str]:
+    def refuse_changes(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:
         """Compare the recipe with the one the run here was started with.
 
         Returns:
-            The changed keys that were accepted.
+            The changed keys that were accepted, with what they were and are.
 
         Raises:
             RecipeError: the folder is somebody else's.
@@ -104,44 +135,27 @@ class RunFolder:
         """
         self.refuse_others()
         if not self.started:
-            return []
-        before, now = flat(self.read(RECIPE)), flat(json.loads(recipe_text(recipe, self.path)))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        changed = [key for key in changed if key not in FREE and key.split(".")[0] not in FREE]
-        longer = [k for k in changed if k in ENDS and both_above(now.get(k), before.get(k))]
-        refused = [key for key in changed if key not in accepted and key not in longer]
-        if refused:
-            lines = [
-                f"{self.path}: {key} was {json.dumps(before.get(key))}, is now "
-                f"{json.dumps(now.get(key))}"
-                for key in refused
-            ]
-            raise MismatchError([*lines, remedy(refused)])
-        return changed
+            return {}
+        now = json.loads(recipe_text(recipe, self.path))
+        return changes.refuse_recipe(self.path, self.read(RECIPE), now, accepted)
 
-    def refuse_content(self, provenance: Mapping[str, Any], accepted: Sequence[str]) -> list[str]:
-        """Compare what the run here was trained on with what it would be continued on.
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """That of the run here; empty before there is one."""
+        return self.read(PROVENANCE) if (self.path / PROVENANCE).is_file() else {}
 
-        Raises:
-            MismatchError: the data, the tokenizer or the number of processes is another.
-        """
-        if not (self.path / PROVENANCE).is_file():
-            return []
-        before = self.read(PROVENANCE)
-        changed = [
-            key
-            for key, name in CONTENT.items()
-            if name in before and before[name] != provenance[name]
-        ]
-        refused = [key for key in changed if key not in accepted]
-        if refused:
-            lines = [
-                f"{self.path}: {CONTENT[key]} was {before[CONTENT[key]]}, is now "
-                f"{provenance[CONTENT[key]]}"
-                for key in refused
-            ]
-            raise MismatchError([*lines, remedy(refused)])
-        return changed
+    def missing_disk(self, needed: int) -> tuple[str, ...]:
+        """A line, if there is no room for so many bytes of checkpoints and model."""
+        there = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
+        own = [size_of(path) for path in self.path.glob("checkpoint-*") if path.is_dir()]
+        free = shutil.disk_usage(there).free + sum(own)
+        if needed <= free:
+            return ()
+        return (
+            f"output_dir = {json.dumps(str(self.path))}: checkpoints and model need about "
+            f"{needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free; name another folder or lower "
+            "training.save_total_limit",
+        )
 
     @contextmanager
     def recorded(
@@ -152,16 +166,21 @@ class RunFolder:
         Raises:
             MismatchError: the text, the tokenizer or the number of processes is another.
         """
-        changed = self.refuse_content(provenance, accepted)
+        before = self.provenance
+        changed = changes.refuse_content(self.path, before, provenance, accepted)
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
         self.status("preparing")
         self.write_text(RECIPE, recipe_text(recipe, self.path))
-        self.write(PROVENANCE, {**provenance, "accepted_changes": [*accepted, *changed]})
+        accepts = {
+            "accepted_changes": [*accepted, *changed],
+            "drift": changes.drift(before, provenance),
+        }
+        self.write(PROVENANCE, {**provenance, **accepts})
         try:
             yield
-        except KeyboardInterrupt:
-            self.status("stopped", reason="interrupted")
+        except (KeyboardInterrupt, StoppedError) as error:
+            self.status("stopped", reason=str(error) or "interrupted")
             raise
         except BaseException as error:
             self.status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -171,17 +190,6 @@ class RunFolder:
     def status(self, state: str, *, reason: str = "") -> None:
         """Say where the run stands: preparing, training, done, stopped or failed."""
         self.write(STATUS, {"state": state, "reason": reason, "step": self.step})
-
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step; trainer_state.json is written last to each."""
-        if not self.path.is_dir():
-            return None
-        steps = [
-            int(match[1])
-            for path in self.path.iterdir()
-            if (match := CHECKPOINT.match(path.name)) and (path / "trainer_state.json").is_file()
-        ]
-        return self.path / f"checkpoint-{max(steps)}" if steps else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of log.jsonl; one cut off by a crash ends it."""
@@ -193,24 +201,27 @@ class RunFolder:
             except ValueError:
                 return
 
-    def continue_log(self, checkpoint: Path | None) -> float:
-        """Drop the rows behind a checkpoint, which will be written again.
+    def secure_log(self) -> None:
+        """Have the rows so far on the disk, as a checkpoint behind them will be."""
+        if (self.path / LOG).is_file():
+            sync(self.path / LOG)
 
-        Returns:
-            The seconds the run had taken by then.
-        """
+    def continue_log(self, checkpoint: Path | None) -> None:
+        """Drop the rows behind a checkpoint, which will be written again."""
         step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
         kept = [row for row in self.rows() if row["step"] <= step]
         self.write_text(LOG, "".join(f"{line_of(row)}\n" for row in kept))
-        return kept[-1]["seconds"] if kept else 0.0
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Append one row to log.jsonl."""
-        if row["step"] > 0 and self.step == 0:
-            self.status("training")
-        self.step = row["step"]
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
-            file.write(line_of(row) + "\n")
+        try:
+            if row["step"] > 0 and self.step == 0:
+                self.status("training")
+            self.step = row["step"]
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(line_of(row) + "\n")
+        except OSError as error:  # a full disk: the checkpoint will say so, and matters more
+            self.unwritten = self.unwritten or f"{LOG}: {error.strerror}"
 
     def save_model(self, save: Callable[[Path], None]) -> None:
         """Let `save` fill a folder beside "model" and put it in place."""
@@ -219,12 +230,35 @@ class RunFolder:
         staging = self.path / f".{MODEL}"
         shutil.rmtree(staging, ignore_errors=True)
         save(staging)
+        for path in (*staging.iterdir(), staging):
+            sync(path)
         shutil.rmtree(self.model, ignore_errors=True)
         staging.rename(self.model)
+        sync(self.path)
 
 
-# What a changed content is called where it is accepted, and in provenance.json.
-CONTENT = {"data.source": "data", "tokenizer": "tokenizer", "world_size": "world_size"}
+UNLOCKED = "{}: its file system has no locks, so a second run here would not be noticed"
+UNSECURED = "{}: its file system has no fsync, so a checkpoint may be lost when power is cut"
+
+
+def probe(folder: Path) -> list[str]:
+    """Try what a checkpoint needs of a file system: to write, secure and rename.
+
+    Returns:
+        Notes about what is not as it should be, but works.
+
+    Raises:
+        OSError: it does not work.
+    """
+    first, second = folder / ".probe", folder / ".probed"
+    try:
+        first.write_bytes(b"\0")
+        secured = sync(first)
+        first.replace(second)
+    finally:
+        first.unlink(missing_ok=True)
+        second.unlink(missing_ok=True)
+    return [] if secured else [UNSECURED.format(folder)]
 
 
 def fresh_path(path: Path) -> Path:
@@ -234,28 +268,6 @@ def fresh_path(path: Path) -> Path:
         number += 1
         taken = path.with_name(f"{path.name}-{number}")
     return taken
-
-
-def remedy(keys: Sequence[str]) -> str:
-    """How to go on in spite of changed keys."""
-    flags = " ".join(f"--accept-change {key}" for key in keys)
-    return f"continue the run with {flags}, or start anew with --fresh"
-
-
-def both_above(now: Any, before: Any) -> bool:
-    """Whether an end of training was moved back, rather than exchanged for another kind."""
-    return isinstance(now, (int, float)) and isinstance(before, (int, float)) and now > before
-
-
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """A nested object as one of dotted keys."""
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in flat(branch, f"{path}.{name}" if path else name).items()
-    }
 
 
 def strict(value: Any) -> Any:

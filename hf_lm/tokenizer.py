@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,3 +189,14 @@ def decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> str:
     """The decoder of a tokenizer as JSON, empty for one without a backend."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     return json.dumps(json.loads(backend.to_str()).get("decoder")) if backend else ""
+
+
+def tokenizer_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The files of a tokenizer by their names, as far as they are text."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {
+            path.name: path.read_text(encoding="utf-8")
+            for path in sorted(Path(folder).iterdir())
+            if path.suffix in (".json", ".txt", ".jinja")
+        }

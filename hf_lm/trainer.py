@@ -13,7 +13,6 @@ The loss itself stays the stock one, which is the exact mean over tokens once th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,23 +20,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
-    Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_lm.clock import Clock
 from hf_lm.errors import NonFiniteError
-from hf_lm.finite import FiniteGuard
+from hf_lm.finite import KINDS, NONFINITE, TAKEN, FiniteGuard, Step
 from hf_lm.recipe import TrainingRecipe
+from hf_lm.resume import ResumableTrainer, reading
 
 Row = dict[str, Any]
+NAMED = 8  # blocks of a batch that an error lists; the log has them all
 EVALUATED = ("loss", "perplexity", "accuracy", "bits_per_byte")  # of what `measure` returns
 
 
@@ -53,8 +53,9 @@ class Hooks:
         write_row: takes a row of log.jsonl, on the main process.
         flops_per_token: FLOPs to train on one token.
         peak_flops: FLOP/s of all devices.
-        seconds: how long earlier parts of this run took.
         sampler: the order of the training blocks; None is a random one.
+        budget: steps that may be left out because they are not finite.
+        spikes: standard deviations that make a spike; None leaves none out.
     """
 
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
@@ -64,48 +65,22 @@ class Hooks:
     write_row: Callable[[Row], None]
     flops_per_token: float
     peak_flops: float
-    seconds: float = 0.0
     sampler: Sampler[int] | None = None
+    budget: int = 0
+    spikes: float | None = None
 
 
-class Clock:
-    """Monotonic seconds since the first step, and those of them spent training."""
-
-    def __init__(self, seconds: float) -> None:
-        self.before = seconds
-        self.start: float | None = None
-        self.paused = 0.0
-        self.mark: tuple[float, int] | None = None
-
-    def begin(self, tokens: int) -> None:
-        """Start at the first step."""
-        self.start = time.monotonic()
-        self.mark = (0.0, tokens)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the run's first step, earlier parts included."""
-        return self.before + (0.0 if self.start is None else time.monotonic() - self.start)
-
-    def speed(self, tokens: int) -> float | None:
-        """Tokens a second since the last call, evaluations and checkpoints left out."""
-        if self.start is None or self.mark is None:
-            return None
-        trained = time.monotonic() - self.start - self.paused
-        (then, seen), self.mark = self.mark, (trained, tokens)
-        return (tokens - seen) / (trained - then) if trained > then and tokens > seen else None
-
-
-class LMTrainer(Trainer):
+class LMTrainer(ResumableTrainer):
     """A causal language model's Trainer."""
 
     def __init__(self, *, hooks: Hooks, **trainer_args: Any) -> None:
-        self.hooks, self.clock = hooks, Clock(hooks.seconds)
+        self.hooks, self.clock = hooks, Clock()
         self.counted: list[Any] = []  # of the steps since the last look
         # Anything but an Optimizer class is called, and what it returns is called with the model.
         factory: Any = (lambda: hooks.make_optimizer, {})
         super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
-        self.guard = FiniteGuard(lag=int(self.args.device.type == "cuda"))
+        self.guard = FiniteGuard(lag=int(self.args.device.type == "cuda"), spikes=hooks.spikes)
+        self.blocks, self.left_out, self.logged_step = cast("list[int]", []), 0, 0
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -134,28 +109,17 @@ class LMTrainer(Trainer):
         """Keep the order of a mixture, whose shares a random one would not meet."""
         return self.hooks.sampler or super()._get_train_sampler(train_dataset)
 
-    def continue_stream(self, checkpoint: Path) -> None:
-        """Send a stream to the place a checkpoint was written at.
-
-        The stock Trainer reads and drops every batch before it, and is wrong in a second pass.
-        """
-        if isinstance(self.train_dataset, IterableDataset):
-            state = (checkpoint / self.stream_file).read_text(encoding="utf-8")
-            cast("Any", self.train_dataset).load_state_dict(json.loads(state))
-            self.args.ignore_data_skip = True
-
-    @property
-    def stream_file(self) -> str:
-        """The file of a checkpoint with this process's place in the stream."""
-        return f"stream-{self.args.process_index}.json"
-
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         """Keep the count of a step's targets, which is on the device: to look would be to wait."""
         if self.clock.start is None:
             self.clock.begin(self.tokens)
+            self.continue_sums()
+            self.logged_step = self._globalstep_last_logged
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.blocks = [number for batch in batches for number in batch.pop("numbers", ())]
+        self.loss_before = self._tr_loss.clone()
         self.counted.append(items)
         return batches, items
 
@@ -171,36 +135,73 @@ class LMTrainer(Trainer):
         return int(inputs["input_ids"].numel() * self.hooks.flops_per_token)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Keep a gradient that is not finite from the weights, and stop.
+        """Keep a step that is not finite from the weights, and its loss from the mean.
 
-        With fp16 the loss is looked at instead: its scaler skips infinite gradients by design.
+        With fp16 the loss alone is looked at: its scaler skips infinite gradients by design.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.guard.watch(
-            self._tr_loss if self.args.fp16 else torch.as_tensor(grad_norm),
+        kind = self.guard.watch(
+            self._tr_loss - self.loss_before,
+            None if self.args.fp16 else torch.as_tensor(grad_norm),
+            items=self.counted[-1],
             number=self.state.global_step + 1,
             rate=self._get_learning_rate(),
+            blocks=self.blocks,
             optimizer=cast("Any", self.optimizer).optimizer,  # without accelerate's wrapper
         )
-        self.stop_if_broken(lag=self.guard.lag)
+        self._tr_loss.copy_(torch.where(kind > TAKEN, self.loss_before, self._tr_loss))
+        self.note_left_out(lag=self.guard.lag)
         return grad_norm
 
-    def stop_if_broken(self, *, lag: int = 0) -> None:
-        """Raise for a step that was not finite, the last `lag` ones left for later."""
-        broken = self.guard.broken(lag=lag)
-        if broken:
-            self.write_row({"loss": float("nan"), "learning_rate": broken.rate}, step=broken.number)
-            raise NonFiniteError(
-                f"step {broken.number}: the loss or its gradient is NaN or infinite at learning "
-                f"rate {broken.rate:g}; this step was not taken. Lower training.learning_rate, "
-                'raise training.warmup_steps, or set training.precision to "fp32"'
-            )
+    def note_left_out(self, *, lag: int = 0) -> None:
+        """Write a row for a step that was not taken; raise for one too many that was not finite.
+
+        Args:
+            lag: as many of the last steps are left for later.
+        """
+        for step in self.guard.left_out(lag=lag):
+            blocks = [*step.blocks] if self.args.fp16 else gather_object([*step.blocks])
+            row = {"learning_rate": step.rate, "blocks": blocks}
+            if step.kind != NONFINITE or self.guard.counts["nonfinite"] <= self.hooks.budget:
+                self.left_out += 1
+                self.write_row({"skipped": KINDS[step.kind], **row}, step=step.number)
+            else:
+                self.write_row({"loss": float("nan"), **row}, step=step.number)
+                raise NonFiniteError(self.explained(step, blocks))
+
+    def explained(self, step: Step, blocks: list[int]) -> str:
+        """What is known of a step that was not finite, and what to do."""
+        before = "no loss before it was finite"
+        if self.guard.finite_loss:
+            before = "the last finite loss was {:.4f}, of step {}".format(*self.guard.finite_loss)
+        batch = ", ".join(map(str, blocks[:NAMED])) + (", …" if len(blocks) > NAMED else "")
+        return (
+            f"step {step.number}: the loss or its gradient is NaN or infinite at learning rate "
+            f"{step.rate:g}; this step was not taken; {before}"
+            + (f"; the batch was of the blocks {batch}" if blocks else "")
+            + ". Lower training.learning_rate, raise training.warmup_steps, set training.precision "
+            'to "fp32", or allow for some such steps with training.skip_nonfinite_steps'
+        )
+
+    def own_numbers(self) -> dict[str, Any]:
+        """The time so far, and what was left out of it."""
+        guard = self.guard.state_dict()
+        return {"seconds": self.clock.seconds, "left_out": self.left_out, "guard": guard}
+
+    def continue_from(self, checkpoint: Path) -> bool:
+        """Go on with the time so far, and what was left out of it."""
+        steps_left = super().continue_from(checkpoint)
+        with reading(checkpoint):
+            self.clock = Clock(float(self.restored["seconds"]))
+            self.left_out = int(self.restored["left_out"])
+            self.guard.load_state_dict(self.restored["guard"])
+        return steps_left
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sum over tokens and processes, so that no batch size and no world size shows."""
-        self.stop_if_broken()
+        self.note_left_out()
         began = time.monotonic()
         measured = self.hooks.measure(self.model)
         metrics = {f"{metric_key_prefix}_{name}": measured[name] for name in EVALUATED}
@@ -216,10 +217,16 @@ class LMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed and utilization to a training row, and keep the row as numbers.
 
-        There is one before every checkpoint, and none before its steps are known to be finite.
+        There is none before its steps are known to be finite.
         """
         if "loss" in logs:
-            self.stop_if_broken()
+            self.note_left_out()
+            steps, self.logged_step = (
+                self.state.global_step - self.logged_step,
+                self.state.global_step,
+            )
+            taken, self.left_out = steps - self.left_out, 0
+            logs["loss"] = logs["loss"] * steps / taken if taken else float("nan")
             speed = self.clock.speed(self.tokens)
             if speed:
                 logs["tokens_per_second"] = speed
@@ -238,37 +245,12 @@ class LMTrainer(Trainer):
             self.hooks.write_row({**place, **values})
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Add the place in a stream, and keep the time a checkpoint takes out of the speed."""
+        """Save no step that may not be finite, and keep the time of the copy out of the speed."""
+        self.note_left_out()
         began = time.monotonic()
-        if isinstance(self.train_dataset, IterableDataset):
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            state = json.dumps(cast("Any", self.train_dataset).state_dict())
-            (folder / self.stream_file).write_text(state, encoding="utf-8")
         self.state.num_input_tokens_seen = self.tokens  # as the state is written now
         super()._save_checkpoint(model, trial)
         self.clock.paused += time.monotonic() - began
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write use_cache true: the Trainer's false would make generate() crawl for users."""
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        config.use_cache, before = True, config.use_cache
-        super()._save(output_dir, state_dict)
-        config.use_cache = before
-
-
-class LogAtSave(TrainerCallback):
-    """Write a row with every checkpoint, so that a resumed run's rows mean the same steps."""
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Runs behind the callback that decides about saving."""
-        control.should_log = control.should_log or control.should_save
 
 
 def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArguments:
@@ -291,16 +273,16 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
         dataloader_num_workers=recipe.dataloader_num_workers,
         dataloader_pin_memory=recipe.dataloader_pin_memory and not others["use_cpu"],
         logging_steps=recipe.logging_steps,
+        remove_unused_columns=False,  # the model takes none of a block's number
         logging_nan_inf_filter=False,  # it would report the mean of earlier losses for a NaN
         eval_strategy="steps",
         eval_steps=evaluate,
         save_strategy="steps",
         save_steps=save,
-        save_total_limit=recipe.save_total_limit,
         load_best_model_at_end=recipe.load_best_model_at_end,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        restore_callback_states_from_checkpoint=recipe.early_stopping_patience is not None,
+        restore_callback_states_from_checkpoint=True,
         ddp_find_unused_parameters=False,  # every parameter takes part; looking costs time
         report_to=recipe.report_to if isinstance(recipe.report_to, str) else [*recipe.report_to],
         **others,
@@ -329,7 +311,7 @@ def build_trainer(
     """An LMTrainer with the recipe's callbacks, and without the stock console output."""
     if recipe.early_stopping_patience:
         callbacks = [*callbacks, EarlyStoppingCallback(recipe.early_stopping_patience)]
-    trainer = LMTrainer(args=args, hooks=hooks, callbacks=[LogAtSave(), *callbacks], **trainer_args)
+    trainer = LMTrainer(args=args, hooks=hooks, callbacks=callbacks, **trainer_args)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -102,7 +102,7 @@ def test_the_collator_shifts_once() -> None:
 def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
     tokenizer = tokenizer_of("byte", [])
     data = DataRecipe(grouping="best_fit")
-    row = {"input_ids": np.array([0, 5, 0, 6, 0, 0, 0], np.uint16)}
+    row = {"input_ids": np.array([0, 5, 0, 6, 0, 0, 0], np.uint16), "number": 3}
     targets = {
         part: make_collate(data, tokenizer, part=part)([row])["shift_labels"].tolist()
         for part in ("train", "validation")

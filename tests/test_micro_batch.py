@@ -94,8 +94,12 @@ def test_a_gpu_is_tried_unless_an_earlier_part_of_the_run_has_found_what_still_f
 
     monkeypatch.setattr(micro_batch, "find_micro_batch", find)
     gpu = replace(find_machine(recipe.training), device="cuda", precision="bf16", memory=10**9)
+    folder = RunFolder(recipe.folder)
+    if earlier:
+        folder.path.mkdir()
+        folder.write("provenance.json", {"micro_batch_size": earlier})
     model, plan, _ = run.make_planned(
-        recipe, Vocabulary(320, 0, 0), gpu, {"train": PartCounts(blocks=100)}, earlier=earlier
+        recipe, Vocabulary(320, 0, 0), gpu, {"train": PartCounts(blocks=100)}, folder
     )
     assert (plan.micro_batch_size, plan.accumulation) == (found, 4 // found)
     state = 8 * sum(weight.numel() for weight in model.parameters() if weight.ndim != 2)

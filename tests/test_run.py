@@ -301,7 +301,8 @@ def test_help_answers_in_half_a_second_and_lists_every_option(
         took.append(time.monotonic() - began)
     assert min(took) < 0.5
     assert set(re.findall(r"--[a-z-]+", run.stdout)) == {
-        *("--help", "--version", "--set", "--from", "--check", "--fresh", "--accept-change")
+        *("--help", "--version", "--set", "--from", "--check", "--fresh", "--accept-change"),
+        "--force-unlock",
     }
 
 

@@ -73,9 +73,9 @@ class Blocks(NamedTuple):
     counts: Mapping[str, PartCounts]
     sampler: MixtureSampler | None = None
 
-    def facts(self) -> dict[str, dict[str, int]]:
+    def facts(self) -> dict[str, Any]:
         """The counts as a run records them."""
-        return {part: asdict(counts) for part, counts in self.counts.items()}
+        return {"text": {part: asdict(counts) for part, counts in self.counts.items()}}
 
 
 class BlockRows(TorchDataset):
@@ -97,14 +97,17 @@ class BlockRows(TorchDataset):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([range(len(self))[index]])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """The rows at some places; what a DataLoader asks for."""
         starts, chunks = self.starts, self.chunks
         found = ((place, bisect_right(starts, place) - 1) for place in places)
-        return [{"input_ids": chunks[chunk][place - starts[chunk]]} for place, chunk in found]
+        return [
+            {"input_ids": chunks[chunk][place - starts[chunk]], "number": place}
+            for place, chunk in found
+        ]
 
 
 def make_groupers(
@@ -280,24 +283,27 @@ def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
 
 
 def collate(
-    rows: Sequence[dict[str, np.ndarray]],
+    rows: Sequence[dict[str, Any]],
     *,
     separator: int | None = None,
     padding: int | None = None,
-) -> dict[str, torch.Tensor]:
+    numbered: bool = False,
+) -> dict[str, Any]:
     """Rows of T+1 ids as a batch; `shift_labels` stand at the position that predicts them.
 
     transformers shifts nothing when `shift_labels` is there, but computes no loss without `labels`.
 
     Args:
-        rows: blocks, each with "input_ids" [T+1].
+        rows: blocks, each with "input_ids" [T+1] and, if asked for, its "number".
         separator: end-of-text id; if given, positions restart behind it, which transformers takes
             for the bounds of documents that do not see each other.
         padding: end-of-text id; if given, one that follows another fills its block up, and is not
             predicted.
+        numbered: whether to say which blocks they are.
 
     Returns:
-        input_ids, labels, shift_labels [B, T], and position_ids [B, T] with a separator.
+        input_ids, labels, shift_labels [B, T], position_ids [B, T] with a separator, and a list
+        of numbers.
     """
     blocks = np.concatenate([row["input_ids"] for row in rows]).reshape(len(rows), -1)
     inputs = torch.from_numpy(blocks[:, :-1].astype(np.int64))
@@ -307,7 +313,7 @@ def collate(
     batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
     if separator is not None:
         batch["position_ids"] = positions(inputs, separator=separator)
-    return batch
+    return {**batch, "numbers": [row["number"] for row in rows]} if numbered else batch
 
 
 def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:
@@ -320,12 +326,13 @@ def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:
 
 def make_collate(
     data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, part: str
-) -> Callable[[Sequence[dict[str, np.ndarray]]], dict[str, torch.Tensor]]:
-    """The collator the recipe asks for; held-out blocks are never padded."""
+) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
+    """The collator the recipe asks for; held-out blocks are neither padded nor numbered."""
     eos = tokenizer.eos_token_id
     padded = data.grouping == "best_fit" and part == "train"
     return partial(
         collate,
         separator=eos if data.document_mask else None,
         padding=eos if padded else None,
+        numbered=part == "train",
     )

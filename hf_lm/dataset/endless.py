@@ -152,7 +152,7 @@ class BlockStream(TorchIterableDataset):
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers, self.count = readers, 0
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         feeds = [read_ahead(iter(reader), taken=TAKEN, ahead=AHEAD) for reader in self.readers]
         try:
             while True:
@@ -160,7 +160,7 @@ class BlockStream(TorchIterableDataset):
                 placed = next(feeds[turn])
                 self.readers[turn].passed(placed)
                 self.count += 1
-                yield {"input_ids": placed.block}
+                yield {"input_ids": placed.block, "number": self.count - 1}
         finally:
             for feed in feeds:
                 feed.close()

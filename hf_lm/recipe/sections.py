@@ -256,6 +256,15 @@ class TrainingRecipe(Section):
     load_best_model_at_end: bool = Field(
         False, description="finish with the checkpoint of lowest eval_loss, not the last"
     )
+    skip_nonfinite_steps: int = Field(
+        0, ge=0, description="steps with a NaN or infinity that are left out before one ends a run"
+    )
+    skip_loss_spikes: float | None = Field(
+        None,
+        gt=0,
+        description="leave out steps whose loss or gradient norm is as many standard deviations "
+        "above the mean of the last 128; 6 is usual",
+    )
     report_to: Annotated[str, Field(min_length=1)] | tuple[str, ...] = Field(
         "none", description='trackers transformers knows: "tensorboard", "wandb", "trackio", …'
     )

@@ -93,7 +93,7 @@ def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
     with serve(tmp_path / "hub") as (environment, _):
         hub = {**environment, "HF_HOME": str(tmp_path / "home")}
         whole = resumes_exactly(partial(run_recipe, **hub), 40, **changes)
-    state = json.loads((whole / "checkpoint-40" / "stream-0.json").read_text())
+    state = json.loads((whole / "checkpoint-40" / "state.json").read_text())["ranks"][0]["stream"]
     assert any(place["number"] > 0 for r in state["readers"] for place in r["places"])
     assert len(provenance(whole)["commits"]) == 2
 

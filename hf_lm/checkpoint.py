@@ -1,0 +1,299 @@
+"""Files of a state in; a checkpoint that is complete and verified, or not there at all, out.
+
+    .partial-checkpoint-400/   being written; no reader takes it for a checkpoint
+    checkpoint-400/            whole: manifest.json lists the size and SHA-256 of every file
+    checkpoint-400.bad/        found damaged and set aside
+    .trash-checkpoint-300/     about to be deleted
+
+Every file is on the disk before the manifest, the manifest before the name, and the name before an
+older checkpoint is deleted: whichever call a crash or a full disk comes at, the older one is whole.
+Checkpoints are ordered by step, never by clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_lm.errors import CheckpointError, MismatchError
+
+MANIFEST, FORMAT = "manifest.json", 1
+# What a checkpoint of this format has; it may have more, such as a tokenizer.
+WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.safetensors", "random.safetensors"
+NUMBERS, TRAINER_STATE = "state.json", "trainer_state.json"
+REQUIRED = {WEIGHTS, OPTIMIZER, RANDOM, NUMBERS, TRAINER_STATE}
+
+PARTIAL, TRASH, BAD = ".partial-", ".trash-", ".bad"
+NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+FILE = re.compile(
+    r"[a-z][a-z0-9_-]*\.(json|safetensors|txt|jinja)"
+)  # nothing pickled, nothing outside
+CHUNK = 2**20  # bytes hashed at once
+UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems without fsync
+
+Write = Callable[[Path], None]
+
+
+class Checkpoints:
+    """The checkpoints in the folder of one run.
+
+    Args:
+        folder: of the run.
+        limit: how many to keep; None keeps all.
+    """
+
+    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
+        self.folder, self.limit = folder, limit
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps with a folder that is named as a checkpoint, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            int(match[1])
+            for entry in os.scandir(self.folder)
+            if (match := NAME.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+        )
+
+    def write(
+        self,
+        step: int,
+        files: Mapping[str, Write],
+        *,
+        facts: Mapping[str, Any],
+        best: int | None = None,
+    ) -> Path:
+        """Write a checkpoint, and delete older ones over the limit.
+
+        Args:
+            step: the optimizer steps behind it.
+            files: by name; each writes its file at a path.
+            facts: what its manifest says of the run it belongs to.
+            best: the step that is never deleted.
+
+        Raises:
+            OSError: the disk is full or broken; what was there before still is, and nothing else.
+            ValueError: the name of a file is none that a reader would take.
+        """
+        foreign = [name for name in files if not FILE.fullmatch(name) or name == MANIFEST]
+        if foreign:
+            raise ValueError(f"not the name of a checkpoint's file: {foreign[0]}")
+        final, staging = self.path(step), self.folder / f"{PARTIAL}checkpoint-{step}"
+        remove(staging)
+        try:
+            staging.mkdir(parents=True)
+            for name, write in files.items():
+                write(staging / name)
+                sync(staging / name)
+            listed = {name: describe(staging / name) for name in files}
+            text = sealed({"format": FORMAT, "step": step, **facts, "files": listed})
+            (staging / MANIFEST).write_text(text, encoding="utf-8")
+            sync(staging / MANIFEST)
+            sync(staging)
+            if final.exists():  # a step taken again, from an older checkpoint
+                self.discard(final)
+            staging.rename(final)
+            sync(self.folder)
+        except BaseException as error:
+            failed = self.explained(error, staging)
+            remove(staging)
+            raise failed from None
+        self.rotate(written=step, best=best)
+        return final
+
+    def explained(self, error: BaseException, staging: Path) -> BaseException:
+        """A full disk, with what was needed and what there is; any other error as it is."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        whole = [size_of(self.path(step)) for step in self.steps()]
+        needed = max([size_of(staging), *whole])
+        free = shutil.disk_usage(self.folder).free + size_of(staging)
+        return OSError(
+            error.errno,
+            f"{error.strerror}: a checkpoint needs about {needed / 1e9:.2g} GB, "
+            f"{free / 1e9:.2g} GB are free; the checkpoint before is whole, and the same command "
+            "continues from it",
+            str(staging),
+        )
+
+    def rotate(self, *, written: int, best: int | None) -> None:
+        """Delete the oldest over the limit: none but ours, and neither the last nor the best."""
+        if self.limit is None:
+            return
+        ours = [step for step in self.steps() if read_manifest(self.path(step)) is not None]
+        kept = {written, best, *sorted(ours, reverse=True)[: self.limit]}
+        for step in ours:
+            if step not in kept and step < written:
+                self.discard(self.path(step))
+
+    def discard(self, path: Path) -> None:
+        """Delete a checkpoint: out of its name at once, so that no half of it is ever found."""
+        trash = self.folder / f"{TRASH}{path.name}"
+        remove(trash)
+        path.rename(trash)
+        sync(self.folder)
+        remove(trash)
+
+    def clean(self) -> None:
+        """Delete what a killed run has left half-made or half-deleted; nothing else."""
+        if self.folder.is_dir():
+            for entry in list(os.scandir(self.folder)):
+                kind, dash, rest = entry.name.partition("-")
+                if f"{kind}{dash}" in (PARTIAL, TRASH) and NAME.fullmatch(rest):
+                    remove(Path(entry.path))
+
+    def newest(self, *, say: Callable[[str], None] = lambda line: None) -> Path | None:
+        """The checkpoint of the highest step that verifies; later ones are named and set aside.
+
+        Raises:
+            CheckpointError: there are some, and all are damaged.
+            MismatchError: the newest one was written by a newer version.
+        """
+        damaged: dict[Path, list[str]] = {}
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            refuse_newer(path)
+            problems = self.problems(path)
+            if not problems:
+                for other, lines in damaged.items():
+                    say(f"{other.name} is damaged ({lines[0]}); continuing from step {step}")
+                    self.set_aside(other)
+                return path
+            damaged[path] = problems
+        if damaged:
+            lines = [f"{path}: {'; '.join(found)}" for path, found in damaged.items()]
+            raise CheckpointError([*lines, "no checkpoint is whole; start anew with --fresh"])
+        return None
+
+    def problems(self, path: Path) -> list[str]:
+        """What is wrong with one."""
+        return list(verify(path))
+
+    def set_aside(self, path: Path) -> None:
+        """Move a damaged checkpoint of ours out of the way; a folder that never was one stays."""
+        if not os.path.lexists(path / MANIFEST):
+            return
+        aside, number = path.with_name(f"{path.name}{BAD}"), 1
+        while os.path.lexists(aside):
+            number += 1
+            aside = path.with_name(f"{path.name}{BAD}-{number}")
+        path.rename(aside)
+
+
+def verify(checkpoint: Path) -> Iterator[str]:
+    """What is wrong with a checkpoint, a line for each file; nothing is run or unpacked."""
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        yield f"{MANIFEST} is missing or damaged"
+        return
+    if f"checkpoint-{manifest.get('step')}" != checkpoint.name:
+        yield f"{MANIFEST} is of step {manifest.get('step')}"
+    listed = manifest["files"]
+    for name in sorted({*listed, *REQUIRED}):
+        try:
+            found = describe(checkpoint / name)
+        except OSError as error:
+            yield f"{name}: {error.strerror or error}"
+            continue
+        if found != listed.get(name):
+            yield f"{name} is damaged"
+    for name in sorted({entry.name for entry in os.scandir(checkpoint)} - {*listed, MANIFEST}):
+        yield f"{name!r} is none of its files"
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint, or None if it has none that is whole and ours."""
+    try:
+        with open_regular(checkpoint / MANIFEST) as file:
+            text = file.read(2**24).decode()
+        manifest = json.loads(text)
+        del manifest["sha256"]
+        names = [*manifest["files"]]
+        whole = sealed(manifest) == text and isinstance(manifest["format"], int)
+        plain = all(FILE.fullmatch(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return manifest if whole and plain else None
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """A manifest as it stands on the disk, with the SHA-256 of the rest of it."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=2) + "\n"
+
+
+def refuse_newer(checkpoint: Path) -> None:
+    """Refuse a whole checkpoint that this version cannot read, in place of setting it aside."""
+    manifest = read_manifest(checkpoint)
+    if manifest is not None and manifest["format"] > FORMAT:
+        raise MismatchError(
+            f"{checkpoint}: is of format {manifest['format']}, and this version of hf_lm reads "
+            f"{FORMAT}; install a newer one, or start anew with --fresh"
+        )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The size and SHA-256 of a regular file.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def open_regular(path: Path) -> Any:
+    """A file to read that is no link, pipe or folder; opening never waits.
+
+    Raises:
+        OSError: it is something else, or not there.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def sync(path: Path) -> bool:
+    """Have a file, or the names in a folder, on the disk.
+
+    Returns:
+        Whether the file system can do that.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, as far as it is there and can be deleted."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(entry.stat().st_size for entry in os.scandir(folder)) if folder.is_dir() else 0

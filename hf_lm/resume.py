@@ -1,0 +1,329 @@
+"""transformers' Trainer whose state goes into verified checkpoints, and comes back bit by bit.
+
+All of the stock saving and loading is replaced: it writes in place, pickles, orders by clock, and
+takes what is damaged or missing without a word.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from torch import distributed
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from hf_lm.checkpoint import (
+    NUMBERS,
+    OPTIMIZER,
+    RANDOM,
+    TRAINER_STATE,
+    WEIGHTS,
+    Checkpoints,
+    Write,
+)
+from hf_lm.errors import CheckpointError, MismatchError, StoppedError
+from hf_lm.signals import noted
+from hf_lm.state import (
+    json_file,
+    optimizer_state,
+    random_state,
+    read_json,
+    read_tensors,
+    restore_optimizer,
+    restore_random,
+    restore_weights,
+    tensor_file,
+    text_file,
+    weights_of,
+)
+from hf_lm.stopping import StopOnSignal
+
+CONFIG = "config.json"  # so that AutoModelForCausalLM reads a checkpoint, too
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
+KINDS: dict[str, tuple[type, ...]] = {  # of the fields of the Trainer's state that are used
+    "global_step": (int,),
+    "epoch": (int, float),
+    "num_input_tokens_seen": (int,),
+    "total_flos": (int, float),
+    "best_metric": (int, float, type(None)),
+    "best_global_step": (int, type(None)),
+    "log_history": (list,),
+    "stateful_callbacks": (dict,),
+}
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer that writes checkpoints behind the next steps, and continues exactly.
+
+    Args:
+        checkpoints: of the run.
+        facts: what a checkpoint says about the run it belongs to.
+        extra: further files of every checkpoint, such as the tokenizer's.
+        secure_log: has the rows so far on the disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoints: Checkpoints,
+        facts: Mapping[str, Any],
+        extra: Mapping[str, Write],
+        secure_log: Callable[[], None],
+        **trainer_args: Any,
+    ) -> None:
+        self.checkpoints, self.facts, self.extra = checkpoints, facts, extra
+        self.secure_log = secure_log
+        self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[None] | None", None)
+        self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
+        super().__init__(**trainer_args)
+        self.stopping = StopOnSignal(self.agree)
+        self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
+        self.ranks = None  # all processes' hosts, whatever their devices talk through
+        if self.args.world_size > 1:
+            self.ranks = distributed.new_group(backend="gloo")
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint if there is one; it is all on the disk then.
+
+        Raises:
+            StoppedError: a signal came; there is a checkpoint of the step it came in.
+            CheckpointError: the checkpoint is whole, and does not hold what it should.
+            MismatchError: it is one of another network.
+            OSError: a checkpoint could not be written; the one before is whole.
+        """
+        with noted() as self.stopping.signals:
+            try:
+                if checkpoint is None:
+                    self.train()
+                elif self.continue_from(checkpoint):
+                    self.train(resume_from_checkpoint=str(checkpoint))
+                else:
+                    self.take(checkpoint)
+            finally:
+                self.settle()
+            received = self.agree(self.stopping.signals.received)  # all wait for who writes
+        if received:
+            raise StoppedError(received, self.stopping.step)
+
+    def agree(self, number: int) -> int:
+        """This process's number to the highest of all processes."""
+        if self.ranks is None:
+            return number
+        highest = torch.tensor([number])
+        distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.ranks)
+        return int(highest)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            OSError: it could not be; the one before is whole.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Copy the state of all processes into memory, and write it while training goes on."""
+        ranks = gather_object([self.own_state()])
+        writes = self.is_world_process_zero()
+        if not writes and not self.is_fsdp_enabled:  # whose shards are put together by all
+            return
+        self.settle()
+        network: Any = self.accelerator.unwrap_model(self.model)
+        weights, (moments, groups) = weights_of(network), optimizer_state(self.optimizer)
+        if not writes:
+            return
+        self.note_callbacks()
+        config = copy.deepcopy(network.config)
+        config.use_cache = True  # the Trainer's false would make generate() crawl for users
+        scaler = getattr(self.accelerator, "scaler", None)
+        numbers = {
+            "optimizer": groups,
+            "schedule": cast("Any", self.lr_scheduler).state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "ended": self.ended,
+            "logged_step": self._globalstep_last_logged,
+            "ranks": [own for _, own in ranks],
+            **self.own_numbers(),
+        }
+        chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
+        files = {
+            **self.extra,
+            CONFIG: text_file(config.to_json_string()),
+            WEIGHTS: tensor_file(weights),
+            OPTIMIZER: tensor_file(moments),
+            RANDOM: tensor_file(chances),
+            NUMBERS: json_file(numbers),
+            TRAINER_STATE: json_file(asdict(self.state)),
+        }
+        best = self.state.best_global_step or None
+        self.writing = self.writer.submit(self.write, self.state.global_step, files, best)
+
+    def write(self, step: int, files: Mapping[str, Write], best: int | None) -> None:
+        """Write a checkpoint; its rows of the log first."""
+        self.secure_log()
+        self.checkpoints.write(step, files, facts=self.facts, best=best)
+
+    @property
+    def ended(self) -> bool:
+        """Whether training ends before its last step, as early stopping has it."""
+        early = self.state.global_step < self.args.max_steps
+        return early and self.control.should_training_stop and not self.stopping.agreed
+
+    def own_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What this process holds alone: random numbers, the loss to log, the place in a stream."""
+        tensors, numbers = random_state()
+        numbers["loss"] = float(self._tr_loss)
+        if isinstance(self.train_dataset, IterableDataset):
+            numbers["stream"] = cast("Any", self.train_dataset).state_dict()
+        return tensors, numbers
+
+    def own_numbers(self) -> dict[str, Any]:
+        """What a subclass keeps; it is back in `restored`."""
+        return {}
+
+    def note_callbacks(self) -> None:
+        """Put the state of callbacks, and where the best checkpoint is, into the Trainer's."""
+        if self.state.best_global_step:
+            best = self.checkpoints.path(self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                kept: Any = self.state.stateful_callbacks
+                kept[type(callback).__name__] = callback.state()
+
+    def continue_from(self, checkpoint: Path) -> bool:
+        """Read what the stock loading has no place for; before `train()`, which is given the path.
+
+        The stock Trainer reads and drops every batch of a stream, and is wrong in a second pass.
+
+        Returns:
+            Whether there are steps left.
+        """
+        with reading(checkpoint):
+            self.restored = read_json(checkpoint / NUMBERS)
+            state = read_json(checkpoint / TRAINER_STATE)
+            refuse_foreign(state)
+            own = self.restored["ranks"][self.args.process_index]
+            if "stream" in own:
+                cast("Any", self.train_dataset).load_state_dict(own["stream"])
+                self.args.ignore_data_skip = True
+            return not self.restored["ended"] and state["global_step"] < self.args.max_steps
+
+    def continue_sums(self) -> None:
+        """Log the mean over the steps since the last row, those before the checkpoint included."""
+        if self.restored:
+            self._tr_loss += self.restored["ranks"][self.args.process_index]["loss"]
+            self._globalstep_last_logged = self.restored["logged_step"]
+
+    def take(self, checkpoint: Path) -> None:
+        """Stand where a run stood that was killed behind its last step."""
+        with reading(checkpoint):
+            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            self._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load every weight, strictly."""
+        folder = Path(resume_from_checkpoint)
+        network = self.accelerator.unwrap_model(model or self.model)
+        with reading(folder):
+            weights = read_tensors(folder / WEIGHTS)
+        try:
+            restore_weights(network, weights)
+        except ValueError as error:
+            raise MismatchError(f"{folder}: holds another network: {error}") from None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the optimizer and the schedule."""
+        if checkpoint is not None:
+            with reading(Path(checkpoint)):
+                moments = read_tensors(Path(checkpoint) / OPTIMIZER)
+                restore_optimizer(self.optimizer, moments, self.restored["optimizer"])
+                cast("Any", self.lr_scheduler).load_state_dict(self.restored["schedule"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load the gradient scaler of fp16."""
+        if checkpoint is not None and self.restored["scaler"]:
+            cast("Any", self.accelerator.scaler).load_state_dict(self.restored["scaler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on with this process's random numbers."""
+        if checkpoint is not None:
+            rank = self.args.process_index
+            with reading(Path(checkpoint)):
+                tensors = read_tensors(Path(checkpoint) / RANDOM)
+                own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
+                restore_random(own, self.restored["ranks"][rank])
+
+    def _load_callback_state(self) -> None:
+        """Give callbacks back what they said of themselves, and nothing that they did not.
+
+        The stock way makes new callbacks of whatever the file says, and restores that training is
+        to stop.
+        """
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                kept: Any = self.state.stateful_callbacks
+                found = kept.get(type(callback).__name__, {})
+                for name in callback.state()["attributes"].keys() & found.get("attributes", {}):
+                    setattr(callback, name, found["attributes"][name])
+
+    def _load_best_model(self) -> None:
+        """Take the weights of the best evaluation.
+
+        Raises:
+            CheckpointError: its checkpoint is gone, or damaged.
+        """
+        self.settle()
+        self.accelerator.wait_for_everyone()
+        folder = self.checkpoints.path(cast("int", self.state.best_global_step))
+        problems = self.checkpoints.problems(folder)
+        if problems:
+            raise CheckpointError(
+                f"{folder}: holds the best model, and {problems[0]}; the last one goes on with "
+                "--set training.load_best_model_at_end=false "
+                "--accept-change training.load_best_model_at_end"
+            )
+        self._load_from_checkpoint(str(folder))
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Say of whose files an error is, when they are whole and do not hold what they should.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{checkpoint}: was not written by hf_lm ({reason})") from None
+
+
+def refuse_foreign(state: Mapping[str, Any]) -> None:
+    """Refuse a Trainer's state with what the Trainer would not write.
+
+    Raises:
+        TypeError: it has such a thing.
+    """
+    TrainerState(**copy.deepcopy(dict(state)))  # which knows its fields
+    for name, kinds in KINDS.items():
+        if type(state[name]) not in kinds:
+            raise TypeError(f"{TRAINER_STATE}: {name} is {type(state[name]).__name__}")
+    for kept in state["stateful_callbacks"].values():
+        if any(type(value) not in (int, float) for value in kept.get("attributes", {}).values()):
+            raise TypeError(f"{TRAINER_STATE}: a callback's attribute is no number")

@@ -1,0 +1,93 @@
+"""SIGTERM, SIGINT and their like in; an end that keeps everything out.
+
+Before training, and after it, the first signal ends a run at once. While it trains, the first one
+is noted: all processes agree on it behind a step, save and leave together. The second is the
+operating system's to act on, at once; the checkpoint before is whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from hf_lm.errors import StoppedError
+
+# SIGUSR1 is how SLURM announces the end of a job, SIGHUP how a terminal or a launcher goes.
+HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+SECOND = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = 2.0  # seconds in which a launcher sends on the signal that its processes got as well
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Signals:
+    """The first signal that came while they were noted; 0 is none."""
+
+    def __init__(self) -> None:
+        self.received, self.time = 0, 0.0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The first signal waits for the step; the second does not."""
+        if not self.received:
+            self.received, self.time = number, time.monotonic()
+            return
+        forwarded = launched(os.environ) and time.monotonic() - self.time < FORWARDED
+        if number in SECOND and not forwarded:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def noted() -> Iterator[Signals]:
+    """Note signals, meanwhile."""
+    signals = Signals()
+    with handled(signals.note):
+        yield signals
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Let a signal end this process as an error does, so that all it holds is let go."""
+    end_with_launcher()
+    with handled(stop):
+        yield
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Leave at once."""
+    raise StoppedError(number)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals in a way, meanwhile, but those that are ignored, as under nohup."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in HEEDED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process, and not a person's shell."""
+    return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
+
+
+def end_with_launcher() -> None:
+    """Have Linux send SIGHUP when the launcher dies.
+
+    `accelerate launch` hands no signal on, and its child would live and write for ever.
+    """
+    if launched(os.environ) and hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP))

@@ -1,0 +1,172 @@
+"""A trainer's state in; files that hold no code out, and the same state back.
+
+Tensors are safetensors and everything else JSON: nothing is pickled, so a checkpoint from a
+stranger is data. Process 0 writes for all: what the others hold of their own (random numbers, the
+place in a stream) is a few kilobytes, and is gathered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+Tensors = dict[str, torch.Tensor]
+Write = Callable[[Path], None]
+
+
+def weights_of(model: torch.nn.Module) -> Tensors:
+    """A copy of the weights in memory, those that share a tensor once."""
+    found: Tensors = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        if storage_of(value) not in seen:
+            found[name] = copied(value)
+            seen.add(storage_of(value))
+    return found
+
+
+def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
+    """Take weights that `weights_of` returned; every one of them, and no other.
+
+    Raises:
+        ValueError: they are those of another network.
+    """
+    own = model.state_dict()
+    shared = {storage_of(value): found[name] for name, value in own.items() if name in found}
+    if len(shared) != len(found):
+        raise ValueError(f"{next(iter(found.keys() - own.keys()), 'a tensor')} is not in this one")
+    whole: Tensors = {}
+    for name, value in own.items():
+        given = shared.get(storage_of(value))
+        if given is None or (given.shape, given.dtype) != (value.shape, value.dtype):
+            shape = "not there" if given is None else f"{list(given.shape)}, {given.dtype}"
+            raise ValueError(f"{name} is {list(value.shape)}, {value.dtype} and there {shape}")
+        whole[name] = placed_like(value, given)
+    model.load_state_dict(whole)
+
+
+def optimizer_state(optimizer: Any) -> tuple[Tensors, dict[str, Any]]:
+    """A copy of an optimizer's tensors, named NUMBER.NAME, and of the rest of its state."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{number}.{name}": copied(value)
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def restore_optimizer(optimizer: Any, tensors: Tensors, rest: Mapping[str, Any]) -> None:
+    """Take what `optimizer_state` returned.
+
+    Raises:
+        ValueError: it is the state of another optimizer.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        weight = weights[int(number)]
+        state.setdefault(int(number), {})[name] = (
+            placed_like(weight, value) if value.shape == weight.shape else value
+        )
+    optimizer.load_state_dict({"state": state, **rest})
+
+
+def random_state() -> tuple[Tensors, dict[str, Any]]:
+    """Where this process's random numbers stand."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numbers = {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {k: as_list(v) for k, v in numpy_state["state"].items()}},
+    }
+    return tensors, numbers
+
+
+def restore_random(tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+    """Go on with the random numbers of `random_state`."""
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    version, words, gauss = numbers["python"]
+    random.setstate((version, tuple(words), gauss))
+    state = numbers["numpy"]
+    key = np.asarray(state["state"]["key"], np.uint32)
+    np.random.set_state({**state, "state": {**state["state"], "key": key}})
+
+
+def as_list(value: Any) -> Any:
+    """An array as JSON has it."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def storage_of(value: torch.Tensor) -> int:
+    """Where a tensor's numbers stand on this process."""
+    return (value.to_local() if isinstance(value, DTensor) else value).data_ptr()
+
+
+def copied(value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor in memory that the next step does not change."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().to("cpu", copy=True).contiguous()
+
+
+def placed_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A tensor shared out over processes as another one is."""
+    if not isinstance(own, DTensor):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
+def tensor_file(tensors: Tensors) -> Write:
+    """Writes tensors; with the word that transformers looks for before it reads them."""
+
+    def write(path: Path) -> None:
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # which hides what the system said
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from None
+
+    return write
+
+
+def text_file(text: str) -> Write:
+    """Writes text."""
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def json_file(value: Any) -> Write:
+    """Writes JSON, as it is now."""
+    return text_file(json.dumps(value, indent=2))
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of a file."""
+    return load_file(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,89 @@
+"""One run a folder: whoever is killed lets it go, and who is on another machine is asked about."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hf_lm.errors import LockedError
+from hf_lm.lock import LOCK, locked
+
+
+def child(work: Callable[[], object]) -> int:
+    """Start a process that does some work; its pid."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except LockedError as error:
+            os._exit(error.exit_code)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """The exit code of a child."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def hold(folder: Path, held: Path, *, seconds: float = 60) -> None:
+    """Hold a folder, and say so."""
+    with locked(folder):
+        held.touch()
+        time.sleep(seconds)
+
+
+def wait_for(path: Path) -> None:
+    """Until a child has got there."""
+    end = time.monotonic() + 10
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert path.exists()
+
+
+def test_96_of_two_runs_one_wins_and_the_other_exits_75(tmp_path: Path) -> None:
+    for number in range(20):
+        both = [child(lambda: hold(tmp_path, tmp_path / "held", seconds=0.3)) for _ in range(2)]
+        assert sorted(ended(pid) for pid in both) == [0, 75], number
+
+
+def test_96_a_killed_run_lets_go(tmp_path: Path) -> None:
+    pid = child(lambda: hold(tmp_path, tmp_path / "held"))
+    wait_for(tmp_path / "held")
+    with (
+        pytest.raises(LockedError, match=rf"process {pid} on .* since .*; wait for it, end it"),
+        locked(tmp_path),
+    ):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+    with locked(tmp_path):
+        pass
+
+
+def test_96_a_lock_of_another_machine_is_taken_by_force_alone(tmp_path: Path) -> None:
+    holder = {"host": "elsewhere", "pid": 7, "start": "2026-01-01 00:00:00"}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    with (
+        pytest.raises(LockedError, match=r"process 7 on elsewhere .* --force-unlock"),
+        locked(tmp_path),
+    ):
+        pass
+    assert json.loads((tmp_path / LOCK).read_text()) == holder
+    with locked(tmp_path, force=True):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    with locked(tmp_path):  # it was let go
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\x00"])
+def test_96_a_lock_cut_off_by_a_crash_is_no_obstacle(text: str, tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(text)
+    with locked(tmp_path):
+        pass

@@ -1,0 +1,179 @@
+"""A run continued from any of its checkpoints ends in the bits of one that was never stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_trainer import TRAINING, make_blocks, make_model, make_trainer
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from hf_lm.checkpoint import RANDOM, WEIGHTS, Checkpoints
+from hf_lm.errors import CheckpointError, MismatchError
+
+STEPS = 9
+
+
+class Stop(TrainerCallback):
+    """Ends a run behind a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Runs before the next step."""
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+AXES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"micro": 2, "accumulation": 3},
+    "several epochs": {"blocks": 20},
+    "last batch smaller": {"blocks": 21, "micro": 4},
+    "dropout": {"dropout": 0.2},
+    "a save every step": {"save_steps": 1},
+    "evaluated between": {"eval_steps": 2},
+    "muon": {"optimizer": "muon", "matrix_learning_rate": 0.01},
+    "sgd": {"optimizer": "sgd"},
+    "workers": {"dataloader_num_workers": 2},
+    "early stopping": {"early_stopping_patience": 5, "eval_steps": 3, "save_steps": 3},
+}
+
+
+def trainer_of(folder: Path, axis: dict[str, Any]) -> Any:
+    """A trainer of a few steps."""
+    axis = {"max_steps": STEPS, "save_steps": 3, "save_total_limit": None, **axis}
+    micro, accumulation = axis.pop("micro", 8), axis.pop("accumulation", 1)
+    blocks, dropout = axis.pop("blocks", 8 * STEPS), axis.pop("dropout", 0.0)
+    recipe = TRAINING.model_copy(update=axis)
+    model = make_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    return make_trainer(
+        folder,
+        [],
+        recipe=recipe,
+        model=model,
+        micro=micro,
+        accumulation=accumulation,
+        blocks=make_blocks(blocks),
+    )
+
+
+def continued(folder: Path, axis: dict[str, Any]) -> Any:
+    """A trainer that has gone on from the newest checkpoint to the end."""
+    trainer = trainer_of(folder, axis)
+    trainer.train_from(Checkpoints(folder).newest())
+    return trainer
+
+
+def stopped(folder: Path, axis: dict[str, Any], step: int) -> None:
+    """A run that ends behind a step."""
+    trainer = trainer_of(folder, axis)
+    trainer.add_callback(Stop(step))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_from(Checkpoints(folder).newest())
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Every tensor and number of a run's last checkpoint."""
+    last = folder / f"checkpoint-{STEPS}"
+    found: dict[str, Any] = {}
+    for path in sorted(last.glob("*.safetensors")):
+        found |= {f"{path.name}:{name}": value for name, value in load_file(path).items()}
+    numbers = json.loads((last / "state.json").read_text())
+    del numbers["seconds"]  # what it took, which is never the same
+    return {**found, "numbers": numbers}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are the same bits."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in one.items()
+    )
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_t1_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+    axis = AXES[name]
+    continued(tmp_path / "whole", axis)
+    expected = state_of(tmp_path / "whole")
+    for step in (4, 7):
+        folder = tmp_path / f"{step}"
+        stopped(folder, axis, step)
+        assert Checkpoints(folder).newest()
+        continued(folder, axis)
+        assert same(state_of(folder), expected), step
+
+
+def test_t1_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+    axis = AXES["dropout"]
+    continued(tmp_path / "whole", axis)
+    for step in (4, 4, 5, 7):
+        stopped(tmp_path / "run", axis, step)
+    continued(tmp_path / "run", axis)
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+def test_74_a_damaged_checkpoint_costs_its_steps_alone(tmp_path: Path) -> None:
+    continued(tmp_path / "whole", {})
+    stopped(tmp_path / "run", {}, 7)
+    weights = tmp_path / "run" / "checkpoint-6" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    continued(tmp_path / "run", {})
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+def test_a_checkpoint_is_read_by_transformers(tmp_path: Path) -> None:
+    trainer = continued(tmp_path, {})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{STEPS}")
+    assert model.config.use_cache
+    for (name, value), other in zip(
+        model.state_dict().items(), trainer.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    names = {path.name for path in (tmp_path / "checkpoint-3").iterdir()}
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    assert RANDOM in names
+
+
+def test_71_a_failed_write_is_told_at_the_next_save_and_the_older_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Checkpoints.write
+
+    def full(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
+        if step > 3:
+            raise OSError(28, "No space left on device")
+        return write(self, step, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer_of(tmp_path, {}).train_from(None)
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-3"
+
+
+def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))
+    with pytest.raises(MismatchError, match=r"checkpoint-3: holds another network"):
+        trainer.train_from(tmp_path / "checkpoint-3")
+
+
+def test_88_the_best_model_is_not_silently_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    bad = ["model.safetensors is damaged"]
+    monkeypatch.setattr(Checkpoints, "problems", lambda self, path: bad)
+    with pytest.raises(CheckpointError, match=r"checkpoint-3: holds the best model, and model"):
+        trainer_of(tmp_path, axis).train_from(None)
