@@ -31,7 +31,10 @@ Reading order, which is the way of the data:
   micro_batch    the largest micro-batch that fits a GPU, by trying
   kernels        how it is computed: attention, compiled blocks, and why
   run_folder     what a run leaves on disk, and how it is continued
+  status         what a run is doing, on one screen
+  mishaps        memory that runs out, killed workers, failing trackers
   progress       what a person watches: loss, rate, speed, time left
+  patient        nothing that is printed ends a run
   console        what a person reads: the plan and the end
   errors         user-facing errors and exit codes
 """

@@ -42,7 +42,8 @@ def refuse_recipe(
     changed = {
         key: f"{key} was {json.dumps(old.get(key))}, is now {json.dumps(new.get(key))}"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key not in FREE and key.split(".")[0] not in FREE
+        if placeless(old.get(key)) != placeless(new.get(key))
+        and not {key, key.split(".")[0]} & FREE
     }
     longer = [key for key in changed if key in ENDS and both_above(new.get(key), old.get(key))]
     refuse(folder, changed, [*accepted, *longer])
@@ -86,6 +87,15 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(old)
         if key.split(".")[0] in DRIFTING and old[key] != new.get(key)
     ]
+
+
+def placeless(value: Any) -> Any:
+    """A value whose local paths are names: a project may be moved, and its text has a hash."""
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {key: placeless(item) for key, item in value.items()}
+    return [placeless(item) for item in value] if isinstance(value, list) else value
 
 
 def both_above(now: Any, before: Any) -> bool:

@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     verifying = commands.add_parser("verify", help="check every checkpoint of a run")
     verifying.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     verifying.set_defaults(call=verify)
+    telling = commands.add_parser("status", help="what a run is doing, on one screen")
+    telling.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    telling.set_defaults(call=status)
 
     add_data_commands(commands)
     add_model_commands(commands)
@@ -121,6 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The `hf-lm` command; returns its exit code."""
     given = parser().parse_args(arguments)
     return guarded(partial(given.call, given))
+
+
+def status(given: argparse.Namespace) -> None:
+    """Show what a run is doing."""
+    from hf_lm.console import show_rows
+    from hf_lm.status import status_rows
+
+    show_rows(str(given.run), status_rows(given.run))
 
 
 def verify(given: argparse.Namespace) -> None:

@@ -8,14 +8,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hf_lm.patient import PatientStream
+
 # Of all processes, the first speaks.
-console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+console = Console(
+    file=cast("TextIO", PatientStream("stdout")),
+    highlight=False,
+    soft_wrap=True,
+    quiet=os.environ.get("RANK", "0") != "0",
+)
 
 
 def quiet_libraries() -> None:

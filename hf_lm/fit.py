@@ -21,6 +21,7 @@ from hf_lm.dropout import use_cheap_dropout
 from hf_lm.evaluation import measure, sample
 from hf_lm.kernels import Kernels
 from hf_lm.machine import Machine, keep_freed_memory, peak_memory
+from hf_lm.mishaps import explained, make_harmless
 from hf_lm.model import compile_blocks, load_pretrained, save_model
 from hf_lm.optimizer import build_optimizer, build_schedule
 from hf_lm.plan import Plan, flops_per_token
@@ -56,7 +57,8 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     run.folder.continue_log(checkpoint)
     hooks = make_hooks(run)
     trainer = make_trainer(run, hooks, checkpoints)
-    trainer.train_from(checkpoint)
+    with explained(run.plan.micro_batch_size):
+        trainer.train_from(checkpoint)
     return finish(run, hooks, trainer)
 
 
@@ -118,7 +120,7 @@ def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
         use_cheap_dropout(run.model)
     if run.kernels.compile:
         compile_blocks(run.model)
-    return build_trainer(
+    trainer = build_trainer(
         recipe.training,
         args,
         hooks=hooks,
@@ -133,6 +135,10 @@ def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
         processing_class=run.tokenizer,
         data_collator=make_collate(recipe.data, run.tokenizer, part="train"),
     )
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__module__.startswith("transformers.integrations"):
+            make_harmless(callback, say=show_note)
+    return trainer
 
 
 def finish(

@@ -142,8 +142,8 @@ class Plan:
         }
 
     def facts(self) -> dict[str, int]:
-        """What rounding depends on, for provenance.json."""
-        return {"micro_batch_size": self.micro_batch_size}
+        """What the weights depend on, for provenance.json."""
+        return {"micro_batch_size": self.micro_batch_size, "max_steps": self.max_steps}
 
     def rows(self) -> list[tuple[str, str]]:
         """The lines of the plan."""

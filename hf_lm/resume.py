@@ -85,6 +85,7 @@ class ResumableTrainer(Trainer):
         self.secure_log = secure_log
         self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[None] | None", None)
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
+        self.sums: tuple[float, int] | None = None  # the loss to log, and the step it begins behind
         super().__init__(**trainer_args)
         self.stopping = StopOnSignal(self.agree)
         self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
@@ -195,13 +196,17 @@ class ResumableTrainer(Trainer):
 
     def note_callbacks(self) -> None:
         """Put the state of callbacks, and where the best checkpoint is, into the Trainer's."""
-        if self.state.best_global_step:
-            best = self.checkpoints.path(self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best)
+        self.find_best()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept: Any = self.state.stateful_callbacks
                 kept[type(callback).__name__] = callback.state()
+
+    def find_best(self) -> None:
+        """Take the best checkpoint by its step, wherever the folder was when it was written."""
+        if self.state.best_global_step:
+            best = self.checkpoints.path(self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
 
     def continue_from(self, checkpoint: Path) -> bool:
         """Read what the stock loading has no place for; before `train()`, which is given the path.
@@ -216,6 +221,7 @@ class ResumableTrainer(Trainer):
             state = read_json(checkpoint / TRAINER_STATE)
             refuse_foreign(state)
             own = self.restored["ranks"][self.args.process_index]
+            self.sums = float(own["loss"]), int(self.restored["logged_step"])
             if "stream" in own:
                 cast("Any", self.train_dataset).load_state_dict(own["stream"])
                 self.args.ignore_data_skip = True
@@ -223,9 +229,9 @@ class ResumableTrainer(Trainer):
 
     def continue_sums(self) -> None:
         """Log the mean over the steps since the last row, those before the checkpoint included."""
-        if self.restored:
-            self._tr_loss += self.restored["ranks"][self.args.process_index]["loss"]
-            self._globalstep_last_logged = self.restored["logged_step"]
+        if self.sums:
+            loss, self._globalstep_last_logged = self.sums
+            self._tr_loss += loss
 
     def take(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed behind its last step."""
@@ -274,6 +280,7 @@ class ResumableTrainer(Trainer):
         The stock way makes new callbacks of whatever the file says, and restores that training is
         to stop.
         """
+        self.find_best()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept: Any = self.state.stateful_callbacks

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hf_lm import __version__
 from hf_lm.errors import EXIT_IO, HfLmError, RecipeError
 from hf_lm.options import add_options
+from hf_lm.patient import PatientStream
 from hf_lm.signals import raised
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def guarded(command: Callable[[], object]) -> int:
     else:
         return 0
     if speaks:
-        sys.stderr.writelines(f"{line}\n" for line in lines)
+        PatientStream("stderr").writelines(f"{line}\n" for line in lines)
     return code
 
 

@@ -43,7 +43,7 @@ AXES: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer_of(folder: Path, axis: dict[str, Any]) -> Any:
+def trainer_of(folder: Path, axis: dict[str, Any], rows: list[Any] | None = None) -> Any:
     """A trainer of a few steps."""
     axis = {"max_steps": STEPS, "save_steps": 3, "save_total_limit": None, **axis}
     micro, accumulation = axis.pop("micro", 8), axis.pop("accumulation", 1)
@@ -55,7 +55,7 @@ def trainer_of(folder: Path, axis: dict[str, Any]) -> Any:
             module.p = dropout
     return make_trainer(
         folder,
-        [],
+        [] if rows is None else rows,
         recipe=recipe,
         model=model,
         micro=micro,
@@ -177,3 +177,50 @@ def test_88_the_best_model_is_not_silently_another(
     monkeypatch.setattr(Checkpoints, "problems", lambda self, path: bad)
     with pytest.raises(CheckpointError, match=r"checkpoint-3: holds the best model, and model"):
         trainer_of(tmp_path, axis).train_from(None)
+
+
+def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    expected = continued(tmp_path / "whole", axis).model.state_dict()
+    stopped(tmp_path / "run", axis, 7)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    trainer = trainer_of(tmp_path / "moved", axis)
+    trainer.train_from(Checkpoints(tmp_path / "moved").newest())
+    best = trainer.state.best_global_step  # the first: the evaluation stands still
+    assert best == 3
+    weights = load_file(tmp_path / "moved" / "checkpoint-3" / WEIGHTS)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, expected[name])
+        assert name not in weights or torch.equal(value, weights[name])
+
+
+def test_early_stopping_ends_a_resumed_run_where_it_would_have(tmp_path: Path) -> None:
+    axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
+    whole = continued(tmp_path / "whole", axis)
+    assert whole.state.global_step == 6
+    stopped(tmp_path / "run", axis, 5)
+    for _ in range(2):  # also when nothing but the end is left
+        assert continued(tmp_path / "run", axis).state.global_step == 6
+    assert json.loads((tmp_path / "run" / "checkpoint-6" / "state.json").read_text())["ended"]
+
+
+def test_t1_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+    axis = {"logging_steps": 4, "save_steps": 3}
+
+    def run(folder: Path, *stops: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for stop in (*stops, None):
+            trainer = trainer_of(folder, axis, rows=rows)
+            if stop:
+                trainer.add_callback(Stop(stop))
+            newest = Checkpoints(folder).newest()
+            step = int(newest.name.split("-")[1]) if newest else 0
+            rows[:] = [row for row in rows if row["step"] <= step]
+            try:
+                trainer.train_from(newest)
+            except KeyboardInterrupt:
+                assert stop
+        timed = ("seconds", "tokens_per_second", "mfu")
+        return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+    assert run(tmp_path / "run", 4, 7) == run(tmp_path / "whole")

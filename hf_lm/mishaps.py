@@ -1,0 +1,70 @@
+"""What a machine does to a run in; one line and the way out, out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hf_lm.errors import DataError, RecipeError
+
+MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
+WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+
+
+@contextmanager
+def explained(micro_batch_size: int) -> Iterator[None]:
+    """Say what to do when memory runs out or a worker is killed.
+
+    Raises:
+        RecipeError: a step needs more memory than there is.
+        DataError: a worker of the DataLoader is gone.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if short or MEMORY.search(str(error)):
+            raise RecipeError(
+                f"training.micro_batch_size = {micro_batch_size}: the memory is not enough; use a "
+                "smaller one, a smaller data.block_size or model, or "
+                "training.activation_checkpointing; the same command continues"
+            ) from None
+        if WORKER.search(str(error)):
+            raise DataError(
+                "training.dataloader_num_workers: a worker was killed, as it happens where memory "
+                "or /dev/shm is short; use fewer, or 0; the same command continues"
+            ) from None
+        raise
+
+
+def make_harmless(callback: TrainerCallback, *, say: Callable[[str], None]) -> None:
+    """Let a tracker fail without ending the run; it is told once, and not called again."""
+    failed: list[Exception] = []
+
+    def guarded(event: Callable[..., Any]) -> Callable[..., Any]:
+        """The same event, tried."""
+
+        @wraps(event)
+        def tried(*args: Any, **options: Any) -> None:
+            if failed:
+                return
+            try:
+                event(*args, **options)
+            except Exception as error:
+                failed.append(error)
+                say(
+                    f"{type(callback).__name__}: {type(error).__name__}: {error}; "
+                    "training goes on without it"
+                )
+
+        return tried
+
+    for name in EVENTS:
+        setattr(callback, name, guarded(getattr(callback, name)))

@@ -1,0 +1,139 @@
+"""The first signal waits for the step or ends what has none; the second is the system's."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import in_child
+from test_resume import STEPS, continued, same, state_of, trainer_of
+from transformers import TrainerCallback
+
+from hf_lm import signals
+from hf_lm.checkpoint import Checkpoints
+from hf_lm.errors import StoppedError
+
+
+class Send(TrainerCallback):
+    """Sends signals to this process in the middle of a step."""
+
+    def __init__(self, step: int, *numbers: int) -> None:
+        self.step, self.numbers = step, numbers
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Between backward and step."""
+        if state.global_step == self.step:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+def stopped(folder: Path, *numbers: int) -> StoppedError:
+    """What a run raises that is sent signals in its sixth step."""
+    trainer = trainer_of(folder, {"dropout": 0.2})
+    trainer.add_callback(Send(5, *numbers))
+    with pytest.raises(StoppedError) as caught:
+        trainer.train_from(None)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 143),
+        (signal.SIGUSR1, 143),
+    ],
+)
+def test_90_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    handler = signal.getsignal(number)
+    error = stopped(tmp_path / "run", number)
+    assert error.exit_code == code
+    assert "at step 6, with a checkpoint; the same command continues" in str(error)
+    assert Checkpoints(tmp_path / "run").newest() == tmp_path / "run" / "checkpoint-6"
+    assert signal.getsignal(number) == handler
+    continued(tmp_path / "run", {"dropout": 0.2})
+    continued(tmp_path / "whole", {"dropout": 0.2})
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+def test_90_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, {})
+    trainer.add_callback(Send(STEPS - 1, signal.SIGTERM))
+    with pytest.raises(StoppedError, match=f"at step {STEPS}"):
+        trainer.train_from(None)
+    trainer = trainer_of(tmp_path, {})
+    trainer.train_from(Checkpoints(tmp_path).newest())
+    assert trainer.state.global_step == STEPS
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)])
+def test_90_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Path) -> None:
+    def run() -> None:
+        torch.set_num_threads(1)  # the threads of the parent are not there in a fork
+        signal.alarm(60)
+        trainer = trainer_of(tmp_path, {})
+        trainer.add_callback(Send(5, *numbers))
+        trainer.train_from(None)
+
+    assert in_child(run) == -numbers[-1]
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-3"
+
+
+def test_91_the_launchers_own_copy_of_a_signal_is_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert stopped(tmp_path, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP).exit_code == 143
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-6"
+
+
+def test_90_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = trainer_of(tmp_path, {})
+        trainer.add_callback(Send(5, signal.SIGHUP))
+        trainer.train_from(None)
+        assert trainer.state.global_step == STEPS
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_90_outside_of_training_a_signal_ends_at_once() -> None:
+    with pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"), signals.raised():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def wait(done: Callable[[], bool]) -> None:
+    """Until something is so."""
+    end = time.monotonic() + 10
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert done()
+
+
+def test_91_a_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
+    def child() -> None:
+        with signals.noted() as found:
+            signals.end_with_launcher()
+            (tmp_path / "ready").touch()
+            wait(lambda: bool(found.received))
+            (tmp_path / str(found.received)).touch()
+
+    def launcher() -> None:
+        os.environ["TORCHELASTIC_RUN_ID"] = "none"
+        if not os.fork():
+            child()
+            os._exit(0)
+        wait((tmp_path / "ready").exists)
+        os._exit(0)
+
+    assert in_child(launcher) == 0
+    wait((tmp_path / str(int(signal.SIGHUP))).exists)
