@@ -1,6 +1,7 @@
 """Single steps in a process of their own, as train.py calls them; prints one JSON line.
 
 turns  our trainer's steps beside those of a plain loop over the same network
+saves  steps of small.json's network behind a checkpoint beside those without one
 ours   what a step of GPT-2 small needs above weights, gradients and optimizer state
 stock  the same, of transformers' GPT2LMHeadModel
 """
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from hf_lm.trainer import LMTrainer
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
+SMALL_BATCH, SMALL_BLOCK, SAVE_STEPS = 16, 64, 20  # of recipes/small.json
 TURN = 5  # steps of one side before the other has its turn
 Figures = dict[str, Any]
 
@@ -56,7 +59,11 @@ def turns(steps: int) -> Figures:
     from hf_lm.recipe import TrainingRecipe
 
     recipe = TrainingRecipe(
-        max_steps=steps, optimizer="adamw", learning_rate=1e-3, logging_steps=TURN
+        max_steps=steps,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        logging_steps=TURN,
+        save_steps=steps,
     )
     machine = find_machine(recipe)
     keep_freed_memory()
@@ -83,7 +90,8 @@ def turns(steps: int) -> Figures:
             peaks.append(measured_flops("cpu", machine.dtype))
             self.began = time.perf_counter()
 
-    make_trainer(recipe, machine, model, Turns()).train()
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(recipe, machine, model, Turns(), Path(folder)).train_from(None)
     pairs = list(zip(ours, plain, peaks, strict=False))[1:]  # the first turn warms both up
     tokens, flops = TURN * BATCH * BLOCK, flops_per_token(describe_network(model), BLOCK)
     return {
@@ -130,16 +138,114 @@ def make_plain_step(recipe: TrainingRecipe, dtype: torch.dtype) -> Callable[[], 
     return step
 
 
-def make_trainer(recipe: TrainingRecipe, machine: Machine, model: Any, callback: Any) -> LMTrainer:
+def make_saving(stretches: dict[bool, list[float]], copies: list[float]) -> Any:
+    """A callback that asks for a checkpoint before every other stretch, and times them all."""
+    from transformers import TrainerCallback
+
+    class Saving(TrainerCallback):
+        """Stands between the stretches."""
+
+        began: float | None = None
+        saved = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """The steps before are all done."""
+            if state.global_step % SAVE_STEPS:
+                return
+            if self.began is not None:
+                copied = copies[-1] if self.saved else 0.0
+                took = time.perf_counter() - self.began - copied
+                stretches[self.saved].append(took / SAVE_STEPS)
+            self.saved = not self.saved
+            control.should_save = self.saved
+            self.began = time.perf_counter()
+
+    return Saving()
+
+
+def saves(steps: int) -> Figures:
+    """What a checkpoint costs the steps that it is written behind, and what verifying it takes.
+
+    Every other stretch of steps begins with a checkpoint; the copy to memory is not counted.
+    """
+    from hf_lm.checkpoint import size_of, verify
+    from hf_lm.machine import find_machine, keep_freed_memory
+    from hf_lm.model import build_model
+    from hf_lm.model_config import Vocabulary
+    from hf_lm.recipe import ModelRecipe, TrainingRecipe
+
+    recipe = TrainingRecipe(
+        max_steps=steps,
+        learning_rate=0.02,
+        matrix_learning_rate=0.02,
+        optimizer="muon",
+        save_steps=steps,
+        logging_steps=steps,
+    )
+    machine = find_machine(recipe)
+    keep_freed_memory()
+    network = ModelRecipe(n_layer=4, n_head=4, n_embd=128)
+    model = build_model(network, Vocabulary(VOCABULARY, 0, 0), block_size=SMALL_BLOCK, seed=1)
+    stretches: dict[bool, list[float]] = {True: [], False: []}
+    copies: list[float] = []
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        trainer = make_trainer(
+            recipe,
+            machine,
+            model,
+            make_saving(stretches, copies),
+            place,
+            batch=SMALL_BATCH,
+            block=SMALL_BLOCK,
+        )
+        copy = trainer._save_checkpoint
+
+        def timed(*given: Any) -> None:
+            """The copy, and what it takes."""
+            began = time.perf_counter()
+            copy(*given)
+            copies.append(time.perf_counter() - began)
+
+        trainer._save_checkpoint = timed
+        trainer.train_from(None)
+        checkpoint = trainer.checkpoints.newest()
+        assert checkpoint
+        size, began = size_of(checkpoint), time.perf_counter()
+        assert not list(verify(checkpoint))
+        verified = time.perf_counter() - began
+    behind, plain = (statistics.median(stretches[saved][1:]) for saved in (True, False))
+    return {
+        "step_behind_a_checkpoint": behind / plain,
+        "step_seconds": plain,
+        "copy_seconds": statistics.median(copies),
+        "checkpoint_bytes": size,
+        "verify_seconds_per_gigabyte": verified / size * 1e9,
+        "stretches": len(stretches[True]),
+    }
+
+
+def make_trainer(
+    recipe: TrainingRecipe,
+    machine: Machine,
+    model: Any,
+    callback: Any,
+    folder: Path,
+    *,
+    batch: int = BATCH,
+    block: int = BLOCK,
+) -> LMTrainer:
     """Our trainer on random blocks, as `fit` makes it."""
     import numpy as np
     from datasets import Dataset
 
+    from hf_lm.checkpoint import Checkpoints
     from hf_lm.dataset.blocks import BlockRows, collate, table_of
     from hf_lm.optimizer import build_optimizer, build_schedule
     from hf_lm.trainer import Hooks, build_trainer, training_arguments
 
-    shape = (BATCH * recipe.max_steps, BLOCK + 1)
+    shape = (batch * recipe.max_steps, block + 1)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, shape, dtype=np.uint16)
     hooks = Hooks(
         make_optimizer=partial(build_optimizer, recipe=recipe),
@@ -152,16 +258,17 @@ def make_trainer(recipe: TrainingRecipe, machine: Machine, model: Any, callback:
     )
     args = training_arguments(
         recipe,
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(folder),
         max_steps=recipe.max_steps,
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=batch,
         **machine.arguments(),
     )
-    args.save_strategy, args.eval_strategy = "no", "no"
+    args.eval_strategy = "no"
     return build_trainer(
         recipe,
         args,
         hooks=hooks,
+        checkpoints=Checkpoints(folder, limit=1),
         callbacks=[callback],
         model=model,
         train_dataset=BlockRows(Dataset(table_of(ids))),
@@ -201,11 +308,12 @@ def step_memory(*, ours: bool) -> Figures:
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("turns", "ours", "stock"))
+    parser.add_argument("what", choices=("turns", "saves", "ours", "stock"))
     parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
     measured = {
         "turns": partial(turns, given.steps),
+        "saves": partial(saves, given.steps),
         "ours": partial(step_memory, ours=True),
         "stock": partial(step_memory, ours=False),
     }

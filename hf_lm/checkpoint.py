@@ -21,6 +21,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hf_lm.errors import CheckpointError, MismatchError
@@ -48,10 +49,22 @@ class Checkpoints:
     Args:
         folder: of the run.
         limit: how many to keep; None keeps all.
+        facts: what every manifest says of the run.
+        extra: files of every checkpoint, such as the tokenizer's.
+        before: what has to be on the disk first, such as the rows of the log.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limit: int | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+        extra: Mapping[str, Write] = MappingProxyType({}),
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.limit, self.facts = folder, limit, facts
+        self.extra, self.before = extra, before
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -67,38 +80,32 @@ class Checkpoints:
             if (match := NAME.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
         )
 
-    def write(
-        self,
-        step: int,
-        files: Mapping[str, Write],
-        *,
-        facts: Mapping[str, Any],
-        best: int | None = None,
-    ) -> Path:
+    def write(self, step: int, files: Mapping[str, Write], *, best: int | None = None) -> Path:
         """Write a checkpoint, and delete older ones over the limit.
 
         Args:
             step: the optimizer steps behind it.
             files: by name; each writes its file at a path.
-            facts: what its manifest says of the run it belongs to.
             best: the step that is never deleted.
 
         Raises:
             OSError: the disk is full or broken; what was there before still is, and nothing else.
             ValueError: the name of a file is none that a reader would take.
         """
+        files = {**self.extra, **files}
         foreign = [name for name in files if not FILE.fullmatch(name) or name == MANIFEST]
         if foreign:
             raise ValueError(f"not the name of a checkpoint's file: {foreign[0]}")
         final, staging = self.path(step), self.folder / f"{PARTIAL}checkpoint-{step}"
         remove(staging)
         try:
+            self.before()
             staging.mkdir(parents=True)
             for name, write in files.items():
                 write(staging / name)
                 sync(staging / name)
             listed = {name: describe(staging / name) for name in files}
-            text = sealed({"format": FORMAT, "step": step, **facts, "files": listed})
+            text = sealed({"format": FORMAT, "step": step, **self.facts, "files": listed})
             (staging / MANIFEST).write_text(text, encoding="utf-8")
             sync(staging / MANIFEST)
             sync(staging)

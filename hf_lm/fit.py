@@ -52,7 +52,7 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     Returns:
         The contents of metrics.json, and a sample for each prompt.
     """
-    checkpoints = Checkpoints(run.folder.path, limit=run.recipe.training.save_total_limit)
+    checkpoints = make_checkpoints(run)
     checkpoint = newest(checkpoints, cpu=run.machine.device == "cpu")
     run.folder.continue_log(checkpoint)
     hooks = make_hooks(run)
@@ -60,6 +60,17 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     with explained(run.plan.micro_batch_size):
         trainer.train_from(checkpoint)
     return finish(run, hooks, trainer)
+
+
+def make_checkpoints(run: Run) -> Checkpoints:
+    """Those of the run, with the tokenizer in each."""
+    return Checkpoints(
+        run.folder.path,
+        limit=run.recipe.training.save_total_limit,
+        facts=run.folder.facts(),
+        extra={name: text_file(text) for name, text in tokenizer_texts(run.tokenizer).items()},
+        before=run.folder.secure_log,
+    )
 
 
 def newest(checkpoints: Checkpoints, *, cpu: bool) -> Path | None:
@@ -125,9 +136,6 @@ def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
         args,
         hooks=hooks,
         checkpoints=checkpoints,
-        facts=run.folder.facts(),
-        extra={name: text_file(text) for name, text in tokenizer_texts(run.tokenizer).items()},
-        secure_log=run.folder.secure_log,
         callbacks=[ProgressBar(console)],
         model=run.model,
         train_dataset=run.blocks.parts["train"],

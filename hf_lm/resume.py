@@ -7,7 +7,7 @@ takes what is damaged or missing without a word.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +29,6 @@ from hf_lm.checkpoint import (
     TRAINER_STATE,
     WEIGHTS,
     Checkpoints,
-    Write,
 )
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.signals import noted
@@ -67,23 +66,11 @@ class ResumableTrainer(Trainer):
 
     Args:
         checkpoints: of the run.
-        facts: what a checkpoint says about the run it belongs to.
-        extra: further files of every checkpoint, such as the tokenizer's.
-        secure_log: has the rows so far on the disk.
     """
 
-    def __init__(
-        self,
-        *,
-        checkpoints: Checkpoints,
-        facts: Mapping[str, Any],
-        extra: Mapping[str, Write],
-        secure_log: Callable[[], None],
-        **trainer_args: Any,
-    ) -> None:
-        self.checkpoints, self.facts, self.extra = checkpoints, facts, extra
-        self.secure_log = secure_log
-        self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[None] | None", None)
+    def __init__(self, *, checkpoints: Checkpoints, **trainer_args: Any) -> None:
+        self.checkpoints = checkpoints
+        self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[Path] | None", None)
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
         self.sums: tuple[float, int] | None = None  # the loss to log, and the step it begins behind
         super().__init__(**trainer_args)
@@ -160,7 +147,6 @@ class ResumableTrainer(Trainer):
         }
         chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
         files = {
-            **self.extra,
             CONFIG: text_file(config.to_json_string()),
             WEIGHTS: tensor_file(weights),
             OPTIMIZER: tensor_file(moments),
@@ -169,12 +155,8 @@ class ResumableTrainer(Trainer):
             TRAINER_STATE: json_file(asdict(self.state)),
         }
         best = self.state.best_global_step or None
-        self.writing = self.writer.submit(self.write, self.state.global_step, files, best)
-
-    def write(self, step: int, files: Mapping[str, Write], best: int | None) -> None:
-        """Write a checkpoint; its rows of the log first."""
-        self.secure_log()
-        self.checkpoints.write(step, files, facts=self.facts, best=best)
+        step = self.state.global_step
+        self.writing = self.writer.submit(self.checkpoints.write, step, files, best=best)
 
     @property
     def ended(self) -> bool:

@@ -26,7 +26,7 @@ def write(folder: Path, step: int, *, limit: int | None = 2, best: int | None = 
     """A checkpoint whose files hold their step."""
     files = {name: lambda path: path.write_text(f"{path.name} {step} " * 99) for name in FILES}
     found = Checkpoints(folder, limit=limit)
-    return found.write(step, files, facts={"recipe": "r"}, best=best)
+    return found.write(step, files, best=best)
 
 
 def whole(folder: Path) -> list[int]:
@@ -323,7 +323,7 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
         ".hidden.json",
     ):
         with pytest.raises(ValueError, match="name"):
-            Checkpoints(tmp_path).write(1, {name: lambda path: None}, facts={})
+            Checkpoints(tmp_path).write(1, {name: lambda path: None})
 
 
 def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_s4_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_p
 )
 def test_76_a_manifest_that_lists_too_little_is_none(names: list[str], tmp_path: Path) -> None:
     files = {name: lambda path: path.write_text("{}") for name in names}
-    Checkpoints(tmp_path).write(1, files, facts={})
+    Checkpoints(tmp_path).write(1, files)
     assert list(verify(tmp_path / "checkpoint-1"))
 
 
@@ -375,5 +375,5 @@ def test_71_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(
         OSError, match=r"No space.*: a checkpoint needs about .* GB, .* GB are free"
     ):
-        Checkpoints(tmp_path).write(2, {"state.json": full}, facts={})
+        Checkpoints(tmp_path).write(2, {"state.json": full})
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}

@@ -70,7 +70,7 @@ def test_70_a_file_system_without_locks_or_fsync_is_told_and_used(
     assert "has no locks, so a second run here would not be noticed" in first
     assert "has no fsync, so a checkpoint may be lost when power is cut" in second
     files = dict.fromkeys(("state.json",), lambda path: path.write_text("{}"))
-    assert Checkpoints(tmp_path).write(1, files, facts={}).is_dir()
+    assert Checkpoints(tmp_path).write(1, files).is_dir()
 
 
 def test_70_an_ordinary_file_system_needs_no_note(tmp_path: Path) -> None:
