@@ -28,7 +28,7 @@ from hf_lm.plan import Plan, flops_per_token
 from hf_lm.progress import ProgressBar
 from hf_lm.recipe import Recipe
 from hf_lm.run_folder import METRICS, RunFolder
-from hf_lm.state import text_file
+from hf_lm.state import system_errors, text_file
 from hf_lm.tokenizer import token_bytes, tokenizer_texts
 from hf_lm.trainer import Hooks, LMTrainer, build_trainer, training_arguments
 
@@ -59,6 +59,8 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     trainer = make_trainer(run, hooks, checkpoints)
     with explained(run.plan.micro_batch_size):
         trainer.train_from(checkpoint)
+    if run.machine.is_main:
+        checkpoints.clean()  # of what could not be deleted at once
     return finish(run, hooks, trainer)
 
 
@@ -154,7 +156,8 @@ def finish(
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Save the model, load it as a user would, and measure what was saved, in fp32."""
     seconds, tokens = trainer.clock.seconds, trainer.tokens
-    run.folder.save_model(partial(save_model, run.model, run.tokenizer))
+    with system_errors(run.folder.model):
+        run.folder.save_model(partial(save_model, run.model, run.tokenizer))
     trainer.accelerator.wait_for_everyone()
     model = load_pretrained(str(run.folder.model)).to(trainer.args.device)
     speed, peak = tokens / seconds, run.machine.peak_flops

@@ -100,6 +100,7 @@ class ResumableTrainer(Trainer):
             finally:
                 self.settle()
             received = self.agree(self.stopping.signals.received)  # all wait for who writes
+        received, self.stopping.signals.received = received or self.stopping.signals.received, 0
         if received:
             raise StoppedError(received, self.stopping.step)
 
@@ -219,6 +220,10 @@ class ResumableTrainer(Trainer):
         """Stand where a run stood that was killed behind its last step."""
         with reading(checkpoint):
             self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if self.is_world_process_zero():
+            self.checkpoints.rotate(
+                written=self.state.global_step, best=self.state.best_global_step or None
+            )
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_global_step:
             self._load_best_model()

@@ -38,13 +38,21 @@ class RunFolder:
         self.path = Path(path)
         self.model = self.path / MODEL
         self.writes = os.environ.get("RANK", "0") == "0"  # of all processes, one
-        self.step = 0
+        self.step, self.state = 0, ""
         self.unwritten = ""  # why a row of the log is missing
 
     @property
     def started(self) -> bool:
         """Whether a run of ours has been here."""
         return (self.path / RECIPE).is_file() and (self.path / STATUS).is_file()
+
+    @property
+    def claimed(self) -> bool:
+        """Whether one was about to be: its state is written first."""
+        try:
+            return {"state", "reason"} <= self.read(STATUS).keys()
+        except (OSError, ValueError, AttributeError):
+            return False
 
     @property
     def done(self) -> bool:
@@ -69,10 +77,13 @@ class RunFolder:
         """A file of the folder, whole: beside its name, then into place."""
         if self.writes:
             staging = self.path / f".{name}"
-            staging.write_text(text, encoding="utf-8")
-            sync(staging)
-            staging.replace(self.path / name)
-            sync(self.path)
+            try:
+                staging.write_text(text, encoding="utf-8")
+                sync(staging)
+                staging.replace(self.path / name)
+                sync(self.path)
+            finally:
+                staging.unlink(missing_ok=True)
 
     @contextmanager
     def held(self, *, force: bool = False) -> Iterator[list[str]]:
@@ -120,7 +131,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RecipeError(f"{key}: is a file; name a folder")
         found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if found and LOCK not in found and not self.started:
+        if found and LOCK not in found and not self.claimed:
             raise RecipeError(f"{key}: is not empty and holds no run of hf_lm; name a new folder")
 
     def refuse_changes(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:
@@ -180,7 +191,7 @@ class RunFolder:
         try:
             yield
         except (KeyboardInterrupt, StoppedError) as error:
-            self.status("stopped", reason=str(error) or "interrupted")
+            self.status("stopped", reason=str(error) or "stopped by a signal")
             raise
         except BaseException as error:
             self.status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -189,6 +200,7 @@ class RunFolder:
 
     def status(self, state: str, *, reason: str = "") -> None:
         """Say where the run stands: preparing, training, done, stopped or failed."""
+        self.state = state
         self.write(STATUS, {"state": state, "reason": reason, "step": self.step})
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -209,15 +221,16 @@ class RunFolder:
     def continue_log(self, checkpoint: Path | None) -> None:
         """Drop the rows behind a checkpoint, which will be written again."""
         step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        self.step = step
         kept = [row for row in self.rows() if row["step"] <= step]
         self.write_text(LOG, "".join(f"{line_of(row)}\n" for row in kept))
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Append one row to log.jsonl."""
         try:
-            if row["step"] > 0 and self.step == 0:
-                self.status("training")
             self.step = row["step"]
+            if self.state != "training" and self.step > 0:
+                self.status("training")
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(line_of(row) + "\n")
         except OSError as error:  # a full disk: the checkpoint will say so, and matters more

@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Signals:
-    """The first signal that came while they were noted; 0 is none."""
+    """The first signal that came; 0 is none."""
 
     def __init__(self) -> None:
         self.received, self.time = 0, 0.0
@@ -42,26 +42,48 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Leave at once, by what no library takes for bad input."""
+        self.received = number
+        raise KeyboardInterrupt
+
+
+SIGNALS = Signals()  # of this process, as the handlers are
+
 
 @contextmanager
 def noted() -> Iterator[Signals]:
-    """Note signals, meanwhile."""
-    signals = Signals()
-    with handled(signals.note):
-        yield signals
+    """Note signals, meanwhile; one that came before and was lost in a finalizer counts."""
+    if SIGNALS.received:
+        raise KeyboardInterrupt
+    try:
+        with handled(SIGNALS.note):
+            yield SIGNALS
+    except BaseException:
+        SIGNALS.received = 0
+        raise
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Let a signal end this process as an error does, so that all it holds is let go."""
+    """Let a signal end this process as an error does, so that all it holds is let go.
+
+    Raises:
+        StoppedError: one did.
+    """
+    SIGNALS.received = 0
     end_with_launcher()
-    with handled(stop):
-        yield
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    """Leave at once."""
-    raise StoppedError(number)
+    with handled(SIGNALS.stop):
+        try:
+            yield
+        except StoppedError:
+            raise
+        except BaseException as error:
+            if SIGNALS.received or isinstance(error, KeyboardInterrupt):
+                raise StoppedError(SIGNALS.received or signal.SIGINT) from None
+            raise
+        finally:
+            SIGNALS.received = 0
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -136,16 +136,26 @@ def tensor_file(tensors: Tensors) -> Write:
     """Writes tensors; with the word that transformers looks for before it reads them."""
 
     def write(path: Path) -> None:
-        try:
+        with system_errors(path):
             save_file(tensors, path, metadata={"format": "pt"})
-        except SafetensorError as error:  # which hides what the system said
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            code = int(number[1])
-            raise OSError(code, os.strerror(code), str(path)) from None
 
     return write
+
+
+@contextmanager
+def system_errors(path: Path | str) -> Iterator[None]:
+    """Raise what the system said, which libraries written in Rust hide in a text.
+
+    Raises:
+        OSError: a call failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def text_file(text: str) -> Write:

@@ -21,6 +21,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
+from hf_lm.state import system_errors
 
 Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by part
 
@@ -193,7 +194,7 @@ def decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The files of a tokenizer by their names, as far as they are text."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, system_errors(folder):
         tokenizer.save_pretrained(folder)
         return {
             path.name: path.read_text(encoding="utf-8")

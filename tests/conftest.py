@@ -127,7 +127,7 @@ def undo_end() -> Callable[[Path, int], None]:
     def undo(folder: Path, step: int) -> None:
         shutil.rmtree(folder / f"checkpoint-{step}")
         shutil.rmtree(folder / "model")
-        (folder / "status.json").write_text('{"state": "stopped"}')
+        (folder / "status.json").write_text('{"state": "stopped", "reason": ""}')
 
     return undo
 

@@ -30,7 +30,11 @@ def started(path: Path, **changes: Any) -> tuple[RunFolder, Any]:
 
 def test_a_run_says_how_it_ended(write_recipe: Callable[..., Path]) -> None:
     folder, recipe = started(write_recipe())
-    assert folder.read("status.json") == {"state": "stopped", "reason": "interrupted", "step": 3}
+    assert folder.read("status.json") == {
+        "state": "stopped",
+        "reason": "stopped by a signal",
+        "step": 3,
+    }
     provenance = describe_run("d1", "t1", FACTS)
     with pytest.raises(ValueError, match="boom"), folder.recorded(recipe, provenance, ()):
         assert folder.read("status.json")["state"] == "preparing"

@@ -1,0 +1,231 @@
+"""T11: two processes that a launcher started, and signals to any of the three at random moments."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import (
+    LIMIT,
+    Run,
+    Whole,
+    ended,
+    newest,
+    rows_of,
+    steps_lost,
+    strays,
+    wait_until,
+    whole,
+    write_recipe,
+)
+
+from hf_lm.checkpoint import verify
+
+pytestmark = pytest.mark.slow
+
+SIGNALS = int(os.environ.get("HF_LM_SIGNALS", "1"))  # of each kind
+SEED = int(os.environ.get("HF_LM_SEED", "0"))
+STEPS = 40
+TARGETS = {  # who gets a signal; 2 is the launcher
+    "launcher": (2,),
+    "rank 0": (0,),
+    "rank 1": (1,),
+    "both ranks": (0, 1),
+    "launcher and ranks": (2, 0, 1),
+}
+SKEW = 0.5  # seconds between two processes' signals, at most
+GONE = 10.0  # seconds until everything is over when a process was killed
+
+
+def two_ranks(recipe: Path, pids: Path) -> None:
+    """What torch.distributed.run does, with processes that are forks."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        start_method="fork",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, rank)(recipe, pids)
+    except ChildFailedError:
+        sys.exit(1)
+
+
+def rank(recipe: Path, pids: Path) -> None:
+    """One of the two; says its pid first."""
+    from hf_lm.run import main
+
+    staging = pids / f".{os.environ['RANK']}"
+    staging.write_text(str(os.getpid()))
+    staging.rename(pids / os.environ["RANK"])
+    sys.exit(main([str(recipe)]))
+
+
+def run_of(base: Path, name: str) -> Run:
+    """A run of two processes."""
+    changes = {"training": {"max_steps": STEPS, "micro_batch_size": 4}}
+    recipe = write_recipe(base / f"{name}.json", name, changes)
+    pids = base / f"{name}-pids"
+    pids.mkdir()
+    return Run(two_ranks, (recipe, pids), base / name, base / "home")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids_of(run: Run) -> dict[int, int]:
+    """The pids of the ranks that have begun."""
+    return {int(path.name): int(path.read_text()) for path in run.arguments[1].glob("[01]")}
+
+
+def strike(process: Any, run: Run, order: list[tuple[int, float]], number: int) -> None:
+    """Send a signal to some, each behind a pause."""
+    for who, pause in order:
+        time.sleep(pause)
+        pid = process.pid if who == 2 else pids_of(run).get(who)
+        with contextlib.suppress(ProcessLookupError):
+            if pid:
+                os.kill(pid, number)
+
+
+def settle(process: Any, run: Run, seconds: float) -> list[str]:
+    """What did not end in time, which is then made to tell where it stands, and killed."""
+    began, found = time.monotonic(), []
+    pids = pids_of(run)
+    wait_until(lambda: process.exitcode is not None, seconds=seconds)
+    wait_until(lambda: not any(map(alive, pids.values())), seconds=GONE)
+    left = [number for number, pid in pids.items() if alive(pid)]
+    if left or process.exitcode is None or time.monotonic() - began > seconds:
+        found.append(f"ranks {left} and launcher {process.exitcode} after {seconds} s")
+    for number in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[number], signal.SIGUSR2)
+    time.sleep(0.5 if left else 0)
+    for number in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[number], signal.SIGKILL)
+    if not ended(process, run):
+        found.append("the launcher hung")
+    return found
+
+
+def struck(run: Run, targets: tuple[int, ...], number: int, chance: random.Random, span: float,
+           limit: float) -> list[str]:  # fmt: skip
+    """Start two ranks, send a signal at a random moment, and see how they end."""
+    process = run.start()
+    wait_until(lambda: len(pids_of(run)) == 2 or process.exitcode is not None)
+    process.join(chance.uniform(0, span))
+    done = process.exitcode is not None
+    order = [(who, chance.uniform(0, SKEW) if i else 0.0) for i, who in enumerate(targets)]
+    strike(process, run, order, number)
+    found = settle(process, run, limit)
+    path = run.folder / f"checkpoint-{newest(run.folder)}"
+    taken = max((row["step"] for row in rows_of(run.folder)), default=0)
+    if path.exists():
+        found += [f"{path.name}: {line}" for line in verify(path)]
+    elif taken and number == signal.SIGTERM:
+        found.append(f"{taken} steps were taken, and there is no checkpoint")
+    if number == signal.SIGTERM and steps_lost(run.folder):
+        found.append(f"{steps_lost(run.folder)} steps of {taken} are lost")
+    if not done and process.exitcode == 0 and number == signal.SIGKILL:
+        found.append("exit code 0")
+    return [f"{problem}\n{run.tail()}" for problem in found]
+
+
+def completed(run: Run, expected: Whole) -> list[str]:
+    """Run it again to its end; what is wrong with that."""
+    for path in run.arguments[1].iterdir():
+        path.unlink()
+    process = run.start()
+    if not ended(process, run) or process.exitcode:
+        return [f"run again: exit code {process.exitcode}\n{run.tail()}"]
+    found = [] if run.bits() == expected.bits else ["other bits"]
+    if rows_of(run.folder) != expected.rows:
+        found.append("another log")
+    return found + [f"{name} is left" for name in strays(run.folder)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whole]:
+    """A run of two that nothing interrupted, and its folder for others."""
+    base = tmp_path_factory.mktemp("ranks")
+    return base, whole(run_of(base, "whole"))
+
+
+@pytest.mark.parametrize("who", TARGETS)
+def test_t11_91_92_a_signal_to_any_process_ends_all_at_one_step(
+    who: str, expected: tuple[Path, Whole]
+) -> None:
+    base, undisturbed = expected
+    for seed in range(SEED, SEED + SIGNALS):
+        run = run_of(base, f"{who}-{seed}".replace(" ", "-"))
+        chance = random.Random(f"{who} {seed}")
+        span = undisturbed.seconds
+        found = struck(run, TARGETS[who], signal.SIGTERM, chance, span, LIMIT)
+        found += completed(run, undisturbed)
+        assert not found, f"seed {seed}: " + "\n".join(found)
+
+
+@pytest.mark.parametrize("who", ["rank 0", "rank 1"])
+def test_t11_93_when_one_process_is_killed_all_end_and_the_run_resumes(
+    who: str, expected: tuple[Path, Whole]
+) -> None:
+    base, undisturbed = expected
+    for seed in range(SEED, SEED + SIGNALS):
+        run = run_of(base, f"killed-{who}-{seed}".replace(" ", "-"))
+        chance = random.Random(f"killed {who} {seed}")
+        span = undisturbed.seconds
+        found = struck(run, TARGETS[who], signal.SIGKILL, chance, span, GONE)
+        found += completed(run, undisturbed)
+        assert not found, f"seed {seed}: " + "\n".join(found)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def test_t11_91_no_process_outlives_accelerate_launch(tmp_path: Path) -> None:
+    long = {"training": {"max_steps": 5000, "eval_steps": 1000}}
+    recipe = write_recipe(tmp_path / "recipe.json", "run", long)
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1"]
+    with (tmp_path / "out").open("w") as out:
+        launcher = subprocess.Popen(
+            [*launch, "--cpu", "-m", "hf_lm.run", str(recipe)],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "HF_HOME": str(tmp_path / "home")},
+        )
+    folder = tmp_path / "run"
+    try:
+        assert wait_until(lambda: len(rows_of(folder)) > 10), (tmp_path / "out").read_text()
+        started = children(launcher.pid)
+        assert started
+        launcher.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: not any(map(alive, started)), seconds=GONE)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert not list(verify(folder / f"checkpoint-{newest(folder)}"))
+    assert not steps_lost(folder)
+    assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
