@@ -20,6 +20,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,13 +73,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a folder that is named as a checkpoint, in ascending order."""
+        names = [entry.name for entry in self.entries() if entry.is_dir(follow_symlinks=False)]
+        return sorted(int(name.split("-")[1]) for name in names)
+
+    def entries(self) -> list[os.DirEntry[str]]:
+        """What has the name of a checkpoint."""
         if not self.folder.is_dir():
             return []
-        return sorted(
-            int(match[1])
-            for entry in os.scandir(self.folder)
-            if (match := NAME.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
-        )
+        return [entry for entry in os.scandir(self.folder) if NAME.fullmatch(entry.name)]
 
     def write(self, step: int, files: Mapping[str, Write], *, best: int | None = None) -> Path:
         """Write a checkpoint, and delete older ones over the limit.
@@ -89,7 +91,7 @@ class Checkpoints:
             best: the step that is never deleted.
 
         Raises:
-            OSError: the disk is full or broken; what was there before still is, and nothing else.
+            OSError: the disk is full or broken; the checkpoints before are whole.
             ValueError: the name of a file is none that a reader would take.
         """
         files = {**self.extra, **files}
@@ -109,8 +111,8 @@ class Checkpoints:
             (staging / MANIFEST).write_text(text, encoding="utf-8")
             sync(staging / MANIFEST)
             sync(staging)
-            if final.exists():  # a step taken again, from an older checkpoint
-                self.discard(final)
+            if os.path.lexists(final):  # a step taken again, or somebody's own
+                self.set_aside(final)
             staging.rename(final)
             sync(self.folder)
         except BaseException as error:
@@ -143,7 +145,8 @@ class Checkpoints:
         kept = {written, best, *sorted(ours, reverse=True)[: self.limit]}
         for step in ours:
             if step not in kept and step < written:
-                self.discard(self.path(step))
+                with suppress(OSError):  # the new one is whole; the next start tries again
+                    self.discard(self.path(step))
 
     def discard(self, path: Path) -> None:
         """Delete a checkpoint: out of its name at once, so that no half of it is ever found."""
@@ -165,33 +168,34 @@ class Checkpoints:
         """The checkpoint of the highest step that verifies; later ones are named and set aside.
 
         Raises:
-            CheckpointError: there are some, and all are damaged.
+            CheckpointError: there are some, and all are damaged, or links.
             MismatchError: the newest one was written by a newer version.
         """
         damaged: dict[Path, list[str]] = {}
         for step in reversed(self.steps()):
             path = self.path(step)
             refuse_newer(path)
-            problems = self.problems(path)
+            problems = list(verify(path))
             if not problems:
                 for other, lines in damaged.items():
                     say(f"{other.name} is damaged ({lines[0]}); continuing from step {step}")
-                    self.set_aside(other)
+                    if os.path.lexists(other / MANIFEST):  # else it never was one of ours
+                        self.set_aside(other)
                 return path
             damaged[path] = problems
+        links = [entry.name for entry in self.entries() if entry.is_symlink()]
+        if links and not damaged:
+            raise CheckpointError(
+                f"{self.folder / links[0]}: is a link; move the checkpoint itself here, or start "
+                "anew with --fresh"
+            )
         if damaged:
             lines = [f"{path}: {'; '.join(found)}" for path, found in damaged.items()]
             raise CheckpointError([*lines, "no checkpoint is whole; start anew with --fresh"])
         return None
 
-    def problems(self, path: Path) -> list[str]:
-        """What is wrong with one."""
-        return list(verify(path))
-
     def set_aside(self, path: Path) -> None:
-        """Move a damaged checkpoint of ours out of the way; a folder that never was one stays."""
-        if not os.path.lexists(path / MANIFEST):
-            return
+        """Move what has the name of a checkpoint out of the way."""
         aside, number = path.with_name(f"{path.name}{BAD}"), 1
         while os.path.lexists(aside):
             number += 1

@@ -141,13 +141,12 @@ def verify(given: argparse.Namespace) -> None:
         DataError: there is none.
         CheckpointError: some are damaged.
     """
-    from hf_lm.checkpoint import Checkpoints
+    from hf_lm.checkpoint import Checkpoints, verify
     from hf_lm.console import show_rows
 
     checkpoints = Checkpoints(given.run)
-    found = {
-        f"checkpoint-{n}": checkpoints.problems(checkpoints.path(n)) for n in checkpoints.steps()
-    }
+    paths = [checkpoints.path(step) for step in checkpoints.steps()]
+    found = {path.name: list(verify(path)) for path in paths}
     if not found:
         raise DataError(f"{given.run}: holds no checkpoint")
     show_rows(str(given.run), [(name, "; ".join(bad) or "whole") for name, bad in found.items()])

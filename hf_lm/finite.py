@@ -15,8 +15,8 @@ import torch
 from torch import distributed
 
 WINDOW = 128  # steps that a spike is judged by, as in OLMo-core's SkipStepOptimizer
-TAKEN, NONFINITE, SPIKE, EMPTY = range(4)
-KINDS = ("taken", "nonfinite", "spike", "empty")
+TAKEN, EMPTY, SPIKE, NONFINITE = range(4)  # the highest of all processes holds for all
+KINDS = ("taken", "empty", "spike", "nonfinite")
 
 
 class Step(NamedTuple):
@@ -91,6 +91,8 @@ class FiniteGuard:
             kind = torch.where(kind == TAKEN, self.spike(values), kind)
         if items is not None:
             kind = torch.where(torch.as_tensor(items, device=kind.device) == 0, EMPTY, kind)
+        if distributed.is_initialized():
+            distributed.all_reduce(kind, distributed.ReduceOp.MAX)
         if self.lag:
             optimizer.found_inf = (kind > TAKEN).float()
         seen = torch.stack([kind, values[0]])

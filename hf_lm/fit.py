@@ -61,6 +61,8 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
         trainer.train_from(checkpoint)
     if run.machine.is_main:
         checkpoints.clean()  # of what could not be deleted at once
+        if run.folder.unwritten:
+            show_note(f"{run.folder.unwritten}; rows are missing")
     return finish(run, hooks, trainer)
 
 

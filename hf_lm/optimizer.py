@@ -77,7 +77,11 @@ def build_optimizer(
     groups = parameter_groups(model, weight_decay=recipe.weight_decay)
     rate = float(recipe.learning_rate)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, fused=True)
+        for weight in (weight for group in groups if recipe.momentum for weight in group["params"]):
+            # torch leaves it unwritten where the first step is left out
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, betas=recipe.betas, eps=recipe.eps, fused=True)
 

@@ -268,7 +268,8 @@ def make_plan(
         max_steps=steps,
         optimizer=recipe.optimizer,
         recompute=recipe.activation_checkpointing,
-        checkpoints=min(saves, recipe.save_total_limit or saves) + 1,  # the next is written first
+        # The best stays too, and the next is written before the oldest goes.
+        checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
         free_memory=memory,
     )
     if recipe.micro_batch_size != "auto":

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import distributed
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from hf_lm.checkpoint import (
@@ -29,6 +29,7 @@ from hf_lm.checkpoint import (
     TRAINER_STATE,
     WEIGHTS,
     Checkpoints,
+    verify,
 )
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.signals import noted
@@ -40,6 +41,7 @@ from hf_lm.state import (
     read_tensors,
     restore_optimizer,
     restore_random,
+    restore_schedule,
     restore_weights,
     tensor_file,
     text_file,
@@ -112,6 +114,14 @@ class ResumableTrainer(Trainer):
         distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.ranks)
         return int(highest)
 
+    def settled(self) -> OSError | None:
+        """Wait as `settle` does, and return what went wrong."""
+        try:
+            self.settle()
+        except OSError as error:
+            return error
+        return None
+
     def settle(self) -> None:
         """Wait for the checkpoint that is being written.
 
@@ -124,13 +134,14 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Copy the state of all processes into memory, and write it while training goes on."""
+        self.find_best()
         ranks = gather_object([self.own_state()])
         writes = self.is_world_process_zero()
         if not writes and not self.is_fsdp_enabled:  # whose shards are put together by all
             return
-        self.settle()
+        failed = self.settled()
         network: Any = self.accelerator.unwrap_model(self.model)
-        weights, (moments, groups) = weights_of(network), optimizer_state(self.optimizer)
+        weights, moments = weights_of(network), optimizer_state(self.optimizer)
         if not writes:
             return
         self.note_callbacks()
@@ -138,8 +149,7 @@ class ResumableTrainer(Trainer):
         config.use_cache = True  # the Trainer's false would make generate() crawl for users
         scaler = getattr(self.accelerator, "scaler", None)
         numbers = {
-            "optimizer": groups,
-            "schedule": cast("Any", self.lr_scheduler).state_dict(),
+            "schedule": cast("Any", self.lr_scheduler).last_epoch,
             "scaler": scaler.state_dict() if scaler else None,
             "ended": self.ended,
             "logged_step": self._globalstep_last_logged,
@@ -155,15 +165,19 @@ class ResumableTrainer(Trainer):
             NUMBERS: json_file(numbers),
             TRAINER_STATE: json_file(asdict(self.state)),
         }
-        best = self.state.best_global_step or None
-        step = self.state.global_step
+        step, best = self.state.global_step, self.state.best_global_step or None
         self.writing = self.writer.submit(self.checkpoints.write, step, files, best=best)
+        if failed:  # the disk is tried once more before the run is given up
+            self.settle()
 
     @property
     def ended(self) -> bool:
-        """Whether training ends before its last step, as early stopping has it."""
-        early = self.state.global_step < self.args.max_steps
-        return early and self.control.should_training_stop and not self.stopping.agreed
+        """Whether early stopping has had enough, whatever else stops training now."""
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
 
     def own_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What this process holds alone: random numbers, the loss to log, the place in a stream."""
@@ -178,8 +192,7 @@ class ResumableTrainer(Trainer):
         return {}
 
     def note_callbacks(self) -> None:
-        """Put the state of callbacks, and where the best checkpoint is, into the Trainer's."""
-        self.find_best()
+        """Put the state of callbacks into the Trainer's."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept: Any = self.state.stateful_callbacks
@@ -203,12 +216,26 @@ class ResumableTrainer(Trainer):
             self.restored = read_json(checkpoint / NUMBERS)
             state = read_json(checkpoint / TRAINER_STATE)
             refuse_foreign(state)
-            own = self.restored["ranks"][self.args.process_index]
+            own = self.share()
             self.sums = float(own["loss"]), int(self.restored["logged_step"])
             if "stream" in own:
                 cast("Any", self.train_dataset).load_state_dict(own["stream"])
                 self.args.ignore_data_skip = True
             return not self.restored["ended"] and state["global_step"] < self.args.max_steps
+
+    def share(self) -> dict[str, Any]:
+        """What the checkpoint has of this process.
+
+        Raises:
+            MismatchError: it is one of more processes, or fewer.
+        """
+        ranks = self.restored["ranks"]
+        if len(ranks) != self.args.world_size:
+            raise MismatchError(
+                f"world_size was {len(ranks)}, is now {self.args.world_size}: random numbers and "
+                "places in a stream belong to a process; start as many, or anew with --fresh"
+            )
+        return ranks[self.args.process_index]
 
     def continue_sums(self) -> None:
         """Log the mean over the steps since the last row, those before the checkpoint included."""
@@ -221,9 +248,8 @@ class ResumableTrainer(Trainer):
         with reading(checkpoint):
             self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if self.is_world_process_zero():
-            self.checkpoints.rotate(
-                written=self.state.global_step, best=self.state.best_global_step or None
-            )
+            best = self.state.best_global_step or None
+            self.checkpoints.rotate(written=self.state.global_step, best=best)
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_global_step:
             self._load_best_model()
@@ -244,8 +270,8 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             with reading(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
-                restore_optimizer(self.optimizer, moments, self.restored["optimizer"])
-                cast("Any", self.lr_scheduler).load_state_dict(self.restored["schedule"])
+                restore_optimizer(self.optimizer, moments)
+                restore_schedule(cast("Any", self.lr_scheduler), int(self.restored["schedule"]))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Load the gradient scaler of fp16."""
@@ -259,7 +285,7 @@ class ResumableTrainer(Trainer):
             with reading(Path(checkpoint)):
                 tensors = read_tensors(Path(checkpoint) / RANDOM)
                 own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
-                restore_random(own, self.restored["ranks"][rank])
+                restore_random(own, self.share())
 
     def _load_callback_state(self) -> None:
         """Give callbacks back what they said of themselves, and nothing that they did not.
@@ -284,7 +310,7 @@ class ResumableTrainer(Trainer):
         self.settle()
         self.accelerator.wait_for_everyone()
         folder = self.checkpoints.path(cast("int", self.state.best_global_step))
-        problems = self.checkpoints.problems(folder)
+        problems = list(verify(folder))
         if problems:
             raise CheckpointError(
                 f"{folder}: holds the best model, and {problems[0]}; the last one goes on with "

@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says of its run: hashes of its recipe, text and tokenizer, and more."""
+        if not self.writes:
+            return {}
         recipe = hashlib.sha256((self.path / RECIPE).read_bytes()).hexdigest()
         content = {name: self.provenance[name] for name in ("data", "tokenizer", "world_size")}
         return {"recipe": recipe, **content, "hf_lm": __version__}
@@ -158,7 +160,7 @@ class RunFolder:
     def missing_disk(self, needed: int) -> tuple[str, ...]:
         """A line, if there is no room for so many bytes of checkpoints and model."""
         there = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
-        own = [size_of(path) for path in self.path.glob("checkpoint-*") if path.is_dir()]
+        own = [size_of(path) for path in self.path.glob("checkpoint-*[0-9]") if path.is_dir()]
         free = shutil.disk_usage(there).free + sum(own)
         if needed <= free:
             return ()
@@ -183,18 +185,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self.status("preparing")
         self.write_text(RECIPE, recipe_text(recipe, self.path))
-        accepts = {
-            "accepted_changes": [*accepted, *changed],
-            "drift": changes.drift(before, provenance),
-        }
+        accepted = sorted({*before.get("accepted_changes", []), *accepted, *changed})
+        drift = [*before.get("drift", []), *changes.drift(before, provenance)]
+        accepts = {"accepted_changes": accepted, "drift": drift}
         self.write(PROVENANCE, {**provenance, **accepts})
         try:
             yield
         except (KeyboardInterrupt, StoppedError) as error:
-            self.status("stopped", reason=str(error) or "stopped by a signal")
+            with suppress(OSError):  # which matters less
+                self.status("stopped", reason=str(error) or "stopped by a signal")
             raise
         except BaseException as error:
-            self.status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+            with suppress(OSError):
+                self.status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         self.status("done")
 

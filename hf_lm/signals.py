@@ -72,9 +72,9 @@ def raised() -> Iterator[None]:
         StoppedError: one did.
     """
     SIGNALS.received = 0
-    end_with_launcher()
     with handled(SIGNALS.stop):
         try:
+            end_with_launcher()
             yield
         except StoppedError:
             raise
@@ -101,6 +101,19 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:
+    """Begin a worker of a DataLoader: what is sent to a whole group is its main process's to heed.
+
+    Args:
+        then: how it begins otherwise.
+        number: of the worker.
+    """
+    for heeded in HEEDED:
+        signal.signal(heeded, signal.SIG_IGN)
+    if then is not None:
+        then(number)
+
+
 def launched(environment: Mapping[str, str]) -> bool:
     """Whether a launcher started this process, and not a person's shell."""
     return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
@@ -112,4 +125,7 @@ def end_with_launcher() -> None:
     `accelerate launch` hands no signal on, and its child would live and write for ever.
     """
     if launched(os.environ) and hasattr(ctypes.CDLL(None), "prctl"):
+        parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP))
+        if os.getppid() != parent:  # it died meanwhile, and nobody tells
+            os.kill(os.getpid(), signal.SIGHUP)

@@ -30,7 +30,7 @@ def weights_of(model: torch.nn.Module) -> Tensors:
     found: Tensors = {}
     seen: set[int] = set()
     for name, value in model.state_dict().items():
-        if storage_of(value) not in seen:
+        if not value.numel() or storage_of(value) not in seen:
             found[name] = copied(value)
             seen.add(storage_of(value))
     return found
@@ -56,18 +56,16 @@ def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
     model.load_state_dict(whole)
 
 
-def optimizer_state(optimizer: Any) -> tuple[Tensors, dict[str, Any]]:
-    """A copy of an optimizer's tensors, named NUMBER.NAME, and of the rest of its state."""
-    state = optimizer.state_dict()
-    tensors = {
+def optimizer_state(optimizer: Any) -> Tensors:
+    """A copy of an optimizer's tensors, named NUMBER.NAME; its rates are the recipe's."""
+    return {
         f"{number}.{name}": copied(value)
-        for number, values in state["state"].items()
+        for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    return tensors, {"param_groups": state["param_groups"]}
 
 
-def restore_optimizer(optimizer: Any, tensors: Tensors, rest: Mapping[str, Any]) -> None:
+def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
     """Take what `optimizer_state` returned.
 
     Raises:
@@ -81,7 +79,20 @@ def restore_optimizer(optimizer: Any, tensors: Tensors, rest: Mapping[str, Any])
         state.setdefault(int(number), {})[name] = (
             placed_like(weight, value) if value.shape == weight.shape else value
         )
-    optimizer.load_state_dict({"state": state, **rest})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def restore_schedule(schedule: Any, step: int) -> None:
+    """Set the rates of a schedule that was just made to those behind a number of steps."""
+    schedule.last_epoch, schedule._step_count = step, step + 1
+    rates = [
+        base * factor(step)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule._last_lr = rates
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def random_state() -> tuple[Tensors, dict[str, Any]]:
@@ -174,7 +185,8 @@ def json_file(value: Any) -> Write:
 
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a file."""
-    return load_file(path)
+    with system_errors(path):
+        return load_file(path)
 
 
 def read_json(path: Path) -> Any:

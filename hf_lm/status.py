@@ -12,7 +12,7 @@ from hf_lm.checkpoint import Checkpoints, size_of
 from hf_lm.console import duration
 from hf_lm.errors import DataError
 from hf_lm.lock import holder_of, is_here
-from hf_lm.run_folder import LOG, RunFolder
+from hf_lm.run_folder import LOG, STATUS, RunFolder
 
 
 def status_rows(path: Path) -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
 
 def state_text(folder: RunFolder) -> str:
     """The state, and whether somebody is at it."""
-    status, holder = folder.read("status.json"), holder_of(folder.path)
+    status, holder = folder.read(STATUS), holder_of(folder.path)
     state, reason = status["state"], status["reason"]
     if state in ("preparing", "training"):
         if holder and (not is_here(holder) or lives(holder)):

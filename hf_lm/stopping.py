@@ -18,14 +18,13 @@ class StopOnSignal(TrainerCallback):
     """
 
     def __init__(self, agree: Callable[[int], int]) -> None:
-        self.agree, self.signals, self.agreed = agree, Signals(), 0
+        self.agree, self.signals = agree, Signals()
         self.step: int | None = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop."""
-        self.agreed = self.agree(self.signals.received)
-        if self.agreed:
+        if self.agree(self.signals.received):
             self.step = state.global_step
             control.should_save = control.should_training_stop = True

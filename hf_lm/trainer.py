@@ -5,7 +5,8 @@ What differs from the stock Trainer, and why:
     of matrices alone nor a warmup that starts above rate 0;
   - evaluation is a function it is given too: the stock one averages over batches, not tokens, and
     keeps every logit;
-  - a gradient that is not finite stops the run and never reaches the weights;
+  - a step that is not finite, leaps out or counts nothing never reaches the weights;
+  - checkpoints are written and read by what it inherits from resume.py;
   - rows go to log.jsonl as numbers, with the tokens seen and the speed.
 The loss itself stays the stock one, which is the exact mean over tokens once the collator gives
 `shift_labels` and the model's `loss_type` says what it is.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +37,7 @@ from hf_lm.errors import NonFiniteError
 from hf_lm.finite import KINDS, NONFINITE, TAKEN, FiniteGuard, Step
 from hf_lm.recipe import TrainingRecipe
 from hf_lm.resume import ResumableTrainer, reading
+from hf_lm.signals import ignore_signals
 
 Row = dict[str, Any]
 NAMED = 8  # blocks of a batch that an error lists; the log has them all
@@ -96,7 +99,9 @@ class LMTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Leave a stream to itself: it already reads this process's share, at its own position."""
         if not isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
+            return loader
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -160,7 +165,7 @@ class LMTrainer(ResumableTrainer):
             lag: as many of the last steps are left for later.
         """
         for step in self.guard.left_out(lag=lag):
-            blocks = [*step.blocks] if self.args.fp16 else gather_object([*step.blocks])
+            blocks = gather_object([*step.blocks])
             row = {"learning_rate": step.rate, "blocks": blocks}
             if step.kind != NONFINITE or self.guard.counts["nonfinite"] <= self.hooks.budget:
                 self.left_out += 1

@@ -326,6 +326,43 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
             Checkpoints(tmp_path).write(1, {name: lambda path: None})
 
 
+def test_84_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "checkpoint-1").rename(tmp_path / "big-disk")
+    (tmp_path / "checkpoint-1").symlink_to(tmp_path / "big-disk")
+    with pytest.raises(CheckpointError, match=r"checkpoint-1: is a link; move"):
+        Checkpoints(tmp_path).newest()
+    write(tmp_path, 2)
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_81_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-2"
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    write(tmp_path, 2)
+    assert whole(tmp_path) == [2]
+    assert os.path.lexists(tmp_path / "checkpoint-2.bad")
+
+
+def test_t5_a_deletion_that_fails_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(self: Checkpoints, path: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Checkpoints, "discard", stuck)
+    for step in (1, 2, 3):
+        write(tmp_path, step, limit=1)
+    assert whole(tmp_path) == [1, 2, 3]
+
+
 def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     for step in (1, 2):
         write(tmp_path, step)

@@ -169,14 +169,52 @@ def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         trainer.train_from(tmp_path / "checkpoint-3")
 
 
-def test_88_the_best_model_is_not_silently_another(
+def test_88_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
+    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    continued(tmp_path, axis)
+    (tmp_path / "checkpoint-3" / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-3: holds the best model, and model"):
+        continued(tmp_path, axis)
+
+
+def test_f15_a_rate_that_was_changed_is_taken(tmp_path: Path) -> None:
+    """The stock Trainer takes the checkpoint's, without a word."""
+    stopped(tmp_path, {}, 7)
+    rows: list[dict[str, Any]] = []
+    trainer = trainer_of(tmp_path, {"learning_rate": 0.5, "weight_decay": 0.3}, rows=rows)
+    trainer.train_from(Checkpoints(tmp_path).newest())
+    before: list[dict[str, Any]] = []
+    trainer_of(tmp_path / "whole", {}, rows=before).train_from(None)
+    rates = {row["step"]: row["learning_rate"] for row in before if "loss" in row}
+    for row in rows:
+        if "loss" in row:
+            assert row["learning_rate"] == pytest.approx(rates[row["step"]] * 50)
+    decays = {group["weight_decay"] for group in trainer.optimizer.param_groups}
+    assert decays == {0.3, 0.0}
+
+
+def test_97_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    path = tmp_path / "checkpoint-3" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "ranks": state["ranks"] * 2}))
+    with pytest.raises(MismatchError, match="world_size was 2, is now 1"):
+        trainer_of(tmp_path, {}).train_from(tmp_path / "checkpoint-3")
+
+
+def test_71_a_disk_with_room_again_gets_the_next_checkpoint_before_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
-    bad = ["model.safetensors is damaged"]
-    monkeypatch.setattr(Checkpoints, "problems", lambda self, path: bad)
-    with pytest.raises(CheckpointError, match=r"checkpoint-3: holds the best model, and model"):
-        trainer_of(tmp_path, axis).train_from(None)
+    write = Checkpoints.write
+
+    def full(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
+        if step == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, step, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "write", full)
+    continued(tmp_path, {})
+    assert Checkpoints(tmp_path).steps() == [6, 9]
 
 
 def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:

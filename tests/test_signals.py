@@ -1,5 +1,6 @@
 """The first signal waits for the step or ends what has none; the second is the system's."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -70,6 +71,40 @@ def test_90_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {})
     trainer.train_from(Checkpoints(tmp_path).newest())
     assert trainer.state.global_step == STEPS
+
+
+def test_90_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: Path) -> None:
+    axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
+    trainer = trainer_of(tmp_path, axis)
+    trainer.add_callback(Send(5, signal.SIGTERM))
+    with pytest.raises(StoppedError, match="at step 6"):
+        trainer.train_from(None)
+    assert continued(tmp_path, axis).state.global_step == 6
+
+
+class SendAll(Send):
+    """Sends them to the workers of the DataLoader first, as to a group."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Between backward and step."""
+        if state.global_step == self.step:
+            workers = multiprocessing.active_children()
+            assert workers
+            for worker in workers:
+                for number in self.numbers:
+                    os.kill(worker.pid, number)
+        super().on_pre_optimizer_step(args, state, control)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_90_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
+    number: int, tmp_path: Path
+) -> None:
+    trainer = trainer_of(tmp_path, {"dataloader_num_workers": 2})
+    trainer.add_callback(SendAll(5, number))
+    with pytest.raises(StoppedError, match="at step 6"):
+        trainer.train_from(None)
+    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-6"
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)])

@@ -87,6 +87,11 @@ def check_rates(recipe: Recipe) -> Iterator[Clash]:
     if training.matrix_learning_rate != "auto" and kind not in ("auto", "muon"):
         rule = f'is muon\'s; remove it or training.optimizer = "{kind}"'
         yield clash("training.matrix_learning_rate", rule, training.matrix_learning_rate)
+    if training.skip_loss_spikes and training.precision == "fp16":
+        rule = (
+            "cannot be combined with fp16, whose scaler decides what is skipped; use bf16 or fp32"
+        )
+        yield clash("training.skip_loss_spikes", rule, training.skip_loss_spikes)
     if training.learning_rate == "auto" and kind == "sgd":
         rule = "has no rule for sgd; give a number"
         yield clash("training.learning_rate", rule, "auto")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from harness import (
     whole,
     write_recipe,
 )
+from safetensors.torch import load_file
 
 from hf_lm.checkpoint import verify
 
@@ -44,7 +46,7 @@ SKEW = 0.5  # seconds between two processes' signals, at most
 GONE = 10.0  # seconds until everything is over when a process was killed
 
 
-def two_ranks(recipe: Path, pids: Path) -> None:
+def two_ranks(recipe: Path, pids: Path, entry: Callable[[Path, Path], None] | None = None) -> None:
     """What torch.distributed.run does, with processes that are forks."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -60,7 +62,7 @@ def two_ranks(recipe: Path, pids: Path) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, rank)(recipe, pids)
+        elastic_launch(config, entry or rank)(recipe, pids)
     except ChildFailedError:
         sys.exit(1)
 
@@ -73,6 +75,26 @@ def rank(recipe: Path, pids: Path) -> None:
     staging.write_text(str(os.getpid()))
     staging.rename(pids / os.environ["RANK"])
     sys.exit(main([str(recipe)]))
+
+
+def rank_with_infinity(recipe: Path, pids: Path) -> None:
+    """The same, but the second one computes an infinite gradient in its fifth step."""
+    from hf_lm import fit
+
+    make = fit.make_trainer
+
+    def spoiled(*args: Any) -> Any:
+        trainer = make(*args)
+
+        def spoil(grad: Any) -> Any:
+            bad = os.environ["RANK"] == "1" and trainer.state.global_step == 4
+            return grad * float("inf") if bad else grad
+
+        trainer.model.transformer.h[0].mlp.c_fc.weight.register_hook(spoil)
+        return trainer
+
+    fit.make_trainer = spoiled
+    rank(recipe, pids)
 
 
 def run_of(base: Path, name: str) -> Run:
@@ -197,6 +219,24 @@ def test_t11_93_when_one_process_is_killed_all_end_and_the_run_resumes(
         found = struck(run, TARGETS[who], signal.SIGKILL, chance, span, GONE)
         found += completed(run, undisturbed)
         assert not found, f"seed {seed}: " + "\n".join(found)
+
+
+def test_t8_99_an_infinite_gradient_of_one_process_ends_all_before_the_step(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "infinite")
+    run = Run(two_ranks, (*run.arguments, rank_with_infinity), run.folder, run.home)
+    process = run.start()
+    assert wait_until(lambda: len(rows_of(run.folder)) >= 5, seconds=LIMIT), run.tail()
+    assert not settle(process, run, GONE), run.tail()
+    assert process.exitcode == 1
+    status = json.loads((run.folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "NonFiniteError: step 5: the loss or its gradient is NaN" in status["reason"]
+    last = rows_of(run.folder)[-1]
+    assert (last["step"], last["loss"]) == (5, "NaN")
+    assert len(last["blocks"]) == 8  # of both
+    assert newest(run.folder) == 3
+    weights = load_file(run.folder / "checkpoint-3" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def children(pid: int) -> list[int]:
