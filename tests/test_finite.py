@@ -50,7 +50,7 @@ def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
         """Takes down the state behind steps 5 and 7."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            weights, (moments, _) = weights_of(trainer.model), optimizer_state(trainer.optimizer)
+            weights, moments = weights_of(trainer.model), optimizer_state(trainer.optimizer)
             before[state.global_step] = {**weights, **moments}
 
     trainer.add_callback(Look(trainer.agree))

@@ -172,7 +172,7 @@ def test_s5_the_best_model_is_looked_for_in_the_runs_own_folder(
         ),
         ("state.json", {"ranks": []}),
         ("state.json", {"ranks": [{}]}),
-        ("state.json", {"schedule": "3"}),
+        ("state.json", {"schedule": "soon"}),
         ("state.json", {"schedule": []}),
         ("state.json", {"guard": {"counts": {}}}),
         ("state.json", {"seconds": "soon"}),
