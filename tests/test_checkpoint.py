@@ -326,6 +326,17 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
             Checkpoints(tmp_path).write(1, {name: lambda path: None})
 
 
+def test_80_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    ours = {".partial-checkpoint-5", ".trash-checkpoint-3"}
+    others = {".partial-mine", ".trash-checkpoint-x", ".partial-checkpoint-05", "checkpoint-1.bad"}
+    for name in ours | others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    Checkpoints(tmp_path).clean()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"} | others
+
+
 def test_84_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / "checkpoint-1").rename(tmp_path / "big-disk")
