@@ -1,11 +1,7 @@
-"""The launcher, several processes, and a kill at any moment."""
+"""The launcher, and several processes."""
 
 import json
-import random
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -86,29 +82,4 @@ def test_a_run_of_two_processes_resumes_exactly(
     run_recipe(recipe, **TWO)
     undo_end(tmp_path / "broken", 8)
     run_recipe(recipe, **TWO)
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
-
-
-def test_a_run_killed_at_random_moments_ends_in_the_same_bits(
-    write_recipe: Callable[..., Path],
-    run_recipe: Callable[..., CompletedProcess[str]],
-    tmp_path: Path,
-) -> None:
-    changes = {"training__max_steps": 400, "training__save_steps": 40, "training__eval_steps": 90}
-    run_recipe(write_recipe(output_dir="whole", **changes))
-    recipe = write_recipe(output_dir="broken", **changes)
-    chance, log = random.Random(5), tmp_path / "broken" / "log.jsonl"
-    for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "hf_lm.run", str(recipe)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        size = log.stat().st_size if log.is_file() else 0
-        while child.poll() is None and not (log.is_file() and log.stat().st_size > size + 300):
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    run_recipe(recipe)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
