@@ -8,7 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hf_lm/__init__.py").read_text())[1]
 
-TEST = ["pytest>=9.0", "pytest-cov>=7.0", "hypothesis>=6.150", "jsonschema>=4.25"]
+TEST = [
+    "pytest>=9.0",
+    "pytest-cov>=7.0",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6.150",
+    "jsonschema>=4.25",
+]
 
 setup(
     name="hf_lm",

@@ -17,9 +17,11 @@ Reading order, which is the way of the data:
   optimizer      parameter groups, Muon / AdamW / Adam / SGD, schedules
   changes        what a run may be continued with: free, with a note, refused
   lock           one run a folder
+  launcher       whether a launcher started this process, and its end
   signals        SIGTERM and its like, noted or raised
   state          a trainer's state as safetensors and JSON
   checkpoint     a checkpoint is whole and verified, or not there
+  foreign        what no run of ours would have written is refused
   stopping       a signal ends all processes at the same step
   resume         the Trainer that saves and continues through both
   clock          seconds and tokens a second

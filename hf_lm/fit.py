@@ -67,13 +67,17 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
 
 def make_checkpoints(run: Run) -> Checkpoints:
-    """Those of the run, with the tokenizer in each."""
+    """Those of the run, with the tokenizer in each; the process that writes knows what goes in."""
+    content: dict[str, Any] = {}
+    if run.folder.writes:
+        texts = tokenizer_texts(run.tokenizer)
+        content["extra"] = {name: text_file(text) for name, text in texts.items()}
+        content["facts"] = run.folder.facts()
     return Checkpoints(
         run.folder.path,
         limit=run.recipe.training.save_total_limit,
-        facts=run.folder.facts(),
-        extra={name: text_file(text) for name, text in tokenizer_texts(run.tokenizer).items()},
         before=run.folder.secure_log,
+        **content,
     )
 
 
@@ -140,6 +144,7 @@ def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
         args,
         hooks=hooks,
         checkpoints=checkpoints,
+        say=show_note,
         callbacks=[ProgressBar(console)],
         model=run.model,
         train_dataset=run.blocks.parts["train"],

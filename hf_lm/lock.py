@@ -28,6 +28,9 @@ UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # some n
 def locked(folder: Path, *, force: bool = False) -> Iterator[bool]:
     """Hold a folder, which is made if it is not there, and removed if nothing came into it.
 
+    Of two starts at once, the one that made the folder may be the one that is refused, so either
+    removes it when it is empty; folders above it are removed by whoever made them.
+
     Args:
         folder: of the run.
         force: take it over from a process of another machine, which cannot be asked.
@@ -39,32 +42,44 @@ def locked(folder: Path, *, force: bool = False) -> Iterator[bool]:
         LockedError: another run holds it.
         OSError: the folder cannot be written to.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    made = [path for path in folder.parents if not path.exists()]
+    try:
+        with held(folder / LOCK, force=force) as exclusive:
+            yield exclusive
+    finally:
+        with suppress(OSError):  # the first that something came into
+            for empty in (folder, *made):
+                empty.rmdir()
+
+
+@contextmanager
+def held(path: Path, *, force: bool) -> Iterator[bool]:
+    """Hold a lock file, which is removed at the end; as `locked`."""
     file, exclusive = open_locked(path)
     with file:
         holder = read_holder(file)
         if holder and not is_here(holder) and not force:
-            raise LockedError(refusal(folder, holder))
+            raise LockedError(refusal(path.parent, holder))
         write_holder(file)
         try:
             yield exclusive
         finally:
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # the first that something came into
-                for empty in made:
-                    empty.rmdir()
 
 
 def open_locked(path: Path) -> tuple[Any, bool]:
-    """The lock file, held, unless the file system has no locks.
+    """The lock file, held, unless the file system has no locks; its folder is made.
 
     Raises:
         LockedError: another process holds it.
     """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # the folder was removed by the run that let it go
+        file = os.fdopen(handle, "r+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from hf_lm.launcher import launched
 from hf_lm.recipe import TrainingRecipe
 
 # Dense bf16 FLOP/s of one GPU, from NVIDIA's and AMD's data sheets, without sparsity.
@@ -164,8 +165,7 @@ def use_cores(processes: int) -> int:
     is kept whenever it is another.
     """
     asked = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if asked > 1 or (asked == 1 and not launched):
+    if asked > 1 or (asked == 1 and not launched()):
         return torch.get_num_threads()
     torch.set_num_threads(max(1, (available_cores() or 1) // processes))
     return torch.get_num_threads()

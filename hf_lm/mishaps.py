@@ -53,6 +53,7 @@ def make_harmless(callback: TrainerCallback, *, say: Callable[[str], None]) -> N
 
         @wraps(event)
         def tried(*args: Any, **options: Any) -> None:
+            """Call it, until it has failed once."""
             if failed:
                 return
             try:

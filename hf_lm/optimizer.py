@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_lm.muon import Muon
-from hf_lm.recipe import TrainingRecipe
+from hf_lm.recipe import TrainingRecipe, count_steps
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -84,11 +84,6 @@ def build_optimizer(
         return sgd
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, betas=recipe.betas, eps=recipe.eps, fused=True)
-
-
-def count_steps(steps: float, total: int) -> int:
-    """A number of steps that may be given as a share of all steps."""
-    return int(steps) if steps >= 1 or steps == 0 else max(1, round(steps * total))
 
 
 def rate_factor(step: int, recipe: TrainingRecipe, total: int) -> float:

@@ -5,14 +5,15 @@ A terminal may be closed and the reader of a pipe may go while a run of days tra
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import TextIO
 
 
-class PatientStream(io.TextIOBase):
+class PatientStream:
     """sys.stdout or sys.stderr as they stand, silent once nobody reads them.
+
+    Has what rich writes to: `write`, `flush`, `isatty`, `fileno` and `encoding`.
 
     Args:
         name: "stdout" or "stderr".
@@ -27,7 +28,7 @@ class PatientStream(io.TextIOBase):
         return getattr(sys, self.name)
 
     @property
-    def encoding(self) -> str:  # pyrefly: ignore[bad-override]
+    def encoding(self) -> str:
         """That of the stream behind."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 

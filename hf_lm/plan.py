@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_lm.errors import RecipeError
 from hf_lm.model_config import FAMILIES
-from hf_lm.recipe import TrainingRecipe
+from hf_lm.recipe import TrainingRecipe, count_steps
 
 # fp32 weight, gradient and optimizer state of a parameter; Muon's matrices have one number less
 STATE_BYTES = {"muon": 16, "adamw": 16, "adam": 16, "sgd": 12}
@@ -255,9 +255,7 @@ def make_plan(
     refuse_step(recipe, blocks, block_size, train_blocks, world_size)
 
     steps = count_max_steps(recipe, blocks, block_size, train_blocks)
-    saves = math.ceil(
-        steps / (recipe.save_steps if recipe.save_steps >= 1 else steps * recipe.save_steps)
-    )
+    saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
     plan = Plan(
         network=network,
         block_size=block_size,

@@ -7,16 +7,14 @@ takes what is damaged or missing without a word.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import distributed
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
@@ -32,6 +30,7 @@ from hf_lm.checkpoint import (
     verify,
 )
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
+from hf_lm.foreign import Kinds, reading, refuse_kinds, refuse_state
 from hf_lm.signals import noted
 from hf_lm.state import (
     json_file,
@@ -50,17 +49,14 @@ from hf_lm.state import (
 from hf_lm.stopping import StopOnSignal
 
 CONFIG = "config.json"  # so that AutoModelForCausalLM reads a checkpoint, too
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
-KINDS: dict[str, tuple[type, ...]] = {  # of the fields of the Trainer's state that are used
-    "global_step": (int,),
-    "epoch": (int, float),
-    "num_input_tokens_seen": (int,),
-    "total_flos": (int, float),
-    "best_metric": (int, float, type(None)),
-    "best_global_step": (int, type(None)),
-    "log_history": (list,),
-    "stateful_callbacks": (dict,),
+KINDS: Kinds = {  # of what state.json holds, and of each of its `ranks`
+    "schedule": (int,),
+    "scaler": (dict, type(None)),
+    "ended": (bool,),
+    "logged_step": (int,),
+    "ranks": (list,),
 }
+OWN_KINDS: Kinds = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
 
 
 class ResumableTrainer(Trainer):
@@ -68,11 +64,15 @@ class ResumableTrainer(Trainer):
 
     Args:
         checkpoints: of the run.
+        say: takes a note for people.
     """
 
-    def __init__(self, *, checkpoints: Checkpoints, **trainer_args: Any) -> None:
-        self.checkpoints = checkpoints
+    def __init__(
+        self, *, checkpoints: Checkpoints, say: Callable[[str], None], **trainer_args: Any
+    ) -> None:
+        self.checkpoints, self.say = checkpoints, say
         self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[Path] | None", None)
+        self.saved = 0  # the step whose checkpoint was written last, or is being written
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
         self.sums: tuple[float, int] | None = None  # the loss to log, and the step it begins behind
         super().__init__(**trainer_args)
@@ -166,9 +166,11 @@ class ResumableTrainer(Trainer):
             TRAINER_STATE: json_file(asdict(self.state)),
         }
         step, best = self.state.global_step, self.state.best_global_step or None
+        lost, self.saved = self.saved, step
         self.writing = self.writer.submit(self.checkpoints.write, step, files, best=best)
         if failed:  # the disk is tried once more before the run is given up
             self.settle()
+            self.say(f"checkpoint-{lost} was not written, checkpoint-{step} was: {failed}")
 
     @property
     def ended(self) -> bool:
@@ -215,16 +217,17 @@ class ResumableTrainer(Trainer):
         with reading(checkpoint):
             self.restored = read_json(checkpoint / NUMBERS)
             state = read_json(checkpoint / TRAINER_STATE)
-            refuse_foreign(state)
-            own = self.share()
-            self.sums = float(own["loss"]), int(self.restored["logged_step"])
+            refuse_state(state)
+            refuse_kinds(NUMBERS, self.restored, KINDS)
+            own = self.share(checkpoint)
+            self.sums = own["loss"], self.restored["logged_step"]
             if "stream" in own:
                 cast("Any", self.train_dataset).load_state_dict(own["stream"])
                 self.args.ignore_data_skip = True
             return not self.restored["ended"] and state["global_step"] < self.args.max_steps
 
-    def share(self) -> dict[str, Any]:
-        """What the checkpoint has of this process.
+    def share(self, checkpoint: Path) -> dict[str, Any]:
+        """What a checkpoint has of this process.
 
         Raises:
             MismatchError: it is one of more processes, or fewer.
@@ -232,10 +235,13 @@ class ResumableTrainer(Trainer):
         ranks = self.restored["ranks"]
         if len(ranks) != self.args.world_size:
             raise MismatchError(
-                f"world_size was {len(ranks)}, is now {self.args.world_size}: random numbers and "
-                "places in a stream belong to a process; start as many, or anew with --fresh"
+                f"{checkpoint}: world_size was {len(ranks)}, is now {self.args.world_size}: random "
+                "numbers and places in a stream belong to a process; start as many, or anew with "
+                "--fresh"
             )
-        return ranks[self.args.process_index]
+        own = ranks[self.args.process_index]
+        refuse_kinds(NUMBERS, own, OWN_KINDS)
+        return own
 
     def continue_sums(self) -> None:
         """Log the mean over the steps since the last row, those before the checkpoint included."""
@@ -271,7 +277,7 @@ class ResumableTrainer(Trainer):
             with reading(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
                 restore_optimizer(self.optimizer, moments)
-                restore_schedule(cast("Any", self.lr_scheduler), int(self.restored["schedule"]))
+                restore_schedule(cast("Any", self.lr_scheduler), self.restored["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Load the gradient scaler of fp16."""
@@ -285,7 +291,7 @@ class ResumableTrainer(Trainer):
             with reading(Path(checkpoint)):
                 tensors = read_tensors(Path(checkpoint) / RANDOM)
                 own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
-                restore_random(own, self.share())
+                restore_random(own, self.share(Path(checkpoint)))
 
     def _load_callback_state(self) -> None:
         """Give callbacks back what they said of themselves, and nothing that they did not.
@@ -318,32 +324,3 @@ class ResumableTrainer(Trainer):
                 "--accept-change training.load_best_model_at_end"
             )
         self._load_from_checkpoint(str(folder))
-
-
-@contextmanager
-def reading(checkpoint: Path) -> Iterator[None]:
-    """Say of whose files an error is, when they are whole and do not hold what they should.
-
-    Raises:
-        CheckpointError: they do not.
-    """
-    try:
-        yield
-    except MALFORMED as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"{checkpoint}: was not written by hf_lm ({reason})") from None
-
-
-def refuse_foreign(state: Mapping[str, Any]) -> None:
-    """Refuse a Trainer's state with what the Trainer would not write.
-
-    Raises:
-        TypeError: it has such a thing.
-    """
-    TrainerState(**copy.deepcopy(dict(state)))  # which knows its fields
-    for name, kinds in KINDS.items():
-        if type(state[name]) not in kinds:
-            raise TypeError(f"{TRAINER_STATE}: {name} is {type(state[name]).__name__}")
-    for kept in state["stateful_callbacks"].values():
-        if any(type(value) not in (int, float) for value in kept.get("attributes", {}).values()):
-            raise TypeError(f"{TRAINER_STATE}: a callback's attribute is no number")

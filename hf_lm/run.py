@@ -230,6 +230,7 @@ def check(recipe: Recipe) -> None:
     from hf_lm.run_folder import RunFolder
 
     folder = RunFolder(recipe.folder)
+    folder.refuse_others()
     folder.refuse_changes(recipe, ())
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus)
@@ -302,8 +303,8 @@ def guarded(command: Callable[[], object]) -> int:
         lines, code = [f"{error.filename or 'I/O'}: {error.strerror}"], EXIT_IO
     else:
         return 0
-    if speaks:
-        PatientStream("stderr").writelines(f"{line}\n" for line in lines)
+    for line in lines if speaks else ():
+        PatientStream("stderr").write(f"{line}\n")
     return code
 
 

@@ -7,23 +7,22 @@ operating system's to act on, at once; the checkpoint before is whole.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from hf_lm.errors import StoppedError
+from hf_lm.launcher import end_with_launcher, launched
 
 # SIGUSR1 is how SLURM announces the end of a job, SIGHUP how a terminal or a launcher goes.
 HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SECOND = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = 2.0  # seconds in which a launcher sends on the signal that its processes got as well
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Signals:
@@ -37,7 +36,7 @@ class Signals:
         if not self.received:
             self.received, self.time = number, time.monotonic()
             return
-        forwarded = launched(os.environ) and time.monotonic() - self.time < FORWARDED
+        forwarded = launched() and time.monotonic() - self.time < FORWARDED
         if number in SECOND and not forwarded:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -112,20 +111,3 @@ def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:
         signal.signal(heeded, signal.SIG_IGN)
     if then is not None:
         then(number)
-
-
-def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process, and not a person's shell."""
-    return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
-
-
-def end_with_launcher() -> None:
-    """Have Linux send SIGHUP when the launcher dies.
-
-    `accelerate launch` hands no signal on, and its child would live and write for ever.
-    """
-    if launched(os.environ) and hasattr(ctypes.CDLL(None), "prctl"):
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP))
-        if os.getppid() != parent:  # it died meanwhile, and nobody tells
-            os.kill(os.getpid(), signal.SIGHUP)

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hf_lm.checkpoint import Write
+
 Tensors = dict[str, torch.Tensor]
-Write = Callable[[Path], None]
 
 
 def weights_of(model: torch.nn.Module) -> Tensors:
@@ -85,14 +86,9 @@ def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
 
 def restore_schedule(schedule: Any, step: int) -> None:
     """Set the rates of a schedule that was just made to those behind a number of steps."""
-    schedule.last_epoch, schedule._step_count = step, step + 1
-    rates = [
-        base * factor(step)
-        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    schedule._last_lr = rates
-    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    counts = {"last_epoch": step - 1, "_step_count": step + 1}  # 1 would be taken for its first
+    schedule.load_state_dict({**schedule.state_dict(), **counts})
+    schedule.step()
 
 
 def random_state() -> tuple[Tensors, dict[str, Any]]:

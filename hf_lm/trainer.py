@@ -32,14 +32,17 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_lm.checkpoint import NUMBERS
 from hf_lm.clock import Clock
 from hf_lm.errors import NonFiniteError
 from hf_lm.finite import KINDS, NONFINITE, TAKEN, FiniteGuard, Step
-from hf_lm.recipe import TrainingRecipe
-from hf_lm.resume import ResumableTrainer, reading
+from hf_lm.foreign import Kinds, reading, refuse_kinds
+from hf_lm.recipe import TrainingRecipe, count_steps
+from hf_lm.resume import ResumableTrainer
 from hf_lm.signals import ignore_signals
 
 Row = dict[str, Any]
+OWN_KINDS: Kinds = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
 NAMED = 8  # blocks of a batch that an error lists; the log has them all
 EVALUATED = ("loss", "perplexity", "accuracy", "bits_per_byte")  # of what `measure` returns
 
@@ -197,8 +200,9 @@ class LMTrainer(ResumableTrainer):
         """Go on with the time so far, and what was left out of it."""
         steps_left = super().continue_from(checkpoint)
         with reading(checkpoint):
-            self.clock = Clock(float(self.restored["seconds"]))
-            self.left_out = int(self.restored["left_out"])
+            refuse_kinds(NUMBERS, self.restored, OWN_KINDS)
+            self.clock = Clock(self.restored["seconds"])
+            self.left_out = self.restored["left_out"]
             self.guard.load_state_dict(self.restored["guard"])
         return steps_left
 
@@ -298,11 +302,6 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
             1  # several GPUs in one process would mean nn.DataParallel, which scales wrongly
         )
     return args
-
-
-def count_steps(steps: float, total: int) -> int:
-    """A number of steps that may be given as a share of all steps."""
-    return int(steps) if steps >= 1 else max(1, round(steps * total))
 
 
 def build_trainer(

@@ -12,6 +12,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     COLUMNS="200",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all threads each wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "RANK"):
     os.environ.pop(name, None)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_the_blocks_of_a_batch_are_those_of_its_step(tmp_path: Path) -> None:
         seen.append((trainer.blocks, given["input_ids"]))
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    collator = lambda rows: collate(rows, numbered=True)  # noqa: E731
+    collator = partial(collate, numbered=True)
     trainer = make_trainer(
         tmp_path, [], recipe=recipe, model=model, blocks=blocks, collator=collator
     )

@@ -173,7 +173,12 @@ def test_s5_the_best_model_is_looked_for_in_the_runs_own_folder(
         ("state.json", {"ranks": []}),
         ("state.json", {"ranks": [{}]}),
         ("state.json", {"schedule": "soon"}),
+        ("state.json", {"schedule": "3"}),
         ("state.json", {"schedule": []}),
+        ("state.json", {"logged_step": 3.0}),
+        ("state.json", {"ended": 0}),
+        ("state.json", {"seconds": "3"}),
+        ("state.json", {"left_out": True}),
         ("state.json", {"guard": {"counts": {}}}),
         ("state.json", {"seconds": "soon"}),
     ],
@@ -183,7 +188,7 @@ def test_77_s5_a_state_that_was_not_written_by_us_is_one_line(
 ) -> None:
     checkpoint = crafted(name, **changes)
     trainer = trainer_of(checkpoint.parent, {"early_stopping_patience": 3, "eval_steps": 3})
-    with pytest.raises(HfLmError, match=r"checkpoint-3: |world_size was 0, is now 1") as caught:
+    with pytest.raises(HfLmError, match=r"checkpoint-3: ") as caught:
         trainer.train_from(Checkpoints(checkpoint.parent).newest())
     assert caught.value.exit_code in (CheckpointError.exit_code, MismatchError.exit_code)
     assert len(caught.value.problems) == 1

@@ -58,9 +58,11 @@ def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path)
 
     counted: list[int] = []
     trainer = make_trainer(tmp_path, [], recipe=recipe, collator=collator, blocks=make_blocks())
-    with pytest.raises(DataError, match=r"num_workers: a worker was killed, .* use fewer"):  # noqa: SIM117
-        with explained(8):
-            trainer.train_from(None)
+    with (
+        pytest.raises(DataError, match=r"num_workers: a worker was killed, .* use fewer"),
+        explained(8),
+    ):
+        trainer.train_from(None)
     assert Checkpoints(tmp_path).newest()
 
 

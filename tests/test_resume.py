@@ -1,5 +1,6 @@
 """A run continued from any of its checkpoints ends in the bits of one that was never stopped."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -146,20 +147,32 @@ def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
     assert RANDOM in names
 
 
-def test_71_a_failed_write_is_told_at_the_next_save_and_the_older_checkpoint_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("full", "left", "end"),
+    [({3}, [6, 9], STEPS), ({6, 9}, [3], STEPS), ({3, 6}, [], 6), ({9}, [3, 6], STEPS)],
+)
+def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
+    full: set[int], left: list[int], end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Checkpoints.write
+    """Written behind training, it is known to have failed at the next one, or at the end."""
+    trainer, said, write = trainer_of(tmp_path, {}), list[str](), Checkpoints.write
+    trainer.say = said.append
 
-    def full(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
-        if step > 3:
-            raise OSError(28, "No space left on device")
+    def fail(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
+        if step in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, step, *args, **options)
 
-    monkeypatch.setattr(Checkpoints, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        trainer_of(tmp_path, {}).train_from(None)
-    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-3"
+    monkeypatch.setattr(Checkpoints, "write", fail)
+    if full == {3}:
+        trainer.train_from(None)
+    else:
+        with pytest.raises(OSError, match="No space left on device"):
+            trainer.train_from(None)
+    assert trainer.state.global_step == end
+    assert Checkpoints(tmp_path).steps() == left
+    told = "checkpoint-3 was not written, checkpoint-6 was: [Errno 28] No space left on device"
+    assert said == ([told] if full == {3} else [])
 
 
 def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -200,21 +213,6 @@ def test_97_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**state, "ranks": state["ranks"] * 2}))
     with pytest.raises(MismatchError, match="world_size was 2, is now 1"):
         trainer_of(tmp_path, {}).train_from(tmp_path / "checkpoint-3")
-
-
-def test_71_a_disk_with_room_again_gets_the_next_checkpoint_before_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Checkpoints.write
-
-    def full(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
-        if step == 3:
-            raise OSError(28, "No space left on device")
-        return write(self, step, *args, **options)
-
-    monkeypatch.setattr(Checkpoints, "write", full)
-    continued(tmp_path, {})
-    assert Checkpoints(tmp_path).steps() == [6, 9]
 
 
 def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:

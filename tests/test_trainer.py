@@ -21,8 +21,8 @@ from hf_lm.finite import FiniteGuard
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
 from hf_lm.optimizer import build_optimizer, build_schedule, rate_factor
-from hf_lm.recipe import ModelRecipe, TrainingRecipe
-from hf_lm.trainer import Clock, Hooks, LMTrainer, build_trainer, count_steps, training_arguments
+from hf_lm.recipe import ModelRecipe, TrainingRecipe, count_steps
+from hf_lm.trainer import Clock, Hooks, LMTrainer, build_trainer, training_arguments
 
 T, V, STEPS = 8, 50, 20
 TRAINING = TrainingRecipe(
@@ -57,7 +57,7 @@ def make_trainer(
     blocks: Dataset | None = None,
     model: torch.nn.Module | None = None,
     collator: Any = collate,
-    **hooks: Any,
+    **others: Any,
 ) -> LMTrainer:
     """A trainer on the CPU in fp32 whose rows are collected."""
     blocks = blocks if blocks is not None else make_blocks()
@@ -88,7 +88,8 @@ def make_trainer(
     return build_trainer(
         recipe,
         args,
-        hooks=Hooks(**{**given, **hooks}),
+        say=others.pop("say", lambda line: None),
+        hooks=Hooks(**{**given, **others}),
         checkpoints=Checkpoints(folder, limit=recipe.save_total_limit),
         callbacks=[],
         model=model or make_model(),

@@ -8,6 +8,7 @@ Reading order:
   arguments.py  `extra_args` against the installed TrainingArguments
   checks.py     clashes between keys, and warnings
   rates.py      the optimizer and the rates that "auto" stands for
+  steps.py      a share of all steps, as steps
   paths.py      which strings are local paths, and where they start
   schema.py     the JSON Schema and recipes/README.md, both generated
 """
@@ -41,6 +42,7 @@ from hf_lm.recipe.sections import (
     TrainTokenizer,
     template_fields,
 )
+from hf_lm.recipe.steps import count_steps
 
 __all__ = [
     "DataRecipe",
@@ -51,6 +53,7 @@ __all__ = [
     "TokenizerRecipe",
     "TrainTokenizer",
     "TrainingRecipe",
+    "count_steps",
     "load_recipe",
     "make_recipe",
     "recipe_text",

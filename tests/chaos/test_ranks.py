@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from harness import (
     LIMIT,
+    SAVE,
     Run,
     Whole,
     ended,
@@ -32,7 +33,7 @@ from hf_lm.checkpoint import verify
 
 pytestmark = pytest.mark.slow
 
-SIGNALS = int(os.environ.get("HF_LM_SIGNALS", "1"))  # of each kind
+SIGNALS = int(os.environ.get("HF_LM_SIGNALS", "2"))  # of each kind
 SEED = int(os.environ.get("HF_LM_SEED", "0"))
 STEPS = 40
 TARGETS = {  # who gets a signal; 2 is the launcher
@@ -97,9 +98,9 @@ def rank_with_infinity(recipe: Path, pids: Path) -> None:
     rank(recipe, pids)
 
 
-def run_of(base: Path, name: str) -> Run:
+def run_of(base: Path, name: str, **training: Any) -> Run:
     """A run of two processes."""
-    changes = {"training": {"max_steps": STEPS, "micro_batch_size": 4}}
+    changes = {"training": {"max_steps": STEPS, "micro_batch_size": 4, **training}}
     recipe = write_recipe(base / f"{name}.json", name, changes)
     pids = base / f"{name}-pids"
     pids.mkdir()
@@ -193,32 +194,37 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whole]:
     return base, whole(run_of(base, "whole"))
 
 
-@pytest.mark.parametrize("who", TARGETS)
-def test_t11_91_92_a_signal_to_any_process_ends_all_at_one_step(
-    who: str, expected: tuple[Path, Whole]
+SENT = [
+    *((signal.SIGTERM, who, LIMIT) for who in TARGETS),
+    *((signal.SIGKILL, who, GONE) for who in ("rank 0", "rank 1")),
+]
+
+
+@pytest.mark.parametrize(("number", "who", "limit"), SENT)
+def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
+    number: signal.Signals, who: str, limit: float, expected: tuple[Path, Whole]
 ) -> None:
+    """A SIGTERM ends all at one step, behind which nothing is lost."""
     base, undisturbed = expected
     for seed in range(SEED, SEED + SIGNALS):
-        run = run_of(base, f"{who}-{seed}".replace(" ", "-"))
-        chance = random.Random(f"{who} {seed}")
-        span = undisturbed.seconds
-        found = struck(run, TARGETS[who], signal.SIGTERM, chance, span, LIMIT)
+        run = run_of(base, f"{number.name}-{who}-{seed}".replace(" ", "-"))
+        chance = random.Random(f"{number.name} {who} {seed}")
+        found = struck(run, TARGETS[who], number, chance, undisturbed.seconds, limit)
         found += completed(run, undisturbed)
         assert not found, f"seed {seed}: " + "\n".join(found)
 
 
-@pytest.mark.parametrize("who", ["rank 0", "rank 1"])
-def test_t11_93_when_one_process_is_killed_all_end_and_the_run_resumes(
-    who: str, expected: tuple[Path, Whole]
-) -> None:
-    base, undisturbed = expected
-    for seed in range(SEED, SEED + SIGNALS):
-        run = run_of(base, f"killed-{who}-{seed}".replace(" ", "-"))
-        chance = random.Random(f"killed {who} {seed}")
-        span = undisturbed.seconds
-        found = struck(run, TARGETS[who], signal.SIGKILL, chance, span, GONE)
-        found += completed(run, undisturbed)
-        assert not found, f"seed {seed}: " + "\n".join(found)
+def test_t11_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "best", load_best_model_at_end=True, eval_steps=SAVE)
+    process = run.start()
+    assert ended(process, run), run.tail()
+    assert process.exitcode == 0, run.tail()
+    state = json.loads(
+        (run.folder / f"checkpoint-{newest(run.folder)}" / "trainer_state.json").read_text()
+    )
+    best = load_file(run.folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
+    final = load_file(run.folder / "model" / "model.safetensors")
+    assert all(value.equal(final[name]) for name, value in best.items() if name in final)
 
 
 def test_t8_99_an_infinite_gradient_of_one_process_ends_all_before_the_step(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,12 +127,14 @@ class Bench:
     def go_on(self, server: Server, case: dict[str, Any], hit: str, *, rows: bool) -> list[str]:
         """The same command again, without a fault; what is wrong before and behind it."""
         folder = Path(case["folder"])
+        told = Path(case["prints"][0]).read_text() if Path(case["prints"][0]).exists() else ""
+        unsaved = set(re.findall(r"(checkpoint-\d+) was not written, checkpoint-\d+ was", told))
         wrong = unverified(folder, hit)
         again = server.run({**case, "level": "none"})
         if again.code:
             wrong.append(f"again: exit {again.code}: {again.lines[-9:]}")
         else:
-            wrong += differences(folder, self.whole, log=rows)
+            wrong += differences(folder, self.whole, log=rows, without=unsaved)
         if not wrong:
             shutil.rmtree(folder)
         return wrong
@@ -173,8 +175,6 @@ class Bench:
 
 def build_preload(folder: Path) -> str:
     """The library of faults.c."""
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
     library = folder / "faults.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "faults.c"), "-ldl"]
     subprocess.run(command, check=True)
@@ -216,14 +216,18 @@ def unverified(folder: Path, hit: str) -> list[str]:
     return wrong
 
 
-def differences(folder: Path, whole: Path, *, log: bool) -> list[str]:
+def differences(
+    folder: Path, whole: Path, *, log: bool, without: Set[str] = frozenset()
+) -> list[str]:
     """How the end of a broken run differs from that of a whole one.
 
-    One checkpoint more may be left, by a crash before the last one was deleted.
+    One checkpoint more may be left, by a crash before the last one was deleted, and those be
+    missing that the run said it could not write.
     """
     left, files = (
         {str(path.relative_to(top)) for path in top.rglob("*")} for top in (folder, whole)
     )
+    files = {path for path in files if path.split("/")[0] not in without}
     more = sorted(path for path in left - files if not NAME.fullmatch(path.split("/")[0]))
     wrong = [f"left: {more}"] if more else []
     wrong += [f"missing: {sorted(files - left)}"] if files - left else []
@@ -242,7 +246,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.mark.parametrize(
     ("fault", "step", "passes"),
-    [("crash", 2, ["fsync"]), ("power", 2, [*NAMES]), ("contents", 3, ["fsync"])],
+    [("crash", 1, ["fsync"]), ("power", 1, [*NAMES]), ("contents", 3, ["fsync"])],
 )
 def test_t2_a_crash_at_any_call_of_a_run_loses_nothing(
     fault: str, step: int, passes: list[str], bench: Bench
@@ -259,32 +263,22 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize(("level", "step"), [("python", 8), ("native", 16)])
 @pytest.mark.parametrize(("fault", "lasts"), ERRORS)
 def test_71_73_an_error_at_any_call_of_a_run_is_told_and_loses_nothing(
-    fault: str, lasts: bool, bench: Bench
+    fault: str, lasts: bool, level: str, step: int, bench: Bench
 ) -> None:
-    start = 1 + 2 * ["ENOSPC", "EIO"].index(fault) + 4 * lasts
-    places = {} if ALL else {"start": start, "step": 8}
-    wrong, tried = bench.sweep("python", fault, lasts=lasts, **places)
+    start = 1 + (["ENOSPC", "EIO"].index(fault) + 2 * lasts) * step // 4
+    places = {} if ALL else {"start": start, "step": step}
+    wrong, tried = bench.sweep(level, fault, lasts=lasts, **places)
     assert wrong == []
-    assert tried > 12
+    assert tried > {"python": 12, "native": 8}[level]
 
 
 def test_t2_a_crash_at_any_native_call_of_a_run_loses_nothing(bench: Bench) -> None:
-    wrong, tried = bench.sweep("native", "crash", step=1 if ALL else 5)
+    wrong, tried = bench.sweep("native", "crash", step=1 if ALL else 3)
     assert wrong == []
-    assert tried > 30
-
-
-@pytest.mark.parametrize(("fault", "lasts"), ERRORS)
-def test_71_73_an_error_at_any_native_call_is_told_and_loses_nothing(
-    fault: str, lasts: bool, bench: Bench
-) -> None:
-    start = 1 + 4 * ["ENOSPC", "EIO"].index(fault) + 8 * lasts
-    places = {} if ALL else {"start": start, "step": 16}
-    wrong, tried = bench.sweep("native", fault, lasts=lasts, **places)
-    assert wrong == []
-    assert tried > 8
+    assert tried > 50
 
 
 KILL = "signal=KILL"
@@ -307,7 +301,7 @@ TRACED = [  # system calls, a path that one of them is on, and the fault
 def test_t2_a_fault_at_a_system_call_loses_nothing(
     calls: str, name: str, fault: str, bench: Bench
 ) -> None:
-    if shutil.which("strace") is None:
+    if shutil.which("strace") is None:  # CI may count on Python, gcc and git alone
         pytest.skip("needs strace")
     case = bench.case(f"strace-{calls.split(',')[0]}-{name.replace('/', '-')}", level="strace")
     said = bench.path / f"{Path(case['folder']).name}.said"
@@ -317,7 +311,7 @@ def test_t2_a_fault_at_a_system_call_loses_nothing(
     ]
     server = bench.servers("python")[0]
     ended = server.run(case)
-    if ended.code == UNTRACED:
+    if ended.code == UNTRACED:  # as in most containers
         pytest.skip("ptrace is not permitted")
     assert ended.code == -signal.SIGKILL if fault == KILL else is_told(ended)
     for _ in range(100):  # strace may end a moment after what it watched
