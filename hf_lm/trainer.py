@@ -103,7 +103,8 @@ class LMTrainer(ResumableTrainer):
         """Leave a stream to itself: it already reads this process's share, at its own position."""
         if not isinstance(self.train_dataset, IterableDataset):
             loader = super().get_train_dataloader()
-            loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
+            inner: Any = cast("Any", loader).base_dataloader  # accelerate's wrapper starts none
+            inner.worker_init_fn = partial(ignore_signals, inner.worker_init_fn)
             return loader
         return DataLoader(
             self.train_dataset,

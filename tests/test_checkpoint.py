@@ -381,6 +381,20 @@ def test_t5_a_deletion_that_fails_costs_no_checkpoint(
     assert whole(tmp_path) == [1, 2, 3]
 
 
+def test_t5_later_steps_are_not_rotations_to_delete(tmp_path: Path) -> None:
+    for step in (1, 5, 6, 7):
+        write(tmp_path, step, limit=None)
+    write(tmp_path, 3, limit=1)
+    assert whole(tmp_path) == [3, 5, 6, 7]
+
+
+def test_t2_what_is_written_stays_when_power_goes_behind_it(tmp_path: Path) -> None:
+    with Disk(0, end).watched() as disk:
+        write(tmp_path, 1, limit=None)
+    disk.lose_power()
+    assert whole(tmp_path) == [1]
+
+
 def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     for step in (1, 2):
         write(tmp_path, step)

@@ -192,3 +192,13 @@ def test_77_s5_a_state_that_was_not_written_by_us_is_one_line(
         trainer.train_from(Checkpoints(checkpoint.parent).newest())
     assert caught.value.exit_code in (CheckpointError.exit_code, MismatchError.exit_code)
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss", "0"), ("python", {}), ("numpy", [])])
+def test_77_s5_a_number_of_another_type_is_none_of_ours(
+    key: str, value: Any, crafted: Callable[..., Path], genuine: Path
+) -> None:
+    state = json.loads((genuine / "checkpoint-3" / "state.json").read_text())
+    checkpoint = crafted("state.json", ranks=[{**state["ranks"][0], key: value}])
+    with pytest.raises(CheckpointError, match=rf"checkpoint-3: .* state.json: {key} is "):
+        trainer_of(checkpoint.parent, {}).train_from(checkpoint)

@@ -1,5 +1,6 @@
 """One run a folder: whoever is killed lets it go, and who is on another machine is asked about."""
 
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_lm.errors import LockedError
-from hf_lm.lock import LOCK, locked
+from hf_lm.lock import LOCK, boot, locked
 
 
 def child(work: Callable[[], object]) -> int:
@@ -87,3 +88,37 @@ def test_96_a_lock_cut_off_by_a_crash_is_no_obstacle(text: str, tmp_path: Path) 
     (tmp_path / LOCK).write_text(text)
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.skipif(boot() is None, reason="a system that does not name its start")
+def test_96_a_container_that_is_gone_is_of_this_machine(tmp_path: Path) -> None:
+    holder = {"host": "gone", "boot": boot(), "pid": 7, "start": "2026-01-01 00:00:00"}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_96_what_another_run_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder, before the lock file is opened; and the file, before it is held."""
+    folder = tmp_path / "run"
+    opening, locking = os.open, fcntl.lockf
+    removals = [folder.rmdir, (folder / LOCK).unlink]
+
+    def late_open(path: object, *args: int, **options: int) -> int:
+        if path == folder / LOCK and len(removals) == 2:
+            removals.pop(0)()
+        return opening(path, *args, **options)
+
+    def late_lock(*args: object) -> None:
+        if len(removals) == 1:
+            removals.pop()()
+        locking(*args)
+
+    monkeypatch.setattr(os, "open", late_open)
+    monkeypatch.setattr(fcntl, "lockf", late_lock)
+    with locked(folder):
+        assert not removals
+        assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
+    assert not folder.exists()

@@ -175,6 +175,13 @@ def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
     assert said == ([told] if full == {3} else [])
 
 
+def test_89_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
+    continued(tmp_path, {})
+    assert Checkpoints(tmp_path).steps() == [3, 6, 9]
+    continued(tmp_path, {"save_total_limit": 1})
+    assert Checkpoints(tmp_path).steps() == [9]
+
+
 def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))

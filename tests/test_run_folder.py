@@ -105,6 +105,16 @@ def test_68_69_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path / "new").refuse_others()
 
 
+def test_71_a_folder_whose_run_got_no_further_than_its_state_is_ours(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.status("failed", reason="No space left on device")
+    folder.refuse_others()
+    assert not folder.started
+    (tmp_path / "status.json").write_text('{"mine": 1}')
+    with pytest.raises(RecipeError, match="is not empty and holds no run"):
+        folder.refuse_others()
+
+
 def test_rows_are_strict_json() -> None:
     row = {"loss": float("nan"), "a": [float("inf"), {"b": -float("inf")}], "c": 1.5}
     back = json.loads(line_of(row), parse_constant=pytest.fail)

@@ -1,8 +1,10 @@
 """The first signal waits for the step or ends what has none; the second is the system's."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,16 +85,17 @@ def test_90_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: P
 
 
 class SendAll(Send):
-    """Sends them to the workers of the DataLoader first, as to a group."""
+    """Sends them to the workers of the DataLoader first, as to a group, and not as their parent."""
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Between backward and step."""
         if state.global_step == self.step:
             workers = multiprocessing.active_children()
             assert workers
-            for worker in workers:
-                for number in self.numbers:
-                    os.kill(worker.pid, number)
+            pids = [str(worker.pid) for worker in workers]
+            for number in self.numbers:
+                subprocess.run(["sh", "-c", f'kill -{int(number)} "$@"', "sh", *pids], check=True)
+            time.sleep(0.2)  # in which the death of a worker is told
         super().on_pre_optimizer_step(args, state, control)
 
 
@@ -144,6 +147,44 @@ def test_90_outside_of_training_a_signal_ends_at_once() -> None:
     with pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"), signals.raised():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+
+def test_90_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
+    """As in a finalizer, out of which nothing is raised."""
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.raised():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        with signals.noted():
+            pytest.fail("training has begun")
+
+
+def test_90_an_error_behind_a_signal_is_that_error() -> None:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        signals.raised(),
+        signals.noted() as found,
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(lambda: bool(found.received))
+        raise OSError(28, "No space left on device")
+
+
+def test_90_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> None:
+    """The processes have agreed by then that there was none."""
+    trainer = trainer_of(tmp_path, {"max_steps": 1})
+    steps = trainer.stopping.agree
+
+    def late(number: int) -> int:
+        if trainer.stopping.signals.received == 0 and trainer.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait(lambda: bool(trainer.stopping.signals.received))
+        return number
+
+    assert steps(0) == 0
+    trainer.agree = late  # what is asked behind training; steps ask as before
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        trainer.train_from(None)
 
 
 def wait(done: Callable[[], bool]) -> None:

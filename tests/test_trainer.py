@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -393,6 +394,14 @@ def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
     assert clock.seconds == 15.0
     assert clock.speed(400) == 100.0
     assert clock.speed(400) is None
+
+
+def test_the_copy_of_a_checkpoint_is_no_part_of_the_speed(tmp_path: Path) -> None:
+    recipe = TRAINING.model_copy(update={"max_steps": 4, "save_steps": 2})
+    trainer = make_trainer(tmp_path, [], recipe=recipe)
+    trainer.find_best = lambda: time.sleep(0.2)
+    trainer.train_from(None)
+    assert 0.4 < trainer.clock.paused < trainer.clock.seconds
 
 
 def test_the_recipe_reaches_training_arguments(write_recipe: Callable[..., Path]) -> None:

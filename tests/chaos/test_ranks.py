@@ -78,20 +78,41 @@ def rank(recipe: Path, pids: Path) -> None:
     sys.exit(main([str(recipe)]))
 
 
-def rank_with_infinity(recipe: Path, pids: Path) -> None:
+def rank_with_infinite_gradient(recipe: Path, pids: Path) -> None:
     """The same, but the second one computes an infinite gradient in its fifth step."""
+
+    def spoil(model: Any, spoils: Callable[[], bool]) -> None:
+        weight = model.transformer.h[0].mlp.c_fc.weight
+        weight.register_hook(lambda grad: grad * float("inf") if spoils() else grad)
+
+    spoiled_rank(spoil, recipe, pids)
+
+
+def rank_with_infinite_loss(recipe: Path, pids: Path) -> None:
+    """The same, but the loss alone is infinite, which the other process cannot see."""
+
+    def spoil(model: Any, spoils: Callable[[], bool]) -> None:
+        def add(module: Any, given: Any, out: Any) -> None:
+            if module.training and spoils():
+                out.loss = out.loss + float("inf")
+
+        model.register_forward_hook(add)
+
+    spoiled_rank(spoil, recipe, pids)
+
+
+def spoiled_rank(
+    spoil: Callable[[Any, Callable[[], bool]], None], recipe: Path, pids: Path
+) -> None:
+    """One of the two, whose model is spoiled in the fifth step of the second."""
     from hf_lm import fit
 
     make = fit.make_trainer
 
     def spoiled(*args: Any) -> Any:
         trainer = make(*args)
-
-        def spoil(grad: Any) -> Any:
-            bad = os.environ["RANK"] == "1" and trainer.state.global_step == 4
-            return grad * float("inf") if bad else grad
-
-        trainer.model.transformer.h[0].mlp.c_fc.weight.register_hook(spoil)
+        second = os.environ["RANK"] == "1"
+        spoil(trainer.model, lambda: second and trainer.state.global_step == 4)
         return trainer
 
     fit.make_trainer = spoiled
@@ -215,21 +236,26 @@ def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
 
 
 def test_t11_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "best", load_best_model_at_end=True, eval_steps=SAVE)
+    worse = {"learning_rate": 1, "schedule": "constant"}  # from some step on
+    run = run_of(tmp_path, "best", load_best_model_at_end=True, eval_steps=SAVE, **worse)
     process = run.start()
     assert ended(process, run), run.tail()
     assert process.exitcode == 0, run.tail()
     state = json.loads(
         (run.folder / f"checkpoint-{newest(run.folder)}" / "trainer_state.json").read_text()
     )
+    assert state["best_global_step"] < newest(run.folder)
     best = load_file(run.folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
     final = load_file(run.folder / "model" / "model.safetensors")
     assert all(value.equal(final[name]) for name, value in best.items() if name in final)
 
 
-def test_t8_99_an_infinite_gradient_of_one_process_ends_all_before_the_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", [rank_with_infinite_gradient, rank_with_infinite_loss])
+def test_t8_99_what_is_infinite_on_one_process_ends_all_before_the_step(
+    entry: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
     run = run_of(tmp_path, "infinite")
-    run = Run(two_ranks, (*run.arguments, rank_with_infinity), run.folder, run.home)
+    run = Run(two_ranks, (*run.arguments, entry), run.folder, run.home)
     process = run.start()
     assert wait_until(lambda: len(rows_of(run.folder)) >= 5, seconds=LIMIT), run.tail()
     assert not settle(process, run, GONE), run.tail()
