@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -15,6 +16,7 @@ from hf_lm.errors import DataError, RecipeError
 
 MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+TOLD = 1.0  # seconds within which the system tells of a killed process
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
@@ -27,7 +29,8 @@ def explained(micro_batch_size: int) -> Iterator[None]:
         DataError: a worker of the DataLoader is gone.
     """
     try:
-        yield
+        with told_of_workers():
+            yield
     except (MemoryError, RuntimeError) as error:
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if short or MEMORY.search(str(error)):
@@ -41,6 +44,16 @@ def explained(micro_batch_size: int) -> Iterator[None]:
                 "training.dataloader_num_workers: a worker was killed, as it happens where memory "
                 "or /dev/shm is short; use fewer, or 0; the same command continues"
             ) from None
+        raise
+
+
+@contextmanager
+def told_of_workers() -> Iterator[None]:
+    """Let torch say that a worker was killed, where its cut connection is met first."""
+    try:
+        yield
+    except (ConnectionError, EOFError):
+        time.sleep(TOLD)  # torch's handler of SIGCHLD raises here
         raise
 
 

@@ -66,6 +66,24 @@ def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path)
     assert Checkpoints(tmp_path).newest()
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
+def test_105_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
+    error: Exception,
+) -> None:
+    def tell(number: int, frame: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(DataError, match="a worker was killed"), explained(8):
+            raise error
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(type(error)), explained(8):  # of nobody's worker
+        raise error
+
+
 class Failing(TrainerCallback):
     """A tracker whose server is gone."""
 
