@@ -269,6 +269,7 @@ def make_trainer(
         args,
         hooks=hooks,
         checkpoints=Checkpoints(folder, limit=1),
+        say=print,
         callbacks=[callback],
         model=model,
         train_dataset=BlockRows(Dataset(table_of(ids))),
