@@ -28,6 +28,7 @@ from hf_lm.plan import Plan, flops_per_token
 from hf_lm.progress import ProgressBar
 from hf_lm.recipe import Recipe
 from hf_lm.run_folder import METRICS, RunFolder
+from hf_lm.signals import at_once
 from hf_lm.state import system_errors, text_file
 from hf_lm.tokenizer import token_bytes, tokenizer_texts
 from hf_lm.trainer import Hooks, LMTrainer, build_trainer, training_arguments
@@ -83,7 +84,8 @@ def make_checkpoints(run: Run) -> Checkpoints:
 
 def newest(checkpoints: Checkpoints, *, cpu: bool) -> Path | None:
     """The checkpoint that all processes go on from; the main one looks for it."""
-    state, found = PartialState(cpu=cpu), [None]
+    with at_once():
+        state, found = PartialState(cpu=cpu), [None]
     if state.is_main_process:
         checkpoints.clean()
         found = [checkpoints.newest(say=show_note)]

@@ -31,7 +31,7 @@ from hf_lm.checkpoint import (
 )
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.foreign import Kinds, reading, refuse_kinds, refuse_state
-from hf_lm.signals import noted
+from hf_lm.signals import at_once, noted
 from hf_lm.state import (
     json_file,
     optimizer_state,
@@ -80,7 +80,8 @@ class ResumableTrainer(Trainer):
         self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
         self.ranks = None  # all processes' hosts, whatever their devices talk through
         if self.args.world_size > 1:
-            self.ranks = distributed.new_group(backend="gloo")
+            with at_once():
+                self.ranks = distributed.new_group(backend="gloo")
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint if there is one; it is all on the disk then.

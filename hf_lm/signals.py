@@ -86,7 +86,7 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     """Handle signals in a way, meanwhile, but those that are ignored, as under nohup."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -98,6 +98,17 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Leave signals to the operating system, meanwhile.
+
+    Processes find each other in C, and where one is gone the others wait there for minutes: a
+    handler in Python would not be called.
+    """
+    with handled(signal.SIG_DFL):
+        yield
 
 
 def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:

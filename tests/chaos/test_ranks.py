@@ -101,6 +101,22 @@ def rank_with_infinite_loss(recipe: Path, pids: Path) -> None:
     spoiled_rank(spoil, recipe, pids)
 
 
+def rank_that_is_missed(recipe: Path, pids: Path) -> None:
+    """The same, but the second one is killed before the two have found each other."""
+    from hf_lm import fit
+
+    find = fit.newest
+
+    def missed(*args: Any, **options: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return find(*args, **options)
+
+    fit.newest = missed
+    rank(recipe, pids)
+
+
 def spoiled_rank(
     spoil: Callable[[Any, Callable[[], bool]], None], recipe: Path, pids: Path
 ) -> None:
@@ -233,6 +249,16 @@ def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
         found = struck(run, TARGETS[who], number, chance, undisturbed.seconds, limit)
         found += completed(run, undisturbed)
         assert not found, f"seed {seed}: " + "\n".join(found)
+
+
+def test_t11_93_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "missed")
+    run = Run(two_ranks, (*run.arguments, rank_that_is_missed), run.folder, run.home)
+    process = run.start()
+    assert wait_until(lambda: len(pids_of(run)) == 2)
+    assert wait_until(lambda: not alive(pids_of(run)[1])), run.tail()
+    assert not settle(process, run, GONE), run.tail()
+    assert process.exitcode == 1
 
 
 def test_t11_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
