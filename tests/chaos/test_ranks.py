@@ -194,7 +194,8 @@ def struck(run: Run, targets: tuple[int, ...], number: int, chance: random.Rando
     process = run.start()
     wait_until(lambda: len(pids_of(run)) == 2 or process.exitcode is not None)
     process.join(chance.uniform(0, span))
-    done = process.exitcode is not None
+    left = [pid for who, pid in pids_of(run).items() if who in targets and alive(pid)]
+    done = process.exitcode is not None or not left  # to kill what has ended is no kill
     order = [(who, chance.uniform(0, SKEW) if i else 0.0) for i, who in enumerate(targets)]
     strike(process, run, order, number)
     found = settle(process, run, limit)
