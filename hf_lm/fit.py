@@ -6,6 +6,7 @@ through `Hooks`, and never imports them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
         The contents of metrics.json, and a sample for each prompt.
     """
     checkpoints = make_checkpoints(run)
-    checkpoint = newest(checkpoints, cpu=run.machine.device == "cpu")
+    checkpoint = newest(checkpoints, run.machine)
     run.folder.continue_log(checkpoint)
     hooks = make_hooks(run)
     trainer = make_trainer(run, hooks, checkpoints)
@@ -69,23 +70,23 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
 def make_checkpoints(run: Run) -> Checkpoints:
     """Those of the run, with the tokenizer in each; the process that writes knows what goes in."""
-    content: dict[str, Any] = {}
+    facts, texts = dict[str, Any](), dict[str, str]()
     if run.folder.writes:
-        texts = tokenizer_texts(run.tokenizer)
-        content["extra"] = {name: text_file(text) for name, text in texts.items()}
-        content["facts"] = run.folder.facts()
+        facts, texts = run.folder.facts(), tokenizer_texts(run.tokenizer)
     return Checkpoints(
         run.folder.path,
         limit=run.recipe.training.save_total_limit,
+        facts=facts,
+        extra={name: text_file(text) for name, text in texts.items()},
         before=run.folder.secure_log,
-        **content,
     )
 
 
-def newest(checkpoints: Checkpoints, *, cpu: bool) -> Path | None:
+def newest(checkpoints: Checkpoints, machine: Machine) -> Path | None:
     """The checkpoint that all processes go on from; the main one looks for it."""
-    with at_once():
-        state, found = PartialState(cpu=cpu), [None]
+    found = [None]
+    with at_once() if machine.world_size > 1 else nullcontext():
+        state = PartialState(cpu=machine.device == "cpu")
     if state.is_main_process:
         checkpoints.clean()
         found = [checkpoints.newest(say=show_note)]

@@ -74,7 +74,7 @@ class ResumableTrainer(Trainer):
         self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[Path] | None", None)
         self.saved = 0  # the step whose checkpoint was written last, or is being written
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
-        self.sums: tuple[float, int] | None = None  # the loss to log, and the step it begins behind
+        self.own: dict[str, Any] = {}  # what that has of this process
         super().__init__(**trainer_args)
         self.stopping = StopOnSignal(self.agree)
         self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
@@ -220,10 +220,9 @@ class ResumableTrainer(Trainer):
             state = read_json(checkpoint / TRAINER_STATE)
             refuse_state(state)
             refuse_kinds(NUMBERS, self.restored, KINDS)
-            own = self.share(checkpoint)
-            self.sums = own["loss"], self.restored["logged_step"]
-            if "stream" in own:
-                cast("Any", self.train_dataset).load_state_dict(own["stream"])
+            self.own = self.share(checkpoint)
+            if "stream" in self.own:
+                cast("Any", self.train_dataset).load_state_dict(self.own["stream"])
                 self.args.ignore_data_skip = True
             return not self.restored["ended"] and state["global_step"] < self.args.max_steps
 
@@ -246,9 +245,9 @@ class ResumableTrainer(Trainer):
 
     def continue_sums(self) -> None:
         """Log the mean over the steps since the last row, those before the checkpoint included."""
-        if self.sums:
-            loss, self._globalstep_last_logged = self.sums
-            self._tr_loss += loss
+        if self.restored:
+            self._globalstep_last_logged = self.restored["logged_step"]
+            self._tr_loss += self.own["loss"]
 
     def take(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed behind its last step."""
@@ -292,7 +291,7 @@ class ResumableTrainer(Trainer):
             with reading(Path(checkpoint)):
                 tensors = read_tensors(Path(checkpoint) / RANDOM)
                 own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
-                restore_random(own, self.share(Path(checkpoint)))
+                restore_random(own, self.own)
 
     def _load_callback_state(self) -> None:
         """Give callbacks back what they said of themselves, and nothing that they did not.

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -100,15 +100,13 @@ def handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) 
             signal.signal(number, earlier)
 
 
-@contextmanager
-def at_once() -> Iterator[None]:
+def at_once() -> AbstractContextManager[None]:
     """Leave signals to the operating system, meanwhile.
 
     Processes find each other in C, and where one is gone the others wait there for minutes: a
     handler in Python would not be called.
     """
-    with handled(signal.SIG_DFL):
-        yield
+    return handled(signal.SIG_DFL)
 
 
 def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_lm import lock
 from hf_lm.errors import LockedError
-from hf_lm.lock import LOCK, boot, locked
+from hf_lm.lock import LOCK, locked
 
 
 def child(work: Callable[[], object]) -> int:
@@ -90,12 +91,18 @@ def test_96_a_lock_cut_off_by_a_crash_is_no_obstacle(text: str, tmp_path: Path) 
         pass
 
 
-@pytest.mark.skipif(boot() is None, reason="a system that does not name its start")
-def test_96_a_container_that_is_gone_is_of_this_machine(tmp_path: Path) -> None:
-    holder = {"host": "gone", "boot": boot(), "pid": 7, "start": "2026-01-01 00:00:00"}
+def test_96_a_container_that_is_gone_is_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boot_id").write_text("this start\n")
+    monkeypatch.setattr(lock, "BOOT", tmp_path / "boot_id")
+    holder = {"host": "gone", "boot": "this start", "pid": 7, "start": "2026-01-01 00:00:00"}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    (tmp_path / LOCK).write_text(json.dumps({**holder, "boot": "another"}))
+    with pytest.raises(LockedError, match="process 7 on gone"), locked(tmp_path):
+        pytest.fail("it was held")
 
 
 def test_96_what_another_run_removes_meanwhile_is_made_again(

@@ -13,11 +13,13 @@ import pytest
 import torch
 from test_checkpoint import in_child
 from test_resume import STEPS, continued, same, state_of, trainer_of
+from test_trainer import TRAINING
 from transformers import TrainerCallback
 
-from hf_lm import signals
+from hf_lm import fit, signals
 from hf_lm.checkpoint import Checkpoints
 from hf_lm.errors import StoppedError
+from hf_lm.machine import find_machine
 
 
 class Send(TrainerCallback):
@@ -149,6 +151,21 @@ def test_90_outside_of_training_a_signal_ends_at_once() -> None:
         time.sleep(5)
 
 
+def test_90_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck(cpu: bool) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    def run() -> None:
+        with pytest.raises(StoppedError), signals.raised():
+            fit.newest(Checkpoints(tmp_path), find_machine(TRAINING))
+
+    monkeypatch.setattr(fit, "PartialState", struck)
+    assert in_child(run) == 0
+
+
 def test_90_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
     """As in a finalizer, out of which nothing is raised."""
     with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.raised():
@@ -173,7 +190,6 @@ def test_90_an_error_behind_a_signal_is_that_error() -> None:
 def test_90_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> None:
     """The processes have agreed by then that there was none."""
     trainer = trainer_of(tmp_path, {"max_steps": 1})
-    steps = trainer.stopping.agree
 
     def late(number: int) -> int:
         if trainer.stopping.signals.received == 0 and trainer.state.global_step == 1:
@@ -181,7 +197,6 @@ def test_90_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) ->
             wait(lambda: bool(trainer.stopping.signals.received))
         return number
 
-    assert steps(0) == 0
     trainer.agree = late  # what is asked behind training; steps ask as before
     with pytest.raises(StoppedError, match="SIGTERM"):
         trainer.train_from(None)

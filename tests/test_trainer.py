@@ -58,7 +58,7 @@ def make_trainer(
     blocks: Dataset | None = None,
     model: torch.nn.Module | None = None,
     collator: Any = collate,
-    **others: Any,
+    **hooks: Any,
 ) -> LMTrainer:
     """A trainer on the CPU in fp32 whose rows are collected."""
     blocks = blocks if blocks is not None else make_blocks()
@@ -89,8 +89,8 @@ def make_trainer(
     return build_trainer(
         recipe,
         args,
-        say=others.pop("say", lambda line: None),
-        hooks=Hooks(**{**given, **others}),
+        say=lambda line: None,
+        hooks=Hooks(**{**given, **hooks}),
         checkpoints=Checkpoints(folder, limit=recipe.save_total_limit),
         callbacks=[],
         model=model or make_model(),

@@ -233,17 +233,18 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whole]:
 
 
 SENT = [
-    *((signal.SIGTERM, who, LIMIT) for who in TARGETS),
-    *((signal.SIGKILL, who, GONE) for who in ("rank 0", "rank 1")),
+    *((signal.SIGTERM, who) for who in TARGETS),
+    *((signal.SIGKILL, who) for who in ("rank 0", "rank 1")),
 ]
 
 
-@pytest.mark.parametrize(("number", "who", "limit"), SENT)
+@pytest.mark.parametrize(("number", "who"), SENT)
 def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
-    number: signal.Signals, who: str, limit: float, expected: tuple[Path, Whole]
+    number: signal.Signals, who: str, expected: tuple[Path, Whole]
 ) -> None:
     """A SIGTERM ends all at one step, behind which nothing is lost."""
     base, undisturbed = expected
+    limit = GONE if number == signal.SIGKILL else LIMIT
     for seed in range(SEED, SEED + SIGNALS):
         run = run_of(base, f"{number.name}-{who}-{seed}".replace(" ", "-"))
         chance = random.Random(f"{number.name} {who} {seed}")
