@@ -25,7 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["hf_lm", "hf_lm.*"]),
-    package_data={"hf_lm.recipe": ["recipe.schema.json"]},
+    package_data={"hf_lm": ["card.md.jinja"], "hf_lm.recipe": ["recipe.schema.json"]},
     entry_points={"console_scripts": ["hf-lm = hf_lm.cli:main"]},
     install_requires=[
         "torch>=2.10",  # earlier: memory corruption in the weights-only loader, CVE-2026-24747
@@ -38,6 +38,8 @@ setup(
         "safetensors>=0.8",
         "pydantic>=2.12",
         "rich>=14.0",
+        "jinja2>=3.1.6",  # the model card; earlier: escapes from the sandbox, CVE-2025-27516
+        "matplotlib>=3.10",
         "tensorboard>=2.19",
         "psutil>=6.0",  # memory and cores; accelerate needs it too
         "filelock>=3.16",  # one process prepares the data; datasets needs it too

@@ -28,12 +28,18 @@ Reading order, which is the way of the data:
   finite         a step whose gradient is not finite is not taken
   trainer        LMTrainer: overridden hooks only
   evaluation     loss, perplexity, accuracy, bits per byte, samples
+  metrics        what was measured, as lines
   machine        threads, precision and memory of this computer
   plan           what a run will cost, before it starts
   micro_batch    the largest micro-batch that fits a GPU, by trying
   kernels        how it is computed: attention, compiled blocks, and why
   run_folder     what a run leaves on disk, and how it is continued
   status         what a run is doing, on one screen
+  card           the model card, the curve, and the recipe for strangers
+  hub            publish to the Hub; read a recipe back from it
+  uploads        checkpoints on the Hub while training goes on
+  publish        a run joined with both: its model described and uploaded
+  reproduce      a published model beside a run of its recipe
   mishaps        memory that runs out, killed workers, failing trackers
   progress       what a person watches: loss, rate, speed, time left
   patient        nothing that is printed ends a run

@@ -53,6 +53,7 @@ class Checkpoints:
         facts: what every manifest says of the run.
         extra: files of every checkpoint, such as the tokenizer's.
         before: what has to be on the disk first, such as the rows of the log.
+        after: called with each that is whole, before an older one is deleted.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Checkpoints:
         facts: Mapping[str, Any] = MappingProxyType({}),
         extra: Mapping[str, Write] = MappingProxyType({}),
         before: Callable[[], None] = lambda: None,
+        after: Write = lambda path: None,
     ) -> None:
         self.folder, self.limit, self.facts = folder, limit, facts
-        self.extra, self.before = extra, before
+        self.extra, self.before, self.after = extra, before, after
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -119,6 +121,7 @@ class Checkpoints:
             failed = self.explained(error, staging)
             remove(staging)
             raise failed from None
+        self.after(final)
         self.rotate(written=step, best=best)
         return final
 

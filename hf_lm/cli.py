@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
 from hf_lm.errors import CheckpointError, DataError, RecipeError
-from hf_lm.options import add_options, add_overrides
-from hf_lm.run import guarded, read_text, run
+from hf_lm.options import add_options, add_overrides, not_negative, positive
+from hf_lm.run import find_recipe, guarded, read_text, run, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +42,15 @@ def parser() -> argparse.ArgumentParser:
     telling = commands.add_parser("status", help="what a run is doing, on one screen")
     telling.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     telling.set_defaults(call=status)
+
+    publishing = commands.add_parser("publish", help="upload the model of a run to the Hub")
+    publishing.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    add_overrides(publishing, "a key of the hub section, as hub.model_id=USER/NAME")
+    publishing.set_defaults(call=publish)
+    repeating = commands.add_parser(
+        "reproduce", help="run a published recipe and compare the result"
+    )
+    add_options(repeating).set_defaults(call=reproduce)
 
     add_data_commands(commands)
     add_model_commands(commands)
@@ -104,22 +113,6 @@ def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(given), **values})
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def not_negative(text: str) -> float:
-    """A number that is not below 0."""
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
-    return number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `hf-lm` command; returns its exit code."""
     given = parser().parse_args(arguments)
@@ -153,6 +146,44 @@ def verify(given: argparse.Namespace) -> None:
     damaged = [f"{given.run / name}: {bad[0]}" for name, bad in found.items() if bad]
     if damaged:
         raise CheckpointError([*damaged, "a run continues from the newest that is whole"])
+
+
+def publish(given: argparse.Namespace) -> None:
+    """Upload the model of a run that has ended.
+
+    Raises:
+        DataError: there is none.
+        UploadError: the Hub has not taken it.
+    """
+    from hf_lm import publish
+    from hf_lm.hub import refuse_access
+    from hf_lm.recipe import load_recipe
+    from hf_lm.run_folder import RECIPE, RunFolder
+
+    folder = RunFolder(given.run.absolute())
+    if not folder.done:
+        raise DataError(f"{given.run}: holds no run that has ended; publish what is in its model/")
+    recipe = load_recipe(folder.path / RECIPE, overrides=given.overrides)
+    if recipe.hub.model_id is None:
+        raise RecipeError("hub.model_id: where to? add --set hub.model_id=USER/NAME")
+    with folder.held():
+        refuse_access(recipe.hub)
+        publish.publish(folder, recipe)
+
+
+def reproduce(given: argparse.Namespace) -> None:
+    """Run the recipe of a published model, and show what came out otherwise."""
+    from hf_lm import console
+    from hf_lm.reproduce import Published, compare
+
+    there = Published.of(given.recipe)
+    recipe = find_recipe(given)
+    if not any(key.startswith("output_dir=") for key in given.overrides):
+        folder = f"{recipe.folder}-reproduced"  # beside the run that was published, if it is here
+        recipe = recipe.model_copy(update={"output_dir": folder})
+    train(recipe, accepted=given.accepted, force_unlock=given.force_unlock)
+    rows, notes = compare(there, recipe.folder)
+    console.show_rows(f"{given.recipe} and {console.short(recipe.folder)}", rows, notes=notes)
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -243,6 +274,7 @@ def evaluate(given: argparse.Namespace) -> None:
     from hf_lm.dataset import load_blocks, load_documents, text_blocks
     from hf_lm.dataset.blocks import make_collate
     from hf_lm.evaluation import context, measure
+    from hf_lm.metrics import metric_rows
     from hf_lm.tokenizer import token_bytes
 
     if given.source:
@@ -266,7 +298,7 @@ def evaluate(given: argparse.Namespace) -> None:
     if given.json:
         sys.stdout.write(json.dumps(metrics) + "\n")
     else:
-        console.show_rows(given.model, console.metric_rows(metrics))
+        console.show_rows(given.model, metric_rows(metrics))
 
 
 def refuse_missing(name: str) -> None:

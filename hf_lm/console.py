@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hf_lm.metrics import metric_rows
 from hf_lm.patient import PatientStream
 
 # Of all processes, the first speaks.
@@ -129,16 +130,6 @@ def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[
             ("in Python", f'AutoModelForCausalLM.from_pretrained("{name}")'),
         ],
     )
-
-
-def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """What was measured, with the uncertainty that the choice of text brings."""
-    return [
-        ("loss", f"{metrics['loss']:.4f} ± {metrics['loss_stderr']:.4f} nats a token"),
-        ("perplexity", f"{metrics['perplexity']:.2f}"),
-        ("accuracy", f"{metrics['accuracy']:.1%} of {metrics['tokens']:,} tokens"),
-        ("bits per byte", f"{metrics['bits_per_byte']:.4f} on {metrics['bytes']:,} bytes"),
-    ]
 
 
 def show_complete(model: Path) -> None:

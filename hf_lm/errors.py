@@ -15,6 +15,7 @@ class HfLmError(Exception):
     ├── CheckpointError  3   no checkpoint of the run is whole
     ├── MismatchError    4   the folder holds a run of another recipe, data or tokenizer
     ├── NonFiniteError   5   the loss or a gradient became NaN or infinite
+    ├── UploadError      6   trained, and not uploaded
     ├── LockedError     75   another run holds the folder
     └── StoppedError   130   a signal ended the run; 143 for all but SIGINT
     """
@@ -54,6 +55,12 @@ class NonFiniteError(HfLmError):
     """The loss or a gradient became NaN or infinite; the model was left as it was."""
 
     exit_code = 5
+
+
+class UploadError(HfLmError):
+    """The model was not uploaded; it is safe where it was trained."""
+
+    exit_code = 6
 
 
 class LockedError(HfLmError):

@@ -6,6 +6,7 @@ through `Hooks`, and never imports them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.card import Facts, write_card
 from hf_lm.checkpoint import Checkpoints
 from hf_lm.console import console, show_note
 from hf_lm.dataset.blocks import Blocks, make_collate
@@ -48,13 +50,17 @@ class Run(NamedTuple):
     kernels: Kernels
 
 
-def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def fit(run: Run, offer: Callable[[Path], None]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Train, from the newest checkpoint if there is one; save and measure.
+
+    Args:
+        run: what the stages handed over.
+        offer: called with each checkpoint that is written.
 
     Returns:
         The contents of metrics.json, and a sample for each prompt.
     """
-    checkpoints = make_checkpoints(run)
+    checkpoints = make_checkpoints(run, offer)
     checkpoint = newest(checkpoints, run.machine)
     run.folder.continue_log(checkpoint)
     hooks = make_hooks(run)
@@ -68,7 +74,7 @@ def fit(run: Run) -> tuple[dict[str, Any], list[dict[str, str]]]:
     return finish(run, hooks, trainer)
 
 
-def make_checkpoints(run: Run) -> Checkpoints:
+def make_checkpoints(run: Run, offer: Callable[[Path], None]) -> Checkpoints:
     """Those of the run, with the tokenizer in each; the process that writes knows what goes in."""
     facts, texts = dict[str, Any](), dict[str, str]()
     if run.folder.writes:
@@ -79,6 +85,7 @@ def make_checkpoints(run: Run) -> Checkpoints:
         facts=facts,
         extra={name: text_file(text) for name, text in texts.items()},
         before=run.folder.secure_log,
+        after=offer,
     )
 
 
@@ -178,7 +185,11 @@ def finish(
         "tokens_per_second": speed,
         "mfu": speed * hooks.flops_per_token / peak,
         "peak_memory_bytes": peak_memory(run.machine.device),
+        "train_flops": tokens * hooks.flops_per_token,
         "parameters": run.plan.network.parameters,
     }
     run.folder.write(METRICS, metrics)
+    if run.folder.writes:
+        facts = Facts.of(run.recipe, run.folder.provenance, run.folder.rows(), metrics)
+        write_card(run.folder.model, facts)
     return metrics, hooks.sample(model)

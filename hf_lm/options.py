@@ -1,4 +1,4 @@
-"""The options of a run, of `python -m hf_lm.run` and `hf-lm run` alike."""
+"""The options of a run, of `python -m hf_lm.run` and `hf-lm run` alike, and their kinds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import argparse
 
 def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options of a run; `hf-lm run` has the same."""
-    options.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
+    options.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a JSON file, see recipes/README.md; or hub:USER/MODEL, the recipe of that model",
+    )
     add_overrides(options, "override one key of the recipe; may be given many times")
     options.add_argument(
         "--from",
@@ -47,3 +51,19 @@ def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
         metavar="SECTION.KEY=VALUE",
         help=text,
     )
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """A number that is not below 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return number

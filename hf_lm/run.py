@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
@@ -38,10 +39,11 @@ def train(
     recipe: Recipe, *, accepted: Sequence[str] = (), force_unlock: bool = False
 ) -> Mapping[str, Any]:
     """Recipe in, metrics out; everything else lands in recipe.output_dir, held meanwhile."""
+    from hf_lm.publish import published
     from hf_lm.run_folder import RunFolder
 
     folder = RunFolder(recipe.folder)
-    with folder.held(force=force_unlock) as notes:
+    with folder.held(force=force_unlock) as notes, published(folder, recipe):
         return train_in(folder, recipe, accepted, notes)
 
 
@@ -52,6 +54,7 @@ def train_in(
     from hf_lm import console
     from hf_lm.changes import drift
     from hf_lm.dataset import text_rows
+    from hf_lm.publish import saves
     from hf_lm.recipe import warnings
     from hf_lm.run_folder import METRICS, describe_run
 
@@ -89,10 +92,9 @@ def train_in(
         ],
     )
 
-    with folder.recorded(recipe, provenance, accepted):
-        metrics, samples = fit(
-            Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
-        )
+    with folder.recorded(recipe, provenance, accepted), saves(folder, recipe) as offer:
+        run = Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
+        metrics, samples = fit(run, offer)
     console.show_end(folder.model, metrics, samples)
     return metrics
 
@@ -226,12 +228,14 @@ def check(recipe: Recipe) -> None:
         scan_documents,
         text_rows,
     )
+    from hf_lm.hub import refuse_access
     from hf_lm.recipe import warnings
     from hf_lm.run_folder import RunFolder
 
     folder = RunFolder(recipe.folder)
     folder.refuse_others()
     folder.refuse_changes(recipe, ())
+    access = refuse_access(recipe.hub, create=False) if recipe.hub.push != "never" else []
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus)
 
@@ -259,7 +263,7 @@ def check(recipe: Recipe) -> None:
         f"{recipe.name}: checked, nothing written",
         [*rows, *run_rows(plan, machine, kernels)],
         notes=[
-            *(*warnings(recipe), *scan.notes, *sample.notes),
+            *(*warnings(recipe), *access, *scan.notes, *sample.notes),
             *(f"not on this machine: {line}" for line in missing),
         ],
     )
@@ -277,16 +281,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Check or train what the command line asks for."""
-    from hf_lm.recipe import load_recipe
     from hf_lm.run_folder import fresh_path
 
-    recipe = load_recipe(options.recipe, overrides=options.overrides, pretrained=options.pretrained)
+    recipe = find_recipe(options)
     if options.fresh:
         recipe = recipe.model_copy(update={"output_dir": str(fresh_path(recipe.folder))})
     if options.check:
         check(recipe)
     else:
         train(recipe, accepted=options.accepted, force_unlock=options.force_unlock)
+
+
+def find_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of a file, or of a published model; the paths of that one start here."""
+    from hf_lm.recipe import load_recipe, make_recipe
+
+    given = {"overrides": options.overrides, "pretrained": options.pretrained}
+    if not options.recipe.startswith("hub:"):
+        return load_recipe(options.recipe, **given)
+
+    from hf_lm.hub import published_tree
+
+    tree = published_tree(options.recipe)
+    return make_recipe(tree, Path.cwd(), name=options.recipe, **given)
 
 
 def guarded(command: Callable[[], object]) -> int:

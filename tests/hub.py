@@ -1,6 +1,11 @@
-"""A stand-in for the Hub on loopback: it serves datasets and models, and takes commits.
+"""A stand-in for the Hub on loopback: it serves datasets and models, takes commits, and fails.
 
 root/datasets/USER/NAME/FILES   root/models/USER/NAME/FILES   root/datasets/USER/NAME@REVISION/FILES
+
+    with serve(root) as hub:
+        hub.fail("/commit/", 503, 503)         # the first two requests of that kind
+        hub.fail("/commit/", "lost", 2.0)      # done, and the reply is dropped; 2 s late
+        subprocess.run(..., env={**os.environ, **hub.environment})
 """
 
 from __future__ import annotations
@@ -8,13 +13,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+LARGE = (".safetensors", ".png")  # kept as LFS objects
+SILENCE = 20  # seconds in which a reply does not come
+OTHERS = "other"  # a user in whose name nobody else writes
 
 
 class Repository:
@@ -31,14 +44,23 @@ class Repository:
             digest.update(name.encode() + path.read_bytes())
         self.commit = digest.hexdigest()
 
-    def info(self) -> dict[str, Any]:
+    def oid(self, name: str) -> str | None:
+        """What git, or its LFS, calls the content of a file."""
+        if name not in self.files:
+            return None
+        data = self.files[name].read_bytes()
+        if name.endswith(LARGE):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+    def info(self, *, private: bool = False) -> dict[str, Any]:
         """What the API says of a repository."""
         return {
             "_id": "0" * 24,
             "id": self.name,
             "modelId": self.name,
             "sha": self.commit,
-            "private": False,
+            "private": private,
             "tags": [],
             "downloads": 0,
             "likes": 0,
@@ -117,21 +139,43 @@ class Handler(BaseHTTPRequestHandler):
         """Route a request."""
         url = urlsplit(self.path)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        self.server.requests.append(f"{self.command} {self.path}")
         body = self.body()
-        if parts == ["api", "repos", "create"]:
-            self.create(json.loads(body))
-        elif parts == ["api", "validate-yaml"]:
-            self.json({"errors": [], "warnings": []})
-        elif parts[0] == "api" and parts[-2:-1] in (["preupload"], ["commit"]):
-            getattr(self, parts[-2])("/".join(parts[1:4]), body)
-        elif parts[0] == "api" and len(parts) >= 4 and parts[1] in ("datasets", "models"):
-            self.api(parts[1:], parse_qs(url.query), body)
-        elif "resolve" in parts:
-            kind = parts.pop(0) if parts[0] == "datasets" else "models"
-            self.resolve(kind, parts)
-        else:
-            self.missing("EntryNotFound")
+        self.server.requests.append(f"{self.command} {self.path}")
+        self.server.sent.append(bytes(self.headers) + body)
+        self.lost = False
+        if self.failed(self.server.fault(self.path)):
+            return
+        for pattern, answer in self.routes(parts, parse_qs(url.query), body).items():
+            if fnmatch(url.path, pattern):
+                answer()
+                return
+        self.missing("EntryNotFound")
+
+    def routes(
+        self, parts: list[str], query: dict[str, list[str]], body: bytes
+    ) -> dict[str, Callable[[], None]]:
+        """What answers, by the pattern of a path; the first that fits."""
+        name = "/".join(parts[1:4])
+        return {
+            "/api/whoami-v2": self.whoami,
+            "/api/repos/create": lambda: self.create(json.loads(body)),
+            "/api/validate-yaml": lambda: self.json({"errors": [], "warnings": []}),
+            "*/objects/batch": lambda: self.batch(json.loads(body)),
+            "/lfs/*": lambda: self.put(parts[1], body),
+            "/api/*/preupload/*": lambda: self.preupload(name, body),
+            "/api/*/commit/*": lambda: self.commit(name, body),
+            "/api/*/tag/*": lambda: self.tag(json.loads(body)),
+            "/api/*/auth-check/write": lambda: self.answer(403 if OTHERS in parts else 200, b"{}"),
+            "/api/datasets/*": lambda: self.api(parts[1:], query, body),
+            "/api/models/*": lambda: self.api(parts[1:], query, body),
+            "/datasets/*/resolve/*": lambda: self.resolve("datasets", parts[1:]),
+            "*/resolve/*": lambda: self.resolve("models", parts),
+        }
+
+    def put(self, oid: str, data: bytes) -> None:
+        """Keep an LFS object."""
+        self.server.objects[oid] = data
+        self.answer(200, b"")
 
     def api(self, parts: list[str], query: dict[str, list[str]], body: bytes) -> None:
         """Information, trees and paths of a repository."""
@@ -147,37 +191,112 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form)["paths"]
             found = repository.entries([asked] if isinstance(asked, str) else asked)
         else:
-            found = repository.info()
+            found = repository.info(private=f"{user}/{name}" in self.server.private)
         self.json(found)
 
+    def failed(self, fault: int | float | str | None) -> bool:
+        """Go wrong as scripted; whether nothing else is to be done."""
+        if isinstance(fault, int):
+            self.answer(fault, b'{"error": "as scripted"}', Retry_After="1")
+        elif fault == "silence":
+            time.sleep(SILENCE)
+        elif fault == "reset":
+            self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        elif fault == "half":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{")
+        elif fault == "words":
+            self.answer(200, b"<html>sign in</html>", Content_Type="text/html")
+        elif fault and fault.startswith("http"):
+            self.answer(307, b"", Location=fault + self.path)
+            return True
+        else:
+            time.sleep(fault if isinstance(fault, float) else 0)
+            self.lost = fault == "lost"
+            return False
+        self.close_connection = True
+        return True
+
+    def whoami(self) -> None:
+        """Whose token it is, and what it may do."""
+        role = {"Bearer hf_writes": "write", "Bearer hf_reads": "read"}.get(
+            self.headers.get("Authorization", "")
+        )
+        if role is None:
+            self.answer(401, b'{"error": "Invalid credentials in Authorization header"}')
+        else:
+            self.json({"name": "USER", "auth": {"accessToken": {"role": role}}})
+
+    def batch(self, asked: dict[str, Any]) -> None:
+        """Where to put the LFS objects that are not here yet."""
+        host = self.headers["Host"]
+        found: list[dict[str, Any]] = []
+        for one in asked["objects"]:
+            actions = {"upload": {"href": f"http://{host}/lfs/{one['oid']}", "header": {}}}
+            known = one["oid"] in self.server.objects
+            found.append(one if known else {**one, "actions": actions})
+        self.json({"transfer": "basic", "objects": found})
+
+    def tag(self, asked: dict[str, Any]) -> None:
+        """Remember a tag."""
+        self.server.tags.append(asked["tag"])
+        self.json({})
+
     def json(self, value: Any) -> None:
-        """Send a JSON reply."""
+        """Send a JSON reply, unless it is to be lost."""
+        if self.lost:
+            self.close_connection = True
+            return
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
     def create(self, asked: dict[str, Any]) -> None:
         """Make an empty repository."""
         name = f"{asked.get('organization') or 'USER'}/{asked['name']}"
         kind = f"{asked.get('type') or 'model'}s"
-        (self.server.root / kind / name).mkdir(parents=True, exist_ok=True)
+        if name.startswith(f"{OTHERS}/"):
+            self.answer(403, b'{"error": "You have no rights under the namespace other"}')
+            return
+        folder = self.server.root / kind / name
+        if folder.is_dir():
+            url = f"http://{self.headers['Host']}/{name}"
+            self.answer(409, json.dumps({"error": "You already created it", "url": url}).encode())
+            return
+        folder.mkdir(parents=True)
         self.server.created.append(asked)
+        if asked.get("visibility") == "private":
+            self.server.private.add(name)
         self.json({"url": f"http://{self.headers['Host']}/{kind}/{name}", "name": name, "id": name})
 
     def preupload(self, name: str, body: bytes) -> None:
-        """Ask for every file inside the commit."""
+        """Which files go into the commit itself, and what is there by their names."""
+        there = Repository(self.server.root / name)
         files = [
-            {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            {
+                "path": f["path"],
+                "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                "shouldIgnore": False,
+                "oid": there.oid(f["path"]),
+            }
             for f in json.loads(body)["files"]
         ]
         self.json({"files": files, "commitOid": "0" * 40})
 
     def commit(self, name: str, body: bytes) -> None:
-        """Write the files of a commit."""
+        """Write, and delete, the files of a commit."""
         folder = self.server.root / name
         for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.server.commits.append(f"{name}: {value['summary']}")
+                continue
+            path = folder / value["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
             if line["key"] == "file":
-                path = folder / line["value"]["path"]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(base64.b64decode(line["value"]["content"]))
+                path.write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                path.write_bytes(self.server.objects[value["oid"]])
+            else:
+                assert line["key"] == "deletedFile"
+                path.unlink()
         oid = Repository(folder).commit
         url = f"http://{self.headers['Host']}/{name}/commit/{oid}"
         self.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
@@ -209,24 +328,51 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, data, **headers)
 
 
-for method in ("GET", "HEAD", "POST"):  # http.server calls them by these names
+for method in ("GET", "HEAD", "POST", "PUT"):  # http.server calls them by these names
     setattr(Handler, f"do_{method}", Handler.handle_any)
 
 
+class Hub(ThreadingHTTPServer):
+    """The server, what it was asked for, and what it will do wrong."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.requests, self.sent = root, list[str](), list[bytes]()
+        self.created, self.private = list[dict[str, Any]](), set[str]()
+        self.commits, self.tags, self.objects = list[str](), list[str](), dict[str, bytes]()
+        self.script: list[tuple[str, list[int | float | str | None]]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.environment = {
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def fail(self, part: str, *faults: int | float | str | None) -> None:
+        """Script what goes wrong with the next requests for such a path; None for nothing."""
+        self.script.append((part, [*faults]))
+
+    def fault(self, path: str) -> int | float | str | None:
+        """What goes wrong with this request, if anything."""
+        for part, faults in self.script:
+            if part in path and faults:
+                return faults.pop(0)
+        return None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing on stderr: connections are cut here on purpose."""
+
+
 @contextmanager
-def serve(root: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Serve a folder; gives the environment a process needs to find it, and the requests it got."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.root, server.requests, server.created = root, [], []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
+def serve(root: Path) -> Iterator[Hub]:
+    """Serve a folder on loopback."""
+    hub = Hub(root)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
-        yield environment, server.requests
+        yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        hub.shutdown()
+        hub.server_close()

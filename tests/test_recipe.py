@@ -242,7 +242,13 @@ SINGLE = {
         {"data.streaming": True, "evaluation.max_blocks": None},
         r"evaluation.max_blocks: is missing",
     ),
-    "push": ({"hub.push": "end"}, r'hub.push = "end": this version does not publish'),
+    "push": ({"hub.push": "end"}, r'hub.push = "end": needs hub.model_id; set it to USER/NAME'),
+    **{
+        f"model id {name!r}": ({"hub.model_id": name}, r"hub.model_id = .*: must be USER/NAME")
+        for name in ("../../etc/x", "a/b/c", "x y/z", "u/m\n# in", "-bad/m", "u/..", "u/m.git", "m")
+    },
+    "licence": ({"hub.license": "mit\n---"}, r"hub.license = .*"),
+    "tag": ({"hub.tags": ["[a](b)"]}, r"hub.tags.*"),
     "extra": (
         {"training.extra_args": {"adam_beta1": 0.9}},
         r"adam_beta1: is said by a recipe key; use training.betas",

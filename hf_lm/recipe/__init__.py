@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from hf_lm import __version__
 from hf_lm.errors import RecipeError
 from hf_lm.recipe.checks import clashes, warnings
-from hf_lm.recipe.paths import path_problems, resolve_paths
+from hf_lm.recipe.paths import path_problems, place, resolve_paths
 from hf_lm.recipe.problems import validate, validation_problems, without
 from hf_lm.recipe.rates import settled
 from hf_lm.recipe.reader import Problem, parse, read_tree, tree_problems
@@ -99,6 +99,7 @@ def make_recipe(
     problems = [p for override in overrides for p in apply_override(tree, override)]
     if pretrained:
         start_from(tree, pretrained)
+    place(tree, folder)
     problems += tree_problems(tree)
     recipe, found = check(without(tree, problems))
     problems += found

@@ -235,14 +235,20 @@ def check_saving(recipe: Recipe) -> Iterator[Clash]:
             f"with load_best_model_at_end it must be a multiple of training.eval_steps = {evaluate}"
         )
         yield clash("training.save_steps", rule, save)
-    if recipe.hub.push != "never":
-        rule = (
-            'this version does not publish; set it to "never" and use '
-            "`hf upload USER/NAME OUTPUT_DIR/model` after the run"
-        )
-        yield clash("hub.push", rule, recipe.hub.push)
-    if recipe.hub.model_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.model_id):
-        yield clash("hub.model_id", "must be USER/NAME", recipe.hub.model_id)
+
+
+def check_hub(recipe: Recipe) -> Iterator[Clash]:
+    """What is to be published has an address."""
+    name, push = recipe.hub.model_id, recipe.hub.push
+    if push != "never" and name is None:
+        yield clash("hub.push", "needs hub.model_id; set it to USER/NAME", push)
+    if name is not None and not ("/" in name and HUB_ID.match(name) and plain_id(name)):
+        yield clash("hub.model_id", "must be USER/NAME", name)
+
+
+def plain_id(name: str) -> bool:
+    """Whether a Hub id has none of what the Hub refuses in one."""
+    return not any(part in name for part in ("..", "--")) and not name.endswith((".git", ".ipynb"))
 
 
 def check_arguments(recipe: Recipe) -> Iterator[Clash]:
@@ -259,6 +265,7 @@ CHECKS: tuple[Check, ...] = (
     check_rates,
     check_batch,
     check_saving,
+    check_hub,
     check_arguments,
 )
 

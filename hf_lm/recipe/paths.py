@@ -60,10 +60,13 @@ def resolve_paths(
             section = section.get(name) if isinstance(section, dict) else None
         if isinstance(section, dict) and key[-1] in section:
             section[key[-1]] = absolute(section[key[-1]], folder, key)
-    if only is None and "output_dir" not in tree:
-        name = tree.get("name", Recipe.model_fields["name"].default)
-        tree["output_dir"] = os.path.normpath(folder / "runs" / str(name))
     return tree
+
+
+def place(tree: dict[str, Any], folder: Path) -> None:
+    """Give a recipe without a folder for its run the one of its name."""
+    name = tree.get("name", Recipe.model_fields["name"].default)
+    tree.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))
 
 
 def unusable(text: str) -> str | None:

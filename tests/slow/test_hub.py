@@ -58,17 +58,17 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
             "validation": {"split": "test"},
         }
     )
-    with serve(tmp_path / "hub") as (environment, requests):
-        done = train(recipe, **environment)
+    with serve(tmp_path / "hub") as hub:
+        done = train(recipe, **hub.environment)
         found = provenance(tmp_path / "run")
         first = found["data"]
         assert found["commits"][0].startswith("USER/text@")
         assert found["duplicates"] == 4
         assert "4 duplicate documents were left out" in done.stdout
-        assert any("train-00001-of-00002.parquet" in request for request in requests)
+        assert any("train-00001-of-00002.parquet" in request for request in hub.requests)
         publish_again = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
         publish_again.write_text("another commit")
-        train(recipe, "--fresh", **environment)
+        train(recipe, "--fresh", **hub.environment)
     assert provenance(tmp_path / "run-2")["data"] != first
 
 
@@ -90,8 +90,8 @@ def test_a_stream_trains_resumes_exactly_and_holds_out_text(
         "training__save_steps": 20,
         "model__dropout": 0.1,
     }
-    with serve(tmp_path / "hub") as (environment, _):
-        whole = resumes_exactly(partial(train, **environment), 40, **changes)
+    with serve(tmp_path / "hub") as hub:
+        whole = resumes_exactly(partial(train, **hub.environment), 40, **changes)
     assert json.loads((whole / "metrics.json").read_text())["tokens"] == 40 * 16
 
 
@@ -102,7 +102,7 @@ def test_a_published_model_is_fine_tuned(
     tiny_run: Path,
 ) -> None:
     shutil.copytree(tiny_run / "model", tmp_path / "hub" / "models" / "USER" / "model")
-    with serve(tmp_path / "hub") as (environment, _):
-        train(write_recipe(), "--from", "USER/model", **environment)
+    with serve(tmp_path / "hub") as hub:
+        train(write_recipe(), "--from", "USER/model", **hub.environment)
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert recipe["model"]["pretrained"] == recipe["tokenizer"]["pretrained"] == "USER/model"

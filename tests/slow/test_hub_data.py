@@ -55,15 +55,15 @@ def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
     new = publish(tmp_path / "hub", "text", words=" and more")
     old = publish(tmp_path / "hub", "text@v1")
     home = str(tmp_path / "home")
-    with serve(tmp_path / "hub") as (environment, _):
-        hub = {**environment, "HF_HOME": home}
-        run_recipe(write_recipe(**options("USER/text", revision="v1")), **hub)
+    with serve(tmp_path / "hub") as hub:
+        environment = {**hub.environment, "HF_HOME": home}
+        run_recipe(write_recipe(**options("USER/text", revision="v1")), **environment)
         commit = Repository(old).commit
         path = write_recipe(**options("USER/text", revision=commit), output_dir="by-commit")
-        run_recipe(path, **hub)
-        run_recipe(write_recipe(**options("USER/text"), output_dir="newest"), **hub)
+        run_recipe(path, **environment)
+        run_recipe(write_recipe(**options("USER/text"), output_dir="newest"), **environment)
         missing = write_recipe(**options("USER/text", revision="v3"), output_dir="none")
-        refused = run_recipe(missing, code=2, **hub)
+        refused = run_recipe(missing, code=2, **environment)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
     cached = run_recipe(missing, code=2, **offline)
     assert "USER/text: revision v3 is not here" in cached.stderr
@@ -90,9 +90,9 @@ def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
         "training__dataloader_num_workers": 2,
         "model__dropout": 0.1,
     }
-    with serve(tmp_path / "hub") as (environment, _):
-        hub = {**environment, "HF_HOME": str(tmp_path / "home")}
-        whole = resumes_exactly(partial(run_recipe, **hub), 40, **changes)
+    with serve(tmp_path / "hub") as hub:
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+        whole = resumes_exactly(partial(run_recipe, **environment), 40, **changes)
     state = json.loads((whole / "checkpoint-40" / "state.json").read_text())["ranks"][0]["stream"]
     assert any(place["number"] > 0 for r in state["readers"] for place in r["places"])
     assert len(provenance(whole)["commits"]) == 2
@@ -106,11 +106,11 @@ def test_a_template_joins_columns(
     local = tmp_path / "local"
     shutil.copytree(folder, local)
     found = []
-    with serve(tmp_path / "hub") as (environment, _):
+    with serve(tmp_path / "hub") as hub:
         for number, source in enumerate(("USER/text", "local")):
             changes = options(source, text_column="text", text_template="# {title}\n\n{body}")
             path = write_recipe(**changes, output_dir=f"run{number}")
-            run_recipe(path, **environment, HF_HOME=str(tmp_path / "home"))
+            run_recipe(path, **hub.environment, HF_HOME=str(tmp_path / "home"))
             found.append(provenance(tmp_path / f"run{number}")["text"])
     assert found[0] == found[1]
     assert found[0]["train"]["bytes"] > 0
@@ -120,12 +120,12 @@ def test_prepared_blocks_are_pushed_as_a_private_dataset_and_trained_on(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     path = write_recipe()
-    with serve(tmp_path / "hub") as (environment, requests):
-        hub = {**environment, "HF_TOKEN": "hf_fake", "HF_HOME": str(tmp_path / "home")}
+    with serve(tmp_path / "hub") as hub:
+        environment = {**hub.environment, "HF_TOKEN": "hf_fake", "HF_HOME": str(tmp_path / "home")}
         target = ["--output", str(tmp_path / "out"), "--push", "USER/blocks"]
-        done = run_recipe("prepare", path, *target, module="hf_lm.cli", **hub)
+        done = run_recipe("prepare", path, *target, module="hf_lm.cli", **environment)
         assert "dataset" in done.stdout
-        assert sum("/commit/main" in request for request in requests) == 1
+        assert sum("/commit/main" in request for request in hub.requests) == 1
     pushed = tmp_path / "hub" / "datasets" / "USER" / "blocks"
     assert files_of(pushed) == files_of(tmp_path / "out")
     shutil.move(pushed, tmp_path / "downloaded")

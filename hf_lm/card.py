@@ -1,0 +1,250 @@
+"""The files of a run in; its model card, its curve and its recipe out, for strangers to read.
+
+What a person wrote (names, prompts, samples) reaches the page as code or escaped, so that none of
+it becomes a heading, a link or markup, and no path of the machine is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_lm import __version__
+from hf_lm.changes import placeless
+from hf_lm.metrics import metric_rows
+from hf_lm.recipe import Recipe
+from hf_lm.recipe.checks import HUB_ID
+
+CARD, CURVE, RECIPE = "README.md", "loss.png", "recipe.json"
+METRICS, PROVENANCE = "metrics.json", "provenance.json"
+# What a run depends on in the machine of its owner, and its owner's business.
+PRIVATE = ("$schema", "output_dir", "hub")
+LONGEST = 2_000  # characters of a sample or a name
+MEASURED = {  # for model-index: the Hub's ids of metrics
+    "loss": "Loss",
+    "perplexity": "Perplexity",
+    "accuracy": "Accuracy",
+    "bits_per_byte": "Bits per byte",
+}
+
+
+class Facts(NamedTuple):
+    """What the folder of a run says of it; without metrics while it trains."""
+
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        provenance: Mapping[str, Any],
+        rows: Iterable[Mapping[str, Any]],
+        metrics: Mapping[str, Any],
+    ) -> Facts:
+        """Those of a run with a recipe as it was loaded."""
+        tree = recipe.model_dump(mode="json", by_alias=True)
+        return cls({**tree, "hf_lm_version": __version__}, provenance, [*rows], metrics)
+
+
+def write_card(folder: Path, facts: Facts, *, step: int = 0) -> None:
+    """Put beside the weights in a folder what tells a stranger of them.
+
+    Args:
+        folder: of the model.
+        facts: of its run.
+        step: of a model whose training goes on.
+    """
+    recipe = published_recipe(facts.recipe)
+    curve = draw_curve(facts.rows, folder / CURVE)
+    for name, value in (
+        (RECIPE, recipe),
+        (METRICS, facts.metrics),
+        (PROVENANCE, facts.provenance),
+    ):
+        if value:
+            text = json.dumps(value, indent=2, ensure_ascii=False)
+            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+    text = card_text(facts, recipe, curve=CURVE if curve else "", step=step)
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as others may read it: local paths are names, its owner's address is left out."""
+    return {name: placeless(value) for name, value in recipe.items() if name not in PRIVATE}
+
+
+def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int) -> str:
+    """The page, in Markdown behind a front matter of YAML."""
+    pages = Environment(  # what is escaped is escaped by name: this is no HTML
+        loader=PackageLoader("hf_lm", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters.update(code=code, fenced=fenced, plain=plain, python=repr)
+    hub, provenance = facts.recipe["hub"], facts.provenance
+    pretrained = recipe["model"]["pretrained"]
+    address = hub["model_id"] or recipe["name"]
+    samples = next((row["samples"] for row in reversed(facts.rows) if row.get("samples")), [])
+    return pages.get_template("card.md.jinja").render(
+        front_matter=front_matter(facts, recipe),
+        title=address,
+        address=address,
+        base=code(pretrained) if pretrained else "",
+        step=step,
+        context=recipe["data"]["block_size"],
+        prompt=next((s["prompt"] for s in samples if s["prompt"]), "Once upon a time"),
+        sources=sources_of(recipe["data"]["source"]),
+        license=hub["license"],
+        text=text_rows(provenance),
+        measured=metric_rows(facts.metrics) if facts.metrics else [],
+        training=training_rows(facts, recipe),
+        recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
+        metrics=facts.metrics,
+        provenance={"commits": [], **provenance},
+        samples=samples,
+        curve=curve,
+    )
+
+
+def front_matter(facts: Facts, recipe: Mapping[str, Any]) -> str:
+    """What the Hub reads: licence, tags, base model, data sets and results, as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    hub, sources = facts.recipe["hub"], sources_of(recipe["data"]["source"])
+    pretrained = recipe["model"]["pretrained"]
+    on_hub = [name for name in sources if HUB_ID.match(name) and "/" in name]
+    held_out = "held-out documents of " + ", ".join(sources)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=on_hub[0] if on_hub else "text",
+            dataset_name=held_out[:LONGEST],
+            metric_type=key,
+            metric_name=name,
+            metric_value=facts.metrics[key],
+        )
+        for key, name in MEASURED.items()
+        if key in facts.metrics
+    ]
+    data = ModelCardData(
+        base_model=pretrained if pretrained and HUB_ID.match(pretrained) else None,
+        datasets=on_hub or None,
+        eval_results=results or None,
+        library_name="transformers",
+        license=hub["license"],
+        model_name=str(hub["model_id"] or recipe["name"]),
+        pipeline_tag="text-generation",
+        tags=[*dict.fromkeys(("hf_lm", *hub["tags"]))],
+    )
+    return data.to_yaml() + "\n"
+
+
+def sources_of(source: Any) -> list[str]:
+    """The names in `data.source`."""
+    if isinstance(source, Mapping):
+        return sources_of(source["source"])
+    if isinstance(source, str):
+        return [source]
+    return [name for item in source for name in sources_of(item)]
+
+
+def text_rows(provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was trained on and held out, as rows of a table; a stream is not counted."""
+    text = provenance.get("text", {})
+    parts = ("train", "validation")
+    names = ("documents", "bytes", "tokens")
+    found = [
+        {"name": name, **{p: counted(text.get(p, {}).get(name)) for p in parts}} for name in names
+    ]
+    return [row for row in found if any(row[part] != UNKNOWN for part in parts)]
+
+
+UNKNOWN = "not counted"
+
+
+def counted(number: int | None) -> str:
+    """A count, or that there is none."""
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def training_rows(facts: Facts, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How it was trained, and on what."""
+    training, provenance, metrics = recipe["training"], facts.provenance, facts.metrics
+    steps = facts.rows[-1]["step"] if facts.rows else 0
+    yield "steps", f"{steps:,} of {training['tokens_per_step']:,} tokens"
+    yield "optimizer", f"{training['optimizer']}, schedule {training['schedule']}"
+    if metrics:
+        yield "parameters", f"{metrics['parameters']:,}"
+        yield "tokens", f"{metrics['train_tokens']:,}"
+        yield "time", f"{metrics['train_seconds'] / 3600:.2f} h"
+        yield "speed", f"{metrics['tokens_per_second']:,.0f} tokens a second"
+        yield "operations", f"{metrics['train_flops']:.3g} FLOP, MFU {metrics['mfu']:.1%}"
+    machine = (f"{provenance['world_size']} process(es)", provenance["device"])
+    yield "machine", ", ".join((*machine, provenance["precision"]))
+    yield "versions", ", ".join(f"{name} {v}" for name, v in provenance["packages"].items())
+    yield "made by", f"hf_lm {provenance['hf_lm']}, python {provenance['python']}"
+
+
+def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """The losses over the steps as a picture; whether there were any."""
+    lines = [
+        (label, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), float)])
+        for label, key in (("training", "loss"), ("held out", "eval_loss"))
+    ]
+    if not any(points for _, points in lines):
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in lines:
+        mark = "o" if label == "held out" else ""
+        axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return True
+
+
+def visible(text: Any) -> str:
+    """Text of a length that a page bears, without control characters."""
+    kept = "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
+    )
+    return kept if len(kept) <= LONGEST else f"{kept[:LONGEST]} …"
+
+
+def plain(text: Any) -> str:
+    """Text on one line in which nothing is markup, of Markdown or HTML."""
+    line = " ".join(visible(text).split())
+    return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", line)
+
+
+def code(text: Any) -> str:
+    """Text on one line as code, its backticks within longer ones."""
+    line = " ".join(visible(text).split()).replace("|", "\N{BROKEN BAR}")
+    ticks = "`" * (longest_ticks(line) + 1)
+    space = " " if "`" in line else ""
+    return f"{ticks}{space}{line}{space}{ticks}" if line else ""
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Text as a block of code, its fence longer than any in it."""
+    kept = visible(text) if not language else text
+    ticks = "`" * max(3, longest_ticks(kept) + 1)
+    return f"{ticks}{language}\n{kept}\n{ticks}"
+
+
+def longest_ticks(text: str) -> int:
+    """The backticks of the longest run of them."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -1,0 +1,73 @@
+"""A published model and a run of its recipe in; what came out the same, and what did not, out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_lm.changes import CONTENT, DRIFTING, flat
+from hf_lm.errors import RecipeError
+from hf_lm.hub import PREFIX, published_file
+from hf_lm.run_folder import METRICS, PROVENANCE, RunFolder
+
+MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
+WEIGHTS = "model.safetensors"
+CAUSES = {*CONTENT, *CONTENT.values(), *DRIFTING, "commits", "hf_lm"}  # of another result
+
+
+class Published(NamedTuple):
+    """What a published model says of the run that made it."""
+
+    metrics: Mapping[str, float]
+    provenance: Mapping[str, Any]
+    weights: str
+
+    @classmethod
+    def of(cls, name: str) -> Published:
+        """That of `hub:USER/MODEL[@REVISION]`.
+
+        Raises:
+            RecipeError: it is none, or was published before its training ended.
+        """
+        if not name.startswith(PREFIX):
+            raise RecipeError(f"{name}: is no published model; name one as hub:USER/MODEL")
+        metrics, provenance = (
+            json.loads(published_file(name, file).read_text(encoding="utf-8"))
+            for file in (METRICS, PROVENANCE)
+        )
+        return cls(metrics, provenance, digest(published_file(name, WEIGHTS)))
+
+
+def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """A published model beside the one of a run.
+
+    Returns:
+        Rows of a name and both results, and what in text, versions or machine is another.
+    """
+    folder = RunFolder(run)
+    here = folder.read(METRICS)
+    rows = [(name, beside(there.metrics[name], here[name])) for name in MEASURED]
+    same = there.weights == digest(folder.model / WEIGHTS)
+    rows.append(("weights", "the same bits" if same else "other bits"))
+    old, new = flat(there.provenance), flat(folder.provenance)
+    notes = [
+        f"{key} was {old.get(key)}, is {new.get(key)} here"
+        for key in sorted({*old, *new})
+        if key.split(".")[0] in CAUSES and old.get(key) != new.get(key)
+    ]
+    return rows, notes
+
+
+def beside(there: float, here: float) -> str:
+    """Two results, and how far they are apart."""
+    apart = "equal" if there == here else f"{abs(here - there):.2g} apart"
+    return f"{there:.6g} published, {here:.6g} here: {apart}"
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
