@@ -8,12 +8,14 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hf_lm/__init__.py").read_text())[1]
 
+LORA = ["peft>=0.21"]
 TEST = [
     "pytest>=9.0",
     "pytest-cov>=7.0",
     "pytest-xdist>=3.8",
     "hypothesis>=6.150",
     "jsonschema>=4.25",
+    *LORA,
 ]
 
 setup(
@@ -45,6 +47,7 @@ setup(
         "filelock>=3.16",  # one process prepares the data; datasets needs it too
     ],
     extras_require={
+        "lora": LORA,
         "test": TEST,
         "dev": [
             *TEST,

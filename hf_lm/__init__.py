@@ -11,6 +11,7 @@ Reading order, which is the way of the data:
   model_config   GPT-2's words for every supported family
   dropout        dropout for CPUs
   attention      causal attention for whole blocks, without a mask
+  lora           adapters in place of pretrained weights
   loss           the mean loss of hidden states, without their logits
   model          build or load the network
   muon           Muon for matrices and AdamW for the rest, in one optimizer

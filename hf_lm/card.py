@@ -100,6 +100,7 @@ def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int)
         address=address,
         base=code(pretrained) if pretrained else "",
         step=step,
+        adapts=adapts(recipe["model"]),
         context=recipe["data"]["block_size"],
         prompt=next((s["prompt"] for s in samples if s["prompt"]), "Once upon a time"),
         sources=sources_of(recipe["data"]["source"]),
@@ -137,15 +138,26 @@ def front_matter(facts: Facts, recipe: Mapping[str, Any]) -> str:
     ]
     data = ModelCardData(
         base_model=pretrained if pretrained and HUB_ID.match(pretrained) else None,
+        base_model_relation=relation(recipe["model"]) if pretrained else None,
         datasets=on_hub or None,
         eval_results=results or None,
-        library_name="transformers",
+        library_name="peft" if adapts(recipe["model"]) else "transformers",
         license=hub["license"],
         model_name=str(hub["model_id"] or recipe["name"]),
         pipeline_tag="text-generation",
         tags=[*dict.fromkeys(("hf_lm", *hub["tags"]))],
     )
     return data.to_yaml() + "\n"
+
+
+def adapts(model: Mapping[str, Any]) -> bool:
+    """Whether what is published is an adapter."""
+    return bool(model["lora"] and not model["lora"]["merge"])
+
+
+def relation(model: Mapping[str, Any]) -> str:
+    """What a model is to its base, in the Hub's words."""
+    return "adapter" if adapts(model) else "finetune"
 
 
 def sources_of(source: Any) -> list[str]:

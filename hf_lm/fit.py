@@ -64,7 +64,7 @@ def fit(run: Run, offer: Callable[[Path], None]) -> tuple[dict[str, Any], list[d
     checkpoint = newest(checkpoints, run.machine)
     run.folder.continue_log(checkpoint)
     hooks = make_hooks(run)
-    trainer = make_trainer(run, hooks, checkpoints)
+    trainer = make_trainer(run, hooks, checkpoints, begins=checkpoint is None)
     with explained(run.plan.micro_batch_size):
         trainer.train_from(checkpoint)
     if run.machine.is_main:
@@ -132,8 +132,11 @@ def make_hooks(run: Run) -> Hooks:
     )
 
 
-def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
-    """The trainer of the recipe, on this machine, as planned."""
+def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints, *, begins: bool) -> LMTrainer:
+    """The trainer of the recipe, on this machine, as planned.
+
+    What pretrained weights are worth is measured before a run begins, too.
+    """
     recipe = run.recipe
     args = training_arguments(
         recipe.training,
@@ -141,6 +144,7 @@ def make_trainer(run: Run, hooks: Hooks, checkpoints: Checkpoints) -> LMTrainer:
         run_name=recipe.name,
         seed=recipe.seed,
         data_seed=recipe.seed,
+        eval_on_start=begins and recipe.model.pretrained is not None,
         **run.plan.arguments(),
         **run.machine.arguments(),
     )
@@ -172,9 +176,10 @@ def finish(
     run: Run, hooks: Hooks, trainer: LMTrainer
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Save the model, load it as a user would, and measure what was saved, in fp32."""
-    seconds, tokens = trainer.clock.seconds, trainer.tokens
+    seconds, tokens, lora = trainer.clock.seconds, trainer.tokens, run.recipe.model.lora
+    base = run.recipe.model.pretrained if lora and lora.merge else None
     with system_errors(run.folder.model):
-        run.folder.save_model(partial(save_model, run.model, run.tokenizer))
+        run.folder.save_model(partial(save_model, run.model, run.tokenizer, base=base))
     trainer.accelerator.wait_for_everyone()
     model = load_pretrained(str(run.folder.model)).to(trainer.args.device)
     speed, peak = tokens / seconds, run.machine.peak_flops

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_lm.errors import RecipeError
+from hf_lm.lora import add_lora, merged
 from hf_lm.loss import use_mean_loss
 from hf_lm.model_config import FAMILIES, GPTConfig, Vocabulary
 from hf_lm.recipe import ModelRecipe
@@ -71,6 +72,9 @@ def build_model(
     # transformers takes the loss from the class name, and GPT2LMHeadModel has no "ForCausalLM" in
     # it: the Trainer then counts one target a block too many, and the loss is (T-1)/T of itself.
     model.loss_type = "ForCausalLM"
+    if recipe.lora:
+        set_seed(seed)
+        add_lora(model, recipe.lora)
     if config.model_type in FAMILIES:
         use_mean_loss(model)
         model.set_attn_implementation(attention)
@@ -169,8 +173,20 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Any) -> None:
-    """Everything `AutoModelForCausalLM` and `AutoTokenizer` need, and nothing else."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Any,
+    *,
+    base: str | None = None,
+) -> None:
+    """Everything `AutoModelForCausalLM` and `AutoTokenizer` need, and nothing else.
+
+    Of adapters that is themselves and the name of what they are for, or with `base`, the weights
+    they were trained on, the whole model.
+    """
+    if base:
+        model = merged(model, load_pretrained(base))
     model.config.use_cache = True  # the Trainer turns it off; left so, generate() would crawl
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)

@@ -23,6 +23,7 @@ class Network:
     """The sizes of a network that its costs follow from."""
 
     parameters: int
+    trained: int  # of them
     matrix_parameters: int  # weights that each token is multiplied with, the output matrix included
     n_layer: int
     n_embd: int
@@ -56,15 +57,16 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes of one process, estimated."""
-        state = self.network.parameters * STATE_BYTES[self.optimizer]
+        n = self.network
+        state = 4 * (n.parameters - n.trained) + n.trained * STATE_BYTES[self.optimizer]
         return state + activation_bytes(
             self.network, self.micro_batch_size, self.block_size, recompute=self.recompute
         )
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of one checkpoint: all that is kept of a parameter but its gradient."""
-        return self.network.parameters * (STATE_BYTES[self.optimizer] - 4)
+        """Bytes of one checkpoint: all that is kept of a trained parameter but its gradient."""
+        return self.network.trained * (STATE_BYTES[self.optimizer] - 4)
 
     @property
     def disk(self) -> int:
@@ -74,9 +76,9 @@ class Plan:
     @property
     def held(self) -> int:
         """Bytes taken beside weights, gradients and activations, with some to spare."""
-        parameters = self.network.parameters
-        buckets = 4 * parameters if self.world_size > 1 else 0  # DDP's copy of all gradients
-        return self.checkpoint - 4 * parameters + buckets + int(SPARE * self.free_memory)
+        trained = self.network.trained
+        buckets = 4 * trained if self.world_size > 1 else 0  # DDP's copy of all gradients
+        return self.checkpoint - 4 * trained + buckets + int(SPARE * self.free_memory)
 
     @property
     def blocks_per_step(self) -> int:
@@ -149,10 +151,11 @@ class Plan:
         """The lines of the plan."""
         n = self.network
         epochs = f", {self.epochs:.2f} epochs" if self.epochs else ""
+        trained = f", {n.trained:,} of them trained" if n.trained < n.parameters else ""
         return [
             (
                 "model",
-                f"{n.parameters:,} parameters: {n.n_layer} layers, width {n.n_embd}, "
+                f"{n.parameters:,} parameters{trained}: {n.n_layer} layers, width {n.n_embd}, "
                 f"{n.vocab_size:,} tokens, context {self.block_size}",
             ),
             (
@@ -194,6 +197,7 @@ def describe_network(model: PreTrainedModel) -> Network:
     looked_up = positions + (0 if output.weight is embedding else embedding.numel())
     return Network(
         parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         matrix_parameters=matrices - looked_up,
         n_layer=config.num_hidden_layers,
         n_embd=config.hidden_size,
@@ -205,10 +209,12 @@ def describe_network(model: PreTrainedModel) -> Network:
 def flops_per_token(network: Network, block_size: int) -> float:
     """FLOPs to train on one token: 6 a matrix weight, and attention over half a block on average.
 
-    Kaplan et al., 2020 (arXiv:2001.08361), table 1, with the causal half of attention only.
+    Kaplan et al., 2020 (arXiv:2001.08361), table 1, with the causal half of attention only. Of a
+    weight that is not trained it is 4: no gradient of its own.
     """
     attention = 12 * network.n_layer * network.n_embd * block_size / 2
-    return 6 * network.matrix_parameters + attention
+    matrices = network.matrix_parameters
+    return 4 * matrices + 2 * min(matrices, network.trained) + attention
 
 
 def activation_bytes(network: Network, blocks: int, block_size: int, *, recompute: bool) -> int:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from hf_lm.changes import CONTENT, DRIFTING, flat
 from hf_lm.errors import RecipeError
 from hf_lm.hub import PREFIX, published_file
-from hf_lm.run_folder import METRICS, PROVENANCE, RunFolder
+from hf_lm.run_folder import METRICS, PROVENANCE, RECIPE, RunFolder
 
 MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 CAUSES = {*CONTENT, *CONTENT.values(), *DRIFTING, "commits", "hf_lm"}  # of another result
 
 
@@ -23,7 +23,8 @@ class Published(NamedTuple):
 
     metrics: Mapping[str, float]
     provenance: Mapping[str, Any]
-    weights: str
+    weights: str  # the file of that name
+    digest: str  # its SHA-256
 
     @classmethod
     def of(cls, name: str) -> Published:
@@ -38,7 +39,9 @@ class Published(NamedTuple):
             json.loads(published_file(name, file).read_text(encoding="utf-8"))
             for file in (METRICS, PROVENANCE)
         )
-        return cls(metrics, provenance, digest(published_file(name, WEIGHTS)))
+        model = json.loads(published_file(name, RECIPE).read_text(encoding="utf-8"))["model"]
+        weights = ADAPTER if model["lora"] and not model["lora"]["merge"] else WEIGHTS
+        return cls(metrics, provenance, weights, digest(published_file(name, weights)))
 
 
 def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -50,7 +53,7 @@ def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[st
     folder = RunFolder(run)
     here = folder.read(METRICS)
     rows = [(name, beside(there.metrics[name], here[name])) for name in MEASURED]
-    same = there.weights == digest(folder.model / WEIGHTS)
+    same = there.digest == digest(folder.model / there.weights)
     rows.append(("weights", "the same bits" if same else "other bits"))
     old, new = flat(there.provenance), flat(folder.provenance)
     notes = [

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,8 @@ from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.foreign import Kinds, reading, refuse_kinds, refuse_state
 from hf_lm.signals import at_once, noted
 from hf_lm.state import (
+    digest,
+    frozen_weights,
     json_file,
     optimizer_state,
     random_state,
@@ -154,12 +157,13 @@ class ResumableTrainer(Trainer):
             "scaler": scaler.state_dict() if scaler else None,
             "ended": self.ended,
             "logged_step": self._globalstep_last_logged,
+            "frozen": self.frozen,
             "ranks": [own for _, own in ranks],
             **self.own_numbers(),
         }
         chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
         files = {
-            CONFIG: text_file(config.to_json_string()),
+            **({} if self.frozen else {CONFIG: text_file(config.to_json_string())}),
             WEIGHTS: tensor_file(weights),
             OPTIMIZER: tensor_file(moments),
             RANDOM: tensor_file(chances),
@@ -172,6 +176,12 @@ class ResumableTrainer(Trainer):
         if failed:  # the disk is tried once more before the run is given up
             self.settle()
             self.say(f"checkpoint-{lost} was not written, checkpoint-{step} was: {failed}")
+
+    @cached_property
+    def frozen(self) -> str | None:
+        """A hash of the weights under adapters, which no checkpoint holds; None where all train."""
+        found = frozen_weights(self.accelerator.unwrap_model(self.model))
+        return digest(found) if found else None
 
     @property
     def ended(self) -> bool:
@@ -217,6 +227,11 @@ class ResumableTrainer(Trainer):
         """
         with reading(checkpoint):
             self.restored = read_json(checkpoint / NUMBERS)
+            if self.restored.get("frozen") != self.frozen:
+                raise MismatchError(
+                    f"{checkpoint}: its adapters are for other weights than model.pretrained has; "
+                    "bring those back, or start anew with --fresh"
+                )
             state = read_json(checkpoint / TRAINER_STATE)
             refuse_state(state)
             refuse_kinds(NUMBERS, self.restored, KINDS)

@@ -82,7 +82,7 @@ def train_in(
     provenance = describe_run(text.content, tokenizer_hash(tokenizer), facts)
     console.show_rows(
         recipe.name,
-        [*text_rows(recipe.data, blocks.counts), *run_rows(plan, machine, kernels)],
+        [*text_rows(recipe.data, blocks.counts), *run_rows(recipe, plan, machine, kernels)],
         notes=[
             *warnings(recipe),
             *(text.scan or scan).notes,
@@ -208,9 +208,14 @@ def make_planned(
     return model, plan, kernels
 
 
-def run_rows(plan: Plan, machine: Machine, kernels: Kernels) -> list[tuple[str, str]]:
+def run_rows(
+    recipe: Recipe, plan: Plan, machine: Machine, kernels: Kernels
+) -> list[tuple[str, str]]:
     """The lines of the plan about the run; those about its text go before them."""
-    return [*plan.rows(), *machine.rows(), *kernels.rows()]
+    from hf_lm.recipe import rate_row
+
+    rates = rate_row(recipe.training, plan.max_steps)
+    return [*plan.rows(), rates, *machine.rows(), *kernels.rows()]
 
 
 def refuse(missing: Sequence[str]) -> None:
@@ -261,7 +266,7 @@ def check(recipe: Recipe) -> None:
     rows = text_rows(recipe.data, counts, about=not sample.whole)
     console.show_rows(
         f"{recipe.name}: checked, nothing written",
-        [*rows, *run_rows(plan, machine, kernels)],
+        [*rows, *run_rows(recipe, plan, machine, kernels)],
         notes=[
             *(*warnings(recipe), *access, *scan.notes, *sample.notes),
             *(f"not on this machine: {line}" for line in missing),

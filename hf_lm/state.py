@@ -7,6 +7,7 @@ place in a stream) is a few kilobytes, and is gathered.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -27,10 +28,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 def weights_of(model: torch.nn.Module) -> Tensors:
-    """A copy of the weights in memory, those that share a tensor once."""
+    """A copy of the weights in memory, those that share a tensor once, without frozen ones."""
     found: Tensors = {}
     seen: set[int] = set()
-    for name, value in model.state_dict().items():
+    for name, value in changing(model).items():
         if not value.numel() or storage_of(value) not in seen:
             found[name] = copied(value)
             seen.add(storage_of(value))
@@ -43,7 +44,7 @@ def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
     Raises:
         ValueError: they are those of another network.
     """
-    own = model.state_dict()
+    own = changing(model)
     shared = {storage_of(value): found[name] for name, value in own.items() if name in found}
     if len(shared) != len(found):
         raise ValueError(f"{next(iter(found.keys() - own.keys()), 'a tensor')} is not in this one")
@@ -54,7 +55,28 @@ def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
             shape = "not there" if given is None else f"{list(given.shape)}, {given.dtype}"
             raise ValueError(f"{name} is {list(value.shape)}, {value.dtype} and there {shape}")
         whole[name] = placed_like(value, given)
-    model.load_state_dict(whole)
+    model.load_state_dict({**model.state_dict(), **whole})
+
+
+def changing(model: torch.nn.Module) -> Tensors:
+    """The state of a network without the parameters that are not trained."""
+    frozen = frozen_weights(model)
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def frozen_weights(model: torch.nn.Module) -> Tensors:
+    """The parameters that are not trained: those under adapters."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: value for name, value in named if not value.requires_grad}
+
+
+def digest(tensors: Tensors) -> str:
+    """The SHA-256 of tensors with their names."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(copied(value).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def optimizer_state(optimizer: Any) -> Tensors:

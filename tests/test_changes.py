@@ -31,7 +31,7 @@ REFUSED = {
         f"model.{key}"
         for key in (
             *("family", "size", "n_layer", "n_head", "n_embd", "n_inner", "n_positions", "dropout"),
-            *("tie_word_embeddings", "pad_vocab_to_multiple_of", "pretrained"),
+            *("tie_word_embeddings", "pad_vocab_to_multiple_of", "pretrained", "lora"),
         )
     ),
     *(

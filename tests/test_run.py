@@ -54,6 +54,7 @@ def test_a_finished_run_leaves_exactly_the_files_of_the_design(tiny_run: Path) -
     assert {path.name for path in (tiny_run / "model").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "recipe.json", "metrics.json", "provenance.json", "loss.png"),
     }
     assert json.loads((tiny_run / "status.json").read_text()) == {
         "state": "done",
@@ -64,7 +65,7 @@ def test_a_finished_run_leaves_exactly_the_files_of_the_design(tiny_run: Path) -
     assert set(metrics) == {
         *("loss", "perplexity", "accuracy", "bits_per_byte", "loss_stderr", "tokens", "bytes"),
         *("train_tokens", "train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
-        "parameters",
+        *("parameters", "train_flops"),
     }
     assert metrics["train_tokens"] == 8 * 128
 
@@ -181,6 +182,26 @@ def test_fine_tuning_starts_from_the_published_weights(
     before, after = weights(tiny_run), weights(tmp_path / "run")
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+
+
+def test_what_pretrained_weights_are_worth_is_measured_before_the_first_step_alone(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    tiny_run: Path,
+    undo_end: Callable[[Path, int], None],
+) -> None:
+    path = write_recipe()
+    assert main([str(path), "--from", str(tiny_run / "model")]) == 0
+    undo_end(tmp_path / "run", 8)
+    assert main([str(path), "--from", str(tiny_run / "model")]) == 0
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    measured = {
+        r["step"]: r["eval_loss"] for r in map(json.loads, log.splitlines()) if "eval_loss" in r
+    }
+    assert [*measured] == [0, 4, 8]
+    own = json.loads((tiny_run / "metrics.json").read_text())["loss"]
+    assert measured[0] == pytest.approx(own, abs=1e-4)
+    assert measured[8] < measured[0]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hf_lm import fit, signals
 from hf_lm.checkpoint import Checkpoints
 from hf_lm.errors import StoppedError
 from hf_lm.machine import find_machine
+from hf_lm.trainer import LMTrainer
 
 
 class Send(TrainerCallback):
@@ -33,6 +34,20 @@ class Send(TrainerCallback):
         if state.global_step == self.step:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
+
+
+class SendSaved(Send):
+    """Sends them once what was saved before is on the disk."""
+
+    def __init__(self, trainer: LMTrainer, step: int, *numbers: int) -> None:
+        super().__init__(step, *numbers)
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """As above."""
+        if state.global_step == self.step:
+            self.trainer.settle()
+        super().on_pre_optimizer_step(args, state, control, **kwargs)
 
 
 def stopped(folder: Path, *numbers: int) -> StoppedError:
@@ -118,7 +133,7 @@ def test_90_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Pat
         torch.set_num_threads(1)  # the threads of the parent are not there in a fork
         signal.alarm(60)
         trainer = trainer_of(tmp_path, {})
-        trainer.add_callback(Send(5, *numbers))
+        trainer.add_callback(SendSaved(trainer, 5, *numbers))
         trainer.train_from(None)
 
     assert in_child(run) == -numbers[-1]

@@ -28,13 +28,14 @@ from hf_lm.errors import RecipeError
 from hf_lm.recipe.checks import clashes, warnings
 from hf_lm.recipe.paths import path_problems, place, resolve_paths
 from hf_lm.recipe.problems import validate, validation_problems, without
-from hf_lm.recipe.rates import settled
+from hf_lm.recipe.rates import rate_row, settled
 from hf_lm.recipe.reader import Problem, parse, read_tree, tree_problems
 from hf_lm.recipe.schema import SCHEMA_FILE
 from hf_lm.recipe.sections import (
     DataRecipe,
     EvaluationRecipe,
     HubRecipe,
+    LoraRecipe,
     ModelRecipe,
     Recipe,
     TokenizerRecipe,
@@ -48,6 +49,7 @@ __all__ = [
     "DataRecipe",
     "EvaluationRecipe",
     "HubRecipe",
+    "LoraRecipe",
     "ModelRecipe",
     "Recipe",
     "TokenizerRecipe",
@@ -56,6 +58,7 @@ __all__ = [
     "count_steps",
     "load_recipe",
     "make_recipe",
+    "rate_row",
     "recipe_text",
     "template_fields",
     "warnings",
@@ -148,8 +151,9 @@ def apply_override(tree: dict[str, Any], override: str) -> list[Problem]:
 def start_from(tree: dict[str, Any], pretrained: str) -> None:
     """Turn a recipe into one that fine-tunes `pretrained`, with that model's tokenizer."""
     given = tree.get("model")
-    dropout = given.get("dropout", 0.0) if isinstance(given, dict) else 0.0
-    tree["model"] = {"pretrained": pretrained, "dropout": dropout}
+    kept = given if isinstance(given, dict) else {}
+    kept = {key: kept[key] for key in ("dropout", "lora") if key in kept}
+    tree["model"] = {**kept, "pretrained": pretrained}
     tree["tokenizer"] = {"pretrained": pretrained}
     resolve_paths(tree, Path.cwd(), only=("model", "pretrained"))
     resolve_paths(tree, Path.cwd(), only=("tokenizer", "pretrained"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hf_lm import __version__
@@ -18,7 +20,7 @@ from hf_lm.recipe.sections import (
 )
 
 FROM_SCRATCH = tuple(
-    name for name in ModelRecipe.model_fields if name not in ("pretrained", "dropout")
+    name for name in ModelRecipe.model_fields if name not in ("pretrained", "dropout", "lora")
 )
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
 BYTE_VOCABULARY = 257  # 256 bytes and end-of-text
@@ -152,6 +154,24 @@ def check_model(recipe: Recipe) -> Iterator[Clash]:
         )
 
 
+def check_lora(recipe: Recipe) -> Iterator[Clash]:
+    """Adapters are of pretrained weights, and useless to others without them."""
+    model, hub = recipe.model, recipe.hub
+    if model.lora is None:
+        return
+    if model.pretrained is None:
+        yield clash("model.lora", "adapts pretrained weights; set model.pretrained")
+    if find_spec("peft") is None:
+        yield clash("model.lora", "needs peft; pip install 'hf_lm[lora]'")
+    if hub.push == "every_save":
+        rule = 'with model.lora is "end" or "never": what is saved meanwhile is no whole model'
+        yield clash("hub.push", rule, hub.push)
+    local = model.pretrained is not None and Path(model.pretrained).is_absolute()
+    if hub.push != "never" and local and not model.lora.merge:
+        rule = "is on this machine alone, and so is what the adapters are for; set model.lora.merge"
+        yield clash("model.pretrained", rule, model.pretrained)
+
+
 def check_tokenizer(recipe: Recipe) -> Iterator[Clash]:
     """One tokenizer, with a vocabulary of its own kind, that suits the model."""
     tokenizer, train = recipe.tokenizer, recipe.tokenizer.train
@@ -261,6 +281,7 @@ CHECKS: tuple[Check, ...] = (
     check_data,
     check_tokenizer,
     check_model,
+    check_lora,
     check_length,
     check_rates,
     check_batch,

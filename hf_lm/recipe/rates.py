@@ -8,7 +8,8 @@ Measured at widths of 64, 128 and 256: benchmarks/README.md.
 
 from __future__ import annotations
 
-from hf_lm.recipe.sections import Recipe
+from hf_lm.recipe.sections import Recipe, TrainingRecipe
+from hf_lm.recipe.steps import count_steps
 
 ADAMW_RATE = 0.46  # times 1/width
 MUON_RATE = 1.28  # times 1/width, of AdamW beside Muon
@@ -30,3 +31,15 @@ def settled(recipe: Recipe) -> Recipe:
         matrix_rate = MATRIX_RATE
     found = {"optimizer": optimizer, "learning_rate": rate, "matrix_learning_rate": matrix_rate}
     return recipe.model_copy(update={"training": training.model_copy(update=found)})
+
+
+def rate_row(training: TrainingRecipe, total: int) -> tuple[str, str]:
+    """The line of the plan about the rates of a run of so many steps, each "auto" settled."""
+    peak = f"{training.optimizer} {training.learning_rate:.2g}"
+    if training.optimizer == "muon":
+        peak = f"muon {training.matrix_learning_rate:.2g}, adamw {training.learning_rate:.2g}"
+    warmup = f"{count_steps(training.warmup_steps, total):,} steps of warmup"
+    then = "constant"
+    if training.schedule != "constant":
+        then = f"{training.schedule} to {training.min_lr_ratio:.0%}"
+    return "rates", f"{peak}; {warmup}, then {then}; weight decay {training.weight_decay:.2g}"

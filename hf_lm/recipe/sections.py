@@ -149,6 +149,18 @@ class TokenizerRecipe(Section):
     )
 
 
+class LoraRecipe(Section):
+    """Low-rank adapters, trained in place of pretrained weights; they need the extra `[lora]`."""
+
+    r: int = Field(16, gt=0, description="rank of the adapters")
+    alpha: int = Field(32, gt=0, description="their weight is alpha/r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of them")
+    target_modules: tuple[str, ...] | Literal["auto"] = Field(
+        "auto", description="ends of the names of layers that get one; auto: all linear ones"
+    )
+    merge: bool = Field(False, description="save the whole model with them added, and no adapter")
+
+
 class ModelRecipe(Section):
     """The network, from scratch or from pretrained weights."""
 
@@ -175,6 +187,7 @@ class ModelRecipe(Section):
     pretrained: str | None = Field(
         None, min_length=1, description="folder or Hub id of the model to fine-tune"
     )
+    lora: LoraRecipe | None = Field(None, description="train adapters in place of its weights")
 
     @property
     def shape(self) -> Shape:
