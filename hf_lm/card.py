@@ -16,14 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lm import __version__
 from hf_lm.changes import placeless
+from hf_lm.hub import PRIVATE
 from hf_lm.metrics import metric_rows
 from hf_lm.recipe import Recipe
 from hf_lm.recipe.checks import HUB_ID
 
 CARD, CURVE, RECIPE = "README.md", "loss.png", "recipe.json"
 METRICS, PROVENANCE = "metrics.json", "provenance.json"
-# What a run depends on in the machine of its owner, and its owner's business.
-PRIVATE = ("$schema", "output_dir", "hub")
 LONGEST = 2_000  # characters of a sample or a name
 MEASURED = {  # for model-index: the Hub's ids of metrics
     "loss": "Loss",

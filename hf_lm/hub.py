@@ -48,6 +48,7 @@ PUBLISHED = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "adapter_config.json", "adapter_model.safetensors"),
 )
+PRIVATE = ("$schema", "output_dir", "hub")  # keys of a recipe that are its owner's business
 STAGING = ".publish"  # beside the model
 AGAIN = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
 DEADLINE = 900.0  # seconds in which a try begins
@@ -262,8 +263,12 @@ def is_published(name: str) -> bool:
 
 
 def published_tree(name: str) -> dict[str, Any]:
-    """The recipe of a published model, by `hub:USER/MODEL[@REVISION]`."""
-    return read_tree(published_file(name, "recipe.json"))
+    """The recipe of a published model, by `hub:USER/MODEL[@REVISION]`.
+
+    A stranger's says neither where the run is written here, nor where its model is published.
+    """
+    tree = read_tree(published_file(name, "recipe.json"))
+    return {key: value for key, value in tree.items() if key not in PRIVATE}
 
 
 def published_file(name: str, file: str) -> Path:

@@ -21,8 +21,8 @@ from hf_lm.uploads import Uploads
 def published(folder: RunFolder, recipe: Recipe) -> Iterator[None]:
     """What trains within is uploaded behind it, and before it this was found to be possible."""
     asked = recipe.hub.push != "never" and folder.writes
-    if asked:
-        hub.refuse_access(recipe.hub)
+    for note in hub.refuse_access(recipe.hub) if asked else ():
+        console.show_note(note)
     yield
     if asked:
         publish(folder, recipe)

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_lm.checkpoint import PARTIAL, TRASH, Checkpoints, verify
 
@@ -337,8 +337,9 @@ def ended(process: Any, run: Run) -> bool:
 
 def endure(run: Run, expected: Whole, tally: Tally, seed: int, kills: int) -> None:
     """Start a run and kill it until it is done, or enough kills were made; note what went wrong."""
-    chance, lasting = random.Random(seed), 0
+    chance = random.Random(seed)
     while True:
+        before = Left.by(run.folder)
         process = run.start()
         how, done = "", False
         if tally.kills < kills:
@@ -346,13 +347,12 @@ def endure(run: Run, expected: Whole, tally: Tally, seed: int, kills: int) -> No
             expected.learn(killed=bool(how))
         in_time = ended(process, run)
         where = f"seed {seed}, kill {tally.kills}, {how or 'no kill'}, {run.folder.name}"
-        found = problems(run, how, done, process.exitcode, lasting)
+        found = problems(run, how, done, process.exitcode, before)
         if not in_time:
             found.append(f"did not end within {LIMIT:.0f} s")
         tally.problems += [f"{where}: {problem}\n{run.tail()}" for problem in found]
         if how:
             note_kill(run, how, tally)
-        lasting = newest(run.folder)
         if process.exitcode == 0:
             return finish(run, expected, tally, where)
         if not how or not in_time:
@@ -379,7 +379,20 @@ def steps_lost(folder: Path) -> int:
     return max(0, last - newest(folder))
 
 
-def problems(run: Run, how: str, done: bool, code: int, lasting: int) -> list[str]:
+class Left(NamedTuple):
+    """What the starts before have left."""
+
+    step: int  # of the newest checkpoint
+    log: bytes  # with the seconds of each row: what is trained again is another one
+
+    @classmethod
+    def by(cls, folder: Path) -> Left:
+        """What is in a folder now."""
+        log = folder / "log.jsonl"
+        return cls(newest(folder), log.read_bytes() if log.exists() else b"")
+
+
+def problems(run: Run, how: str, done: bool, code: int, before: Left) -> list[str]:
     """What is wrong behind one start.
 
     Args:
@@ -387,20 +400,24 @@ def problems(run: Run, how: str, done: bool, code: int, lasting: int) -> list[st
         how: it was killed; nothing if it was not.
         done: whether it was done by then.
         code: it ended with.
-        lasting: the step of the newest checkpoint before it.
+        before: what it found.
     """
     allowed = EXPECTED_LATE if done else HOWS[how][1] if how else {0}
     found = [f"exit code {code}"] if code not in allowed else []
     for step in Checkpoints(run.folder).steps():
         path = run.folder / f"checkpoint-{step}"
         found += [f"{path.name}: {line}" for line in verify(path)]
-    if newest(run.folder) < lasting:
-        found.append(f"checkpoint-{lasting} was there before, and checkpoint-{newest(run.folder)}")
+    now = Left.by(run.folder)
+    if now.step < before.step:
+        found.append(f"checkpoint-{before.step} was there before, and checkpoint-{now.step}")
     # A checkpoint is written behind the next steps, and the next one waits for it.
     lost, most = steps_lost(run.folder), 2 * SAVE
     if lost > most:
         found.append(f"{lost} steps are lost, more than {most}")
-    if how in ("SIGTERM", "SIGINT") and state_of(run.folder) == "stopped" and lost:
+    # A start begins by taking back the rows that an earlier kill has cost; one that was stopped
+    # before has lost none of its own.
+    heeded = how in ("SIGTERM", "SIGINT") and state_of(run.folder) == "stopped"
+    if heeded and lost and now.log != before.log:
         found.append(f"{lost} steps are lost by a signal that is heeded")
     return found
 

@@ -16,7 +16,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import yaml
-from conftest import TINY, write_corpus
+from conftest import TINY, merged, write_corpus
 from hub import Hub, serve
 
 pytestmark = pytest.mark.slow
@@ -347,6 +347,27 @@ def test_a_published_recipe_runs_again_and_gives_the_same_bits(
         for name in ("tuned", "run")
     )
     assert tuned < first
+
+
+def test_a_strangers_recipe_says_nothing_of_where_it_is_written_or_published(
+    write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
+) -> None:
+    folder = hub.root / "models" / "USER" / "theirs"
+    folder.mkdir(parents=True)
+    theirs = merged(TINY, {"hub": {"model_id": "USER/taken", "push": "end"}})
+    theirs["output_dir"] = str(tmp_path / "taken")
+    (folder / "recipe.json").write_text(json.dumps(theirs))
+    write_recipe()
+    here = (
+        "--set",
+        f"data.source={tmp_path / 'corpus'}",
+        "--set",
+        f"output_dir={tmp_path / 'run'}",
+    )
+    done = run_recipe("hub:USER/theirs", *here, **hub.environment)
+    assert "published" not in done.stdout
+    assert not hub.commits
+    assert not (tmp_path / "taken").exists()
 
 
 @pytest.mark.parametrize(
