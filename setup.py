@@ -44,6 +44,7 @@ setup(
         "matplotlib>=3.10",
         "tensorboard>=2.19",
         "psutil>=6.0",  # memory and cores; accelerate needs it too
+        "httpx2",  # whose errors huggingface_hub lets through; it needs it too
         "filelock>=3.16",  # one process prepares the data; datasets needs it too
     ],
     extras_require={

@@ -38,15 +38,11 @@ T = TypeVar("T")
 
 PUBLISHED = (
     *("README.md", "recipe.json", "metrics.json", "provenance.json", "loss.png"),
-    *(
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "model-?????-of-?????.safetensors",
-    ),
-    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("config.json", "generation_config.json", "model.safetensors.index.json"),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors"),
+    *("adapter_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template.jinja", "adapter_config.json", "adapter_model.safetensors"),
+    "chat_template.jinja",
 )
 PRIVATE = ("$schema", "output_dir", "hub")  # keys of a recipe that are its owner's business
 STAGING = ".publish"  # beside the model
