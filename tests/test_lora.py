@@ -146,6 +146,11 @@ def test_from_keeps_the_adapters_of_the_recipe(
     recipe = load_recipe(write_recipe(model__lora=LORA), pretrained=str(tiny_run / "model"))
     assert recipe.model.lora.r == 4
     assert recipe.training.optimizer == "adamw"
+    recipe = load_recipe(
+        write_recipe(model__lora=LORA, training__learning_rate="auto"),
+        pretrained=str(tiny_run / "model"),
+    )
+    assert recipe.training.learning_rate == 2e-4
 
 
 @pytest.mark.parametrize(

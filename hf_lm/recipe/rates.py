@@ -15,6 +15,7 @@ ADAMW_RATE = 0.46  # times 1/width
 MUON_RATE = 1.28  # times 1/width, of AdamW beside Muon
 MATRIX_RATE = 0.02
 PRETRAINED_RATE = 5e-5  # what transformers fine-tunes with
+LORA_RATE = 2e-4  # of adapters, for GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11)
 
 
 def settled(recipe: Recipe) -> Recipe:
@@ -26,7 +27,8 @@ def settled(recipe: Recipe) -> Recipe:
     rate, matrix_rate = training.learning_rate, training.matrix_learning_rate
     if rate == "auto":
         share = MUON_RATE if optimizer == "muon" else ADAMW_RATE
-        rate = PRETRAINED_RATE if pretrained else share / recipe.model.shape.n_embd
+        rate = LORA_RATE if recipe.model.lora else PRETRAINED_RATE
+        rate = rate if pretrained else share / recipe.model.shape.n_embd
     if matrix_rate == "auto" and optimizer == "muon":
         matrix_rate = MATRIX_RATE
     found = {"optimizer": optimizer, "learning_rate": rate, "matrix_learning_rate": matrix_rate}

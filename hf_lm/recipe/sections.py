@@ -220,7 +220,7 @@ class TrainingRecipe(Section):
     learning_rate: Rate = Field(
         "auto",
         description="peak learning rate, of muon for all but matrices; auto: 0.46/n_embd of adamw, "
-        "1.28/n_embd of muon, 5e-5 for pretrained weights",
+        "1.28/n_embd of muon, 5e-5 for pretrained weights, 2e-4 for adapters",
     )
     matrix_learning_rate: Rate = Field(
         "auto", description="peak rate of muon for matrices, the same at every width; auto: 0.02"
