@@ -125,8 +125,8 @@ def spoiled_rank(
 
     make = fit.make_trainer
 
-    def spoiled(*args: Any) -> Any:
-        trainer = make(*args)
+    def spoiled(*args: Any, **options: Any) -> Any:
+        trainer = make(*args, **options)
         second = os.environ["RANK"] == "1"
         spoil(trainer.model, lambda: second and trainer.state.global_step == 4)
         return trainer
