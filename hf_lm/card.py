@@ -7,18 +7,20 @@ it becomes a heading, a link or markup, and no path of the machine is in it.
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_lm import __version__
 from hf_lm.changes import placeless
 from hf_lm.hub import PRIVATE
 from hf_lm.metrics import metric_rows
-from hf_lm.recipe import Recipe
+from hf_lm.recipe import Recipe, recipe_tree
 from hf_lm.recipe.checks import HUB_ID
 
 CARD, CURVE, RECIPE = "README.md", "loss.png", "recipe.json"
@@ -40,39 +42,40 @@ class Facts(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Any]
 
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        provenance: Mapping[str, Any],
-        rows: Iterable[Mapping[str, Any]],
-        metrics: Mapping[str, Any],
-    ) -> Facts:
-        """Those of a run with a recipe as it was loaded."""
-        tree = recipe.model_dump(mode="json", by_alias=True)
-        return cls({**tree, "hf_lm_version": __version__}, provenance, [*rows], metrics)
 
-
-def write_card(folder: Path, facts: Facts, *, step: int = 0) -> None:
+def write_card(
+    folder: Path, run: Path, recipe: Recipe, rows: Iterable[Mapping[str, Any]], *, step: int = 0
+) -> None:
     """Put beside the weights in a folder what tells a stranger of them.
 
     Args:
         folder: of the model.
-        facts: of its run.
-        step: of a model whose training goes on.
+        run: the folder of its run.
+        recipe: of the run.
+        rows: of its log.
+        step: of a model whose training goes on; it has no metrics yet.
     """
-    recipe = published_recipe(facts.recipe)
+    found = {}
+    for name in (PROVENANCE,) if step else (PROVENANCE, METRICS):
+        shutil.copyfile(run / name, folder / name)
+        found[name] = json.loads((run / name).read_text(encoding="utf-8"))
+    metrics = {name: number(value) for name, value in found.get(METRICS, {}).items()}
+    facts = Facts(recipe_tree(recipe), found[PROVENANCE], [*rows], metrics)
+    own = published_recipe(facts.recipe)
+    (folder / RECIPE).write_text(json_text(own) + "\n", encoding="utf-8")
     curve = draw_curve(facts.rows, folder / CURVE)
-    for name, value in (
-        (RECIPE, recipe),
-        (METRICS, facts.metrics),
-        (PROVENANCE, facts.provenance),
-    ):
-        if value:
-            text = json.dumps(value, indent=2, ensure_ascii=False)
-            (folder / name).write_text(f"{text}\n", encoding="utf-8")
-    text = card_text(facts, recipe, curve=CURVE if curve else "", step=step)
+    text = card_text(facts, own, curve=CURVE if curve else "", step=step)
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def number(value: Any) -> Any:
+    """A metric; what is not finite is a word in JSON."""
+    return float(value) if isinstance(value, str) else value
+
+
+def json_text(tree: Mapping[str, Any]) -> str:
+    """An object as JSON for people."""
+    return json.dumps(tree, indent=2, ensure_ascii=False)
 
 
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int)
         text=text_rows(provenance),
         measured=metric_rows(facts.metrics) if facts.metrics else [],
         training=training_rows(facts, recipe),
-        recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
+        recipe=json_text(recipe),
         metrics=facts.metrics,
         provenance={"commits": [], **provenance},
         samples=samples,
@@ -117,10 +120,9 @@ def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int)
 
 def front_matter(facts: Facts, recipe: Mapping[str, Any]) -> str:
     """What the Hub reads: licence, tags, base model, data sets and results, as YAML."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     hub, sources = facts.recipe["hub"], sources_of(recipe["data"]["source"])
-    pretrained = recipe["model"]["pretrained"]
+    pretrained = facts.recipe["model"]["pretrained"]  # where a local one is a path
+    base = pretrained if pretrained and HUB_ID.match(pretrained) else None
     on_hub = [name for name in sources if HUB_ID.match(name) and "/" in name]
     held_out = "held-out documents of " + ", ".join(sources)
     results = [
@@ -133,11 +135,11 @@ def front_matter(facts: Facts, recipe: Mapping[str, Any]) -> str:
             metric_value=facts.metrics[key],
         )
         for key, name in MEASURED.items()
-        if key in facts.metrics
+        if math.isfinite(facts.metrics.get(key, math.nan))
     ]
     data = ModelCardData(
-        base_model=pretrained if pretrained and HUB_ID.match(pretrained) else None,
-        base_model_relation=relation(recipe["model"]) if pretrained else None,
+        base_model=base,
+        base_model_relation=relation(recipe["model"]) if base else None,
         datasets=on_hub or None,
         eval_results=results or None,
         library_name="peft" if adapts(recipe["model"]) else "transformers",

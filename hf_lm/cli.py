@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     repeating = commands.add_parser(
         "reproduce", help="run a published recipe and compare the result"
     )
-    add_options(repeating).set_defaults(call=reproduce)
+    repeating.add_argument("recipe", metavar="hub:USER/MODEL", help="a published model")
+    add_overrides(repeating, "a key of its recipe that is another here, as data.source=my_texts/")
+    repeating.set_defaults(call=reproduce, pretrained=None)
 
     add_data_commands(commands)
     add_model_commands(commands)
@@ -181,7 +183,7 @@ def reproduce(given: argparse.Namespace) -> None:
     if not any(key.startswith("output_dir=") for key in given.overrides):
         folder = f"{recipe.folder}-reproduced"  # beside the run that was published, if it is here
         recipe = recipe.model_copy(update={"output_dir": folder})
-    train(recipe, accepted=given.accepted, force_unlock=given.force_unlock)
+    train(recipe)
     rows, notes = compare(there, recipe.folder)
     console.show_rows(f"{given.recipe} and {console.short(recipe.folder)}", rows, notes=notes)
 

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.card import Facts, write_card
+from hf_lm.card import write_card
 from hf_lm.checkpoint import Checkpoints
 from hf_lm.console import console, show_note
 from hf_lm.dataset.blocks import Blocks, make_collate
@@ -195,6 +195,5 @@ def finish(
     }
     run.folder.write(METRICS, metrics)
     if run.folder.writes:
-        facts = Facts.of(run.recipe, run.folder.provenance, run.folder.rows(), metrics)
-        write_card(run.folder.model, facts)
+        write_card(run.folder.model, run.folder.path, run.recipe, run.folder.rows())
     return metrics, hooks.sample(model)

@@ -27,7 +27,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_download, logging
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_lm.errors import HfLmError, RecipeError, UploadError
@@ -111,9 +116,7 @@ def refuse_endpoint() -> None:
         raise RecipeError(f"HF_ENDPOINT = {constants.ENDPOINT}: would be sent your token in clear")
 
 
-def publish(
-    model: Path, recipe: HubRecipe, *, again: str, tag: str = "", deadline: float = DEADLINE
-) -> str:
+def publish(model: Path, recipe: HubRecipe, *, again: str, tag: str = "") -> str:
     """Upload a model in one commit; whatever the Hub holds of ours besides is deleted in it.
 
     Args:
@@ -121,7 +124,6 @@ def publish(
         recipe: where to.
         again: the command that tries again.
         tag: a name for the commit.
-        deadline: seconds in which a try begins.
 
     Returns:
         The address of the commit.
@@ -133,7 +135,7 @@ def publish(
     try:
         with staged(model) as staging:
             size = sum(path.stat().st_size for path in staging.iterdir())
-            return retried(partial(commit, staging, recipe, tag), deadline=deadline)
+            return retried(partial(commit, staging, recipe, tag), deadline=DEADLINE)
     except HfLmError:
         raise
     except Exception as error:  # refusals, connections, offline mode, a full disk
@@ -227,6 +229,8 @@ def passing(error: BaseException) -> bool:
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError):
             return cause.response is not None and cause.response.status_code in AGAIN
+        if isinstance(cause, OfflineModeIsEnabled):  # a ConnectionError that no waiting ends
+            return False
         if isinstance(cause, (httpx2.TransportError, json.JSONDecodeError, ConnectionError)):
             return True
     return False

@@ -1,28 +1,32 @@
 """A run in; its model with a card, and both on the Hub, out.
 
-Here the card and the Hub meet the folder of a run, as the other stages do in `fit.py`.
+Here the card and the Hub meet the folder of a run, as the other stages do in `fit.py`; a run that
+is published nowhere imports neither.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from hf_lm import console, hub
-from hf_lm.card import Facts, write_card
+from hf_lm import console
 from hf_lm.recipe import Recipe
-from hf_lm.run_folder import METRICS, RunFolder
-from hf_lm.uploads import Uploads
+from hf_lm.run_folder import RunFolder
 
 
 @contextmanager
 def published(folder: RunFolder, recipe: Recipe) -> Iterator[None]:
     """What trains within is uploaded behind it, and before it this was found to be possible."""
     asked = recipe.hub.push != "never" and folder.writes
-    for note in hub.refuse_access(recipe.hub) if asked else ():
-        console.show_note(note)
+    if asked:
+        from hf_lm.hub import refuse_access
+
+        for note in refuse_access(recipe.hub):
+            console.show_note(note)
     yield
     if asked:
         publish(folder, recipe)
@@ -34,15 +38,24 @@ def publish(folder: RunFolder, recipe: Recipe) -> None:
     Raises:
         UploadError: it did not happen; the command that tries again is named.
     """
-    facts = Facts.of(recipe, folder.provenance, folder.rows(), folder.read(METRICS))
-    write_card(folder.model, facts)  # which may be published under another name by now
+    from hf_lm import hub
+
+    describe(folder, recipe, folder.model)  # which may be published under another name by now
     url = hub.publish(folder.model, recipe.hub, again=command(folder, recipe))
     console.show_rows("published", [("model", url)])
 
 
+def describe(folder: RunFolder, recipe: Recipe, model: Path, step: int = 0) -> None:
+    """Put the card of a run beside the weights of a model, or of a step that is saved."""
+    from hf_lm.card import write_card
+
+    write_card(model, folder.path, recipe, folder.rows(), step=step)
+
+
 def command(folder: RunFolder, recipe: Recipe) -> str:
     """What publishes the run, whatever hub section its folder has."""
-    return f"hf-lm publish {console.short(folder.path)} --set hub.model_id={recipe.hub.model_id}"
+    where = shlex.quote(console.short(folder.path))
+    return f"hf-lm publish {where} --set hub.model_id={recipe.hub.model_id}"
 
 
 @contextmanager
@@ -55,15 +68,17 @@ def saves(folder: RunFolder, recipe: Recipe) -> Iterator[Callable[[Path], None]]
     if recipe.hub.push != "every_save" or not folder.writes:
         yield lambda checkpoint: None
         return
-    place = folder.path / hub.STAGING
+    from hf_lm.hub import STAGING
+    from hf_lm.uploads import Uploads
 
-    def put_card(model: Path, step: int) -> None:
-        facts = Facts.of(recipe, folder.provenance, folder.rows(), {})
-        write_card(model, facts, step=step)
-
+    place = folder.path / STAGING
     shutil.rmtree(place, ignore_errors=True)  # what a killed run left
     uploads = Uploads(
-        place, recipe.hub, describe=put_card, again=command(folder, recipe), say=console.show_note
+        place,
+        recipe.hub,
+        describe=partial(describe, folder, recipe),
+        again=command(folder, recipe),
+        say=console.show_note,
     )
     yield uploads.offer
     uploads.close()  # a run that a signal or an error ends waits for no upload

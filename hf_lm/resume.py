@@ -146,6 +146,7 @@ class ResumableTrainer(Trainer):
         failed = self.settled()
         network: Any = self.accelerator.unwrap_model(self.model)
         weights, moments = weights_of(network), optimizer_state(self.optimizer)
+        frozen = self.frozen
         if not writes:
             return
         self.note_callbacks()
@@ -157,13 +158,13 @@ class ResumableTrainer(Trainer):
             "scaler": scaler.state_dict() if scaler else None,
             "ended": self.ended,
             "logged_step": self._globalstep_last_logged,
-            "frozen": self.frozen,
+            "frozen": frozen,
             "ranks": [own for _, own in ranks],
             **self.own_numbers(),
         }
         chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
         files = {
-            **({} if self.frozen else {CONFIG: text_file(config.to_json_string())}),
+            **({} if frozen else {CONFIG: text_file(config.to_json_string())}),
             WEIGHTS: tensor_file(weights),
             OPTIMIZER: tensor_file(moments),
             RANDOM: tensor_file(chances),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import TINY, merged
 
-from hf_lm.card import Facts, code, fenced, plain, write_card
+from hf_lm.card import code, fenced, plain, write_card
 from hf_lm.recipe import make_recipe
 from hf_lm.recipe.reader import read_tree
 
@@ -60,9 +60,12 @@ def card(folder: Path, changes: dict[str, Any] | None = None, **others: Any) -> 
     """The card of a run with a recipe."""
     tree = merged(TINY, {"hub.model_id": "USER/tiny", **(changes or {})})
     recipe = make_recipe(tree, folder, name="recipe.json")
-    given = {"provenance": PROVENANCE, "rows": ROWS, "metrics": METRICS, **others}
-    step = given.pop("step", 0)
-    write_card(folder, Facts.of(recipe, **given), step=step)
+    run = folder / "of the run"
+    run.mkdir(exist_ok=True)
+    given = {"provenance": PROVENANCE, "rows": ROWS, "metrics": METRICS, "step": 0, **others}
+    for name in ("provenance", "metrics"):
+        (run / f"{name}.json").write_text(json.dumps(given[name]))
+    write_card(folder, run, recipe, given["rows"], step=given["step"])
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -104,7 +107,29 @@ def test_a_fine_tuned_model_names_its_base_and_a_local_one_is_no_link(tmp_path: 
     (tmp_path / "mine").mkdir()
     text = card(tmp_path, {"model": {"pretrained": "./mine"}, "tokenizer": {}})
     assert "fine-tuned from `mine`" in text
+    assert "base_model" not in front_matter(text)
+    assert "base_model_relation" not in front_matter(text)
     assert str(tmp_path) not in text
+
+
+def test_an_adapter_says_what_it_is_for_and_what_it_needs(tmp_path: Path) -> None:
+    model = {"pretrained": "USER/base", "lora": {"r": 4}}
+    text = card(tmp_path, {"model": model, "tokenizer": {}})
+    assert "a LoRA adapter of `USER/base`" in text
+    assert "Nothing but transformers and peft is needed" in text
+    assert front_matter(text)["library_name"] == "peft"
+    assert front_matter(text)["base_model_relation"] == "adapter"
+    model["lora"]["merge"] = True
+    text = card(tmp_path, {"model": model, "tokenizer": {}})
+    assert front_matter(text)["library_name"] == "transformers"
+    assert front_matter(text)["base_model_relation"] == "finetune"
+
+
+def test_what_is_not_finite_is_shown_and_no_result(tmp_path: Path) -> None:
+    text = card(tmp_path, metrics={**METRICS, "perplexity": "Infinity"})
+    assert "| perplexity | inf |" in text
+    results = front_matter(text)["model-index"][0]["results"][0]["metrics"]
+    assert [m["type"] for m in results] == ["loss", "accuracy", "bits_per_byte"]
 
 
 def test_the_page_shows_what_was_measured_and_how_to_go_on(tmp_path: Path) -> None:
@@ -134,7 +159,7 @@ def test_the_recipe_is_whole_and_reads_back_without_its_owners_paths(tmp_path: P
 
 
 def test_a_model_in_training_says_so_and_claims_no_results(tmp_path: Path) -> None:
-    text = card(tmp_path, metrics={}, rows=[], step=4)
+    text = card(tmp_path, rows=[], step=4)
     assert "**Not finished**: this is the model after step 4" in text
     assert "model-index" not in front_matter(text)
     assert "It has not been measured" in text

@@ -178,19 +178,25 @@ def push_prepared(folder: Path, name: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    from hf_lm.hub import DEADLINE, retried, told
+
     api = HfApi()
-    try:
+
+    def upload() -> Any:
+        """One commit of all of it."""
         api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-        done = api.upload_folder(
+        return api.upload_folder(
             repo_id=name,
             repo_type="dataset",
             folder_path=str(folder),
             commit_message="Blocks prepared by hf_lm",
         )
+
+    try:
+        done = retried(upload, deadline=DEADLINE)
     except Exception as error:  # HTTP errors, connections, offline mode, a name that is none
-        reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{name}: not uploaded: {reason}; the blocks are in {folder}, and "
+            f"{name}: not uploaded: {told(error)}; the blocks are in {folder}, and "
             f"`hf upload --repo-type dataset {name} {folder}` tries again"
         ) from None
     return str(done.commit_url)

@@ -60,6 +60,7 @@ __all__ = [
     "make_recipe",
     "rate_row",
     "recipe_text",
+    "recipe_tree",
     "template_fields",
     "warnings",
 ]
@@ -159,10 +160,14 @@ def start_from(tree: dict[str, Any], pretrained: str) -> None:
     resolve_paths(tree, Path.cwd(), only=("tokenizer", "pretrained"))
 
 
+def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a JSON object with every default written out, and the version that reads it."""
+    return {**recipe.model_dump(mode="json", by_alias=True), "hf_lm_version": __version__}
+
+
 def recipe_text(recipe: Recipe, folder: Path) -> str:
     """A recipe as JSON with every default written out, to be kept in the folder it runs in."""
-    tree = recipe.model_dump(mode="json", by_alias=True)
+    tree = recipe_tree(recipe)
     tree["$schema"] = os.path.relpath(SCHEMA_FILE, folder)
-    tree["hf_lm_version"] = __version__
     tree["output_dir"] = "."
     return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"

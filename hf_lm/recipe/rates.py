@@ -27,8 +27,8 @@ def settled(recipe: Recipe) -> Recipe:
     rate, matrix_rate = training.learning_rate, training.matrix_learning_rate
     if rate == "auto":
         share = MUON_RATE if optimizer == "muon" else ADAMW_RATE
-        rate = LORA_RATE if recipe.model.lora else PRETRAINED_RATE
-        rate = rate if pretrained else share / recipe.model.shape.n_embd
+        loaded = LORA_RATE if recipe.model.lora else PRETRAINED_RATE
+        rate = loaded if pretrained else share / recipe.model.shape.n_embd
     if matrix_rate == "auto" and optimizer == "muon":
         matrix_rate = MATRIX_RATE
     found = {"optimizer": optimizer, "learning_rate": rate, "matrix_learning_rate": matrix_rate}

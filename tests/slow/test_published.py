@@ -32,8 +32,7 @@ IMPATIENT = """
 import sys
 from hf_lm import hub
 from hf_lm.cli import main
-hub.SILENCE, hub.ASKING = 1.0, 3.0
-hub.publish.__kwdefaults__["deadline"] = 4.0
+hub.SILENCE, hub.ASKING, hub.DEADLINE = 1.0, 3.0, 4.0
 sys.exit(main(sys.argv[1:]))
 """
 
