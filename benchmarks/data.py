@@ -142,7 +142,7 @@ def feed(source: str, folder: Path) -> Figures:
     """Random blocks as batches, from a memory map, as the trainer asks for them."""
     from torch.utils.data import DataLoader
 
-    from hf_lm.dataset.blocks import make_collate
+    from hf_lm.dataset.collate import make_collate
 
     found, _ = prepared(source, folder)
     collate = make_collate(recipe_of(source), load_tokenizer(folder), part="train")
@@ -163,7 +163,7 @@ def stream(source: str, folder: Path) -> Figures:
     from torch.utils.data import DataLoader
 
     from hf_lm.dataset import find_corpus, load_blocks, load_documents
-    from hf_lm.dataset.blocks import make_collate
+    from hf_lm.dataset.collate import make_collate
     from hf_lm.dataset.tokens import Tokenize
 
     data, tokenizer = recipe_of(source, streaming=True), load_tokenizer(folder)

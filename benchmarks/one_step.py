@@ -241,7 +241,8 @@ def make_trainer(
     from datasets import Dataset
 
     from hf_lm.checkpoint import Checkpoints
-    from hf_lm.dataset.blocks import BlockRows, collate, table_of
+    from hf_lm.dataset.blocks import BlockRows, table_of
+    from hf_lm.dataset.collate import collate
     from hf_lm.optimizer import build_optimizer, build_schedule
     from hf_lm.trainer import Hooks, build_trainer, training_arguments
 

@@ -274,7 +274,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
     from hf_lm import console
     from hf_lm.dataset import load_blocks, load_documents, text_blocks
-    from hf_lm.dataset.blocks import make_collate
+    from hf_lm.dataset.collate import make_collate
     from hf_lm.evaluation import context, measure
     from hf_lm.metrics import metric_rows
     from hf_lm.tokenizer import token_bytes

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.errors import RecipeError
-from hf_lm.loss import LOGIT_BYTES
+from hf_lm.loss import IGNORED, LOGIT_BYTES
 from hf_lm.recipe import EvaluationRecipe
 
 # Of one evaluated batch, beside LOGIT_BYTES: of a small vocabulary those alone would hold a whole
@@ -139,16 +139,15 @@ def score(
     nll_N = functional.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none"
     )
-    nll = nll_N.view_as(targets_BT).double().sum(dim=1).tolist()
-    correct = (logits_BTV.argmax(dim=-1) == targets_BT).sum(dim=1).tolist()
-    sizes = table[targets_BT].sum(dim=1).tolist()
-    for row in range(len(nll)):
-        yield {
-            "nll": nll[row],
-            "correct": correct[row],
-            "tokens": targets_BT.shape[1],
-            "bytes": sizes[row],
-        }
+    kept_BT = targets_BT != IGNORED
+    sums = {
+        "nll": nll_N.view_as(targets_BT).double(),
+        "correct": logits_BTV.argmax(dim=-1) == targets_BT,
+        "tokens": kept_BT,
+        "bytes": table[targets_BT.clamp(min=0)] * kept_BT,
+    }
+    rows = [sum_BT.sum(dim=1).tolist() for sum_BT in sums.values()]
+    yield from (dict(zip(sums, row, strict=True)) for row in zip(*rows, strict=True))
 
 
 @contextmanager
@@ -178,8 +177,9 @@ def sample(
     max_new_tokens: int,
     seed: int = 0,
     temperature: float = TEMPERATURE,
+    chat: bool = False,
 ) -> list[dict[str, str]]:
-    """Continue each prompt; the same seed gives the same text.
+    """Continue each prompt, or with `chat` answer it as what a user says; a seed gives one text.
 
     Returns:
         One {"prompt", "text"} a prompt; the text is what the model added.
@@ -192,7 +192,7 @@ def sample(
         model.set_attn_implementation("sdpa")  # ours has no mask, which a cache may need
         for prompt in prompts:
             torch.manual_seed(seed)
-            ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1))
+            ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1), chat=chat)
             added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
             text = tokenizer.decode(added, skip_special_tokens=True)
             found.append({"prompt": prompt, "text": str(text)})
@@ -232,7 +232,9 @@ def context(model: PreTrainedModel) -> int:
     return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, limit: int) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, limit: int, chat: bool = False
+) -> list[int]:
     """The last `limit` ids of a prompt; an empty one begins a document.
 
     Raises:
@@ -240,6 +242,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, limit: int) -
     """
     if not prompt:
         return [tokenizer.eos_token_id]
+    if chat:
+        message = {"role": "user", "content": prompt}
+        rendered: Any = tokenizer.apply_chat_template([message], add_generation_prompt=True)
+        return rendered["input_ids"][-limit:]
     try:
         return tokenizer(prompt, add_special_tokens=False)["input_ids"][-limit:]
     except Exception as error:  # tokenizers raises bare Exception for a character it does not know

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.card import write_card
 from hf_lm.checkpoint import Checkpoints
 from hf_lm.console import console, show_note
-from hf_lm.dataset.blocks import Blocks, make_collate
+from hf_lm.dataset.blocks import Blocks
+from hf_lm.dataset.collate import make_collate
 from hf_lm.dropout import use_cheap_dropout
 from hf_lm.evaluation import measure, sample
 from hf_lm.kernels import Kernels
@@ -122,6 +123,7 @@ def make_hooks(run: Run) -> Hooks:
             prompts=recipe.evaluation.prompts,
             max_new_tokens=recipe.evaluation.max_new_tokens,
             seed=recipe.seed,
+            chat=recipe.data.train_on == "completion" and run.tokenizer.chat_template is not None,
         ),
         write_row=run.folder.write_row,
         flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),

@@ -180,9 +180,11 @@ def byte_characters() -> set[str]:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of how text becomes ids."""
+    """A hash of how text, and a conversation, becomes ids."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    if tokenizer.chat_template:
+        text += json.dumps(tokenizer.chat_template)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -23,7 +23,14 @@ REFUSED = {
         for key in (
             *("source", "config", "split", "revision", "text_column", "streaming", "validation"),
             *("block_size", "append_eos", "document_mask", "grouping", "deduplicate"),
-            *("max_documents", "max_bytes", "sample_by", "text_template", "on_bad_bytes"),
+            *(
+                "max_documents",
+                "max_bytes",
+                "sample_by",
+                "text_template",
+                "on_bad_bytes",
+                "train_on",
+            ),
         )
     ),
     *("tokenizer.pretrained", "tokenizer.train"),

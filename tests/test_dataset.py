@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import data_recipe, tokenizer_of, write
@@ -18,7 +17,8 @@ from hf_lm.dataset import (
     text_blocks,
     tokens,
 )
-from hf_lm.dataset.blocks import Blocks, collate, make_collate, positions
+from hf_lm.dataset.blocks import Blocks
+from hf_lm.dataset.collate import collate, make_collate
 from hf_lm.dataset.grouping import Concat, cut
 from hf_lm.dataset.tokens import Tokenize
 from hf_lm.errors import DataError
@@ -114,8 +114,9 @@ def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
 
 
 def test_positions_restart_behind_each_separator() -> None:
-    ids = torch.tensor([[4, 0, 5, 6, 0, 7], [0, 0, 8, 9, 9, 9]])
-    assert positions(ids, separator=0).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 2, 3]]
+    ids = np.array([[4, 0, 5, 6, 0, 7, 1], [0, 0, 8, 9, 9, 9, 1]], np.uint16)
+    batch = collate([{"input_ids": row} for row in ids], separator=0)
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 2, 3]]
 
 
 def test_a_long_text_is_encoded_in_pieces_that_make_it_up(monkeypatch: Any) -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lm import evaluation
 from hf_lm.dataset import find_corpus, load_documents
-from hf_lm.dataset.blocks import blocks_in_memory, collate, make_collate
+from hf_lm.dataset.blocks import blocks_in_memory
+from hf_lm.dataset.collate import collate, make_collate
 from hf_lm.evaluation import averages, continued, measure, metric_class, prompt_ids, sample
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary

@@ -13,7 +13,8 @@ from test_resume import same
 from test_trainer import TRAINING, T, make_blocks, make_model, make_trainer
 
 from hf_lm.checkpoint import Checkpoints
-from hf_lm.dataset.blocks import BlockRows, collate
+from hf_lm.dataset.blocks import BlockRows
+from hf_lm.dataset.collate import collate
 from hf_lm.errors import NonFiniteError
 from hf_lm.finite import EMPTY, NONFINITE, SPIKE, TAKEN, WINDOW, FiniteGuard
 from hf_lm.loss import IGNORED

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.dataset import find_corpus, grouping, load_blocks, load_documents
-from hf_lm.dataset.blocks import IGNORED, collate
+from hf_lm.dataset.collate import IGNORED, collate
 from hf_lm.dataset.grouping import BestFit, Concat, Grouper, fill_bins
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary

@@ -54,7 +54,7 @@ def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path)
             os.kill(os.getpid(), signal.SIGKILL)
         return collate(rows)
 
-    from hf_lm.dataset.blocks import collate
+    from hf_lm.dataset.collate import collate
 
     counted: list[int] = []
     trainer = make_trainer(tmp_path, [], recipe=recipe, collator=collator, blocks=make_blocks())

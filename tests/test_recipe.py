@@ -277,6 +277,19 @@ def test_a_wrong_key_is_named_with_its_value_and_rule(
     assert re.search(expected, lines[0]), lines
 
 
+def test_what_completions_need_is_said_at_once(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe(
+        data__train_on="completion",
+        data__streaming=True,
+        data__text_template="{a}{b}",
+        data__text_column="body",
+    )
+    lines = problems(path)
+    for key in ("grouping", "document_mask", "streaming", "text_column", "text_template"):
+        assert any(line.startswith(f"data.{key} = ") and "train_on" in line for line in lines), key
+    assert any("data.train_on" in line and "set model.pretrained" in line for line in lines)
+
+
 # Rows that break the JSON itself: text, expected line.
 BROKEN = {
     "2 empty": ("", "is empty"),

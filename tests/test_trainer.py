@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.nn import functional
 
 from hf_lm.checkpoint import Checkpoints
-from hf_lm.dataset.blocks import collate
+from hf_lm.dataset.collate import collate
 from hf_lm.dataset.mixture import MixtureSampler
 from hf_lm.errors import NonFiniteError
 from hf_lm.finite import FiniteGuard

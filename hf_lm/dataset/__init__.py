@@ -3,20 +3,24 @@
 Reading order, which is the way of the text:
   sources.py    data.source -> local files with their hashes, or Hub ids
   readers.py    a file -> its documents
+  columns.py    a row -> its text
+  conversations.py  a row -> its conversation, as text
   documents.py  a corpus -> documents with content hashes
   scan.py       all that is wrong with their text, and what is held out of it
   hub.py        a Hub id -> its text column
   tokens.py     the first map() step: portions of documents -> token ids
+  completions.py  the same for conversations, with marks
   grouping.py   the second: token ids -> rows of block_size + 1
   mixture.py    which source the next block comes from
-  blocks.py     both steps -> blocks on disk; the collator
+  blocks.py     both steps -> blocks on disk
+  collate.py    blocks -> a batch
   prepared.py   blocks and their tokenizer as a folder to share
   stream.py     text that is read while training -> token ids
   endless.py    the same blocks from them, each with its place
   ahead.py      an iterator read ahead of its user
   cache.py      a key -> a prepared folder, built once
 
-The first four import nothing heavy; nor does this file, whose functions import late.
+Those before hub.py import nothing heavy; nor does this file, whose functions import late.
 """
 
 from __future__ import annotations
@@ -258,7 +262,8 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     from hf_lm.dataset.blocks import blocks_in_memory, require_blocks
     from hf_lm.dataset.hub import hub_texts
 
-    whole = data.model_copy(update={"deduplicate": False, "grouping": "concat"})
+    grouping = "concat" if data.train_on == "text" else data.grouping
+    whole = data.model_copy(update={"deduplicate": False, "grouping": grouping})
     texts, _ = hub_texts(whole, corpus)
     parts, counts = blocks_in_memory(Documents(whole, corpus, texts, Split(0)), tokenizer, whole)
     require_blocks({"train": counts["train"]}, whole)
@@ -276,9 +281,10 @@ def text_rows(
         line = uncounted
         if c:
             padded = f", {c.padded_tokens:,} padded" if c.padded_tokens else ""
+            learnt = f", {c.completion_tokens:,} of them learnt" if c.completion_tokens else ""
             line = (
-                f"{mark}{c.documents:,} documents, {c.tokens:,} tokens, {c.blocks:,} blocks "
-                f"({c.unused_tokens:,} tokens unused{padded})"
+                f"{mark}{c.documents:,} documents, {c.tokens:,} tokens{learnt}, "
+                f"{c.blocks:,} blocks ({c.unused_tokens:,} tokens unused{padded})"
             )
         rows.append((label, line))
     return rows

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import Dataset as TorchDataset
@@ -29,12 +28,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_lm.dataset.ahead import read_ahead
 from hf_lm.dataset.cache import build_once, key_of
+from hf_lm.dataset.completions import LEARNT, TokenizeCompletions
 from hf_lm.dataset.documents import Documents, Progress, lanes
 from hf_lm.dataset.grouping import Group, Grouper, make_grouper
 from hf_lm.dataset.mixture import MixtureSampler
 from hf_lm.dataset.tokens import Tokenize, id_type
 from hf_lm.errors import DataError
-from hf_lm.loss import IGNORED
 from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
@@ -51,6 +50,7 @@ class PartCounts:
     blocks: int = 0
     unused_tokens: int = 0  # the tail that fills no block
     padded_tokens: int = 0  # ids that fill blocks up
+    completion_tokens: int = 0  # of those in blocks, the learnt ones, where not all are
 
     def scaled(self, factor: float) -> PartCounts:
         """The same for a text `factor` times as long."""
@@ -113,21 +113,36 @@ class BlockRows(TorchDataset):
 def make_groupers(
     lanes: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> dict[str, Grouper]:
-    """A grouper for each lane; held-out text is always one stream, whatever is trained on."""
-    eos = tokenizer.eos_token_id
+    """A grouper for each lane; held-out text is one stream, whatever is trained on.
+
+    A conversation is never cut: an answer is nothing to learn without its question.
+    """
+    eos, learns_all = tokenizer.eos_token_id, data.train_on == "text"
     return {
         lane: make_grouper(
-            "concat" if lane == "validation" else data.grouping,
+            "concat" if lane == "validation" and learns_all else data.grouping,
             block_size=data.block_size,
             eos=eos if isinstance(eos, int) else 0,
-            kind=id_type(len(tokenizer)),
+            kind=id_type(len(tokenizer)) if learns_all else np.int32,
+            whole=not learns_all,
         )
         for lane in lanes
     }
 
 
+def make_tokenize(
+    tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+) -> Tokenize | TokenizeCompletions:
+    """The first map step that the recipe asks for."""
+    if data.train_on == "completion":
+        return TokenizeCompletions(tokenizer)
+    return Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
+
+
 def block_rows(
-    documents: Documents, tokenize: Tokenize, groupers: dict[str, Grouper]
+    documents: Documents,
+    tokenize: Callable[[dict[str, Any]], dict[str, Any]],
+    groupers: dict[str, Grouper],
 ) -> IterableDataset:
     """The two map steps; each row has the "blocks" [B, T+1] of one portion."""
     portions = IterableDataset.from_generator(partial(portions_ahead, documents))
@@ -143,8 +158,10 @@ def portions_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
 class Tally:
     """Counts of each lane while its blocks go by."""
 
-    def __init__(self, groupers: dict[str, Grouper], report: Progress | None) -> None:
-        self.groupers, self.report = groupers, report
+    def __init__(
+        self, groupers: dict[str, Grouper], report: Progress | None, *, marked: bool
+    ) -> None:
+        self.groupers, self.report, self.marked = groupers, report, marked
         self.counts = dict.fromkeys(groupers, PartCounts())
 
     def passing(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
@@ -152,7 +169,10 @@ class Tally:
         for row in rows:
             lane, blocks = row["lane"], row["blocks"]
             documents, tokens = len(row["ends"]), len(row["input_ids"])
-            self.counts[lane] += PartCounts(documents, row["size"], tokens, len(blocks))
+            learnt = int(np.count_nonzero(blocks[:, 1:] & LEARNT)) if self.marked else 0
+            self.counts[lane] += PartCounts(
+                documents, row["size"], tokens, len(blocks), completion_tokens=learnt
+            )
             if self.report:
                 self.report(documents, row["size"])
             yield lane, blocks
@@ -172,8 +192,8 @@ def blocks_in_memory(
 ) -> tuple[dict[str, BlockRows], dict[str, PartCounts]]:
     """The blocks of both parts, with nothing written."""
     groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
-    tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
-    tally = Tally(groupers, None)
+    tokenize = make_tokenize(tokenizer, data)
+    tally = Tally(groupers, None, marked=data.train_on == "completion")
     found: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     rows = block_rows(documents, tokenize, groupers)
     for lane, blocks in tally.passing(rows):
@@ -208,14 +228,16 @@ def build_blocks(
         report: told the documents and bytes of each portion that is done.
     """
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
-    cutting = [data.block_size, data.append_eos, data.grouping, lanes(documents.corpus)]
+    cutting: list[Any] = [data.block_size, data.append_eos, data.grouping, lanes(documents.corpus)]
+    if data.train_on == "completion":
+        cutting.append(str(tokenizer.chat_template))
     key = key_of("blocks", content, vocabulary, tokenizer.eos_token_id, *cutting)
 
     def build(folder: Path) -> None:
         """Write one Arrow file a lane, and the counts."""
         groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
-        tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
-        tally = Tally(groupers, report)
+        tokenize = make_tokenize(tokenizer, data)
+        tally = Tally(groupers, report, marked=data.train_on == "completion")
         rows = block_rows(documents, tokenize, groupers)
         with ExitStack() as stack:
             schema = table_of(np.empty((0, data.block_size + 1), tokenize.type)).schema
@@ -271,68 +293,13 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
 
 def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
     """Refuse a part that fills no block."""
+    remedy = "lower" if data.train_on == "text" else "raise"  # a conversation is never cut
     problems = [
         f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
         + (", raise data.validation.holdout" if part == "validation" else "")
-        + " or lower data.block_size"
+        + f" or {remedy} data.block_size"
         for part, row in counts.items()
         if not row.blocks
     ]
     if problems:
         raise DataError(problems)
-
-
-def collate(
-    rows: Sequence[dict[str, Any]],
-    *,
-    separator: int | None = None,
-    padding: int | None = None,
-    numbered: bool = False,
-) -> dict[str, Any]:
-    """Rows of T+1 ids as a batch; `shift_labels` stand at the position that predicts them.
-
-    transformers shifts nothing when `shift_labels` is there, but computes no loss without `labels`.
-
-    Args:
-        rows: blocks, each with "input_ids" [T+1] and, if asked for, its "number".
-        separator: end-of-text id; if given, positions restart behind it, which transformers takes
-            for the bounds of documents that do not see each other.
-        padding: end-of-text id; if given, one that follows another fills its block up, and is not
-            predicted.
-        numbered: whether to say which blocks they are.
-
-    Returns:
-        input_ids, labels, shift_labels [B, T], position_ids [B, T] with a separator, and a list
-        of numbers.
-    """
-    blocks = np.concatenate([row["input_ids"] for row in rows]).reshape(len(rows), -1)
-    inputs = torch.from_numpy(blocks[:, :-1].astype(np.int64))
-    targets = torch.from_numpy(blocks[:, 1:].astype(np.int64))
-    if padding is not None:
-        targets[(inputs == padding) & (targets == padding)] = IGNORED
-    batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
-    if separator is not None:
-        batch["position_ids"] = positions(inputs, separator=separator)
-    return {**batch, "numbers": [row["number"] for row in rows]} if numbered else batch
-
-
-def positions(ids: torch.Tensor, *, separator: int) -> torch.Tensor:
-    """The place of each token [B, T] in its own document, counted from the block's start."""
-    index = torch.arange(ids.shape[1]).expand_as(ids)
-    starts = torch.zeros_like(ids)
-    starts[:, 1:] = torch.where(ids[:, :-1] == separator, index[:, 1:], 0)
-    return index - starts.cummax(dim=1).values
-
-
-def make_collate(
-    data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, part: str
-) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    """The collator the recipe asks for; held-out blocks are neither padded nor numbered."""
-    eos = tokenizer.eos_token_id
-    padded = data.grouping == "best_fit" and part == "train"
-    return partial(
-        collate,
-        separator=eos if data.document_mask else None,
-        padding=eos if padded else None,
-        numbered=part == "train",
-    )

@@ -12,7 +12,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from hf_lm.dataset.readers import Columns, Report, read_documents
+from hf_lm.dataset.columns import columns_of
+from hf_lm.dataset.readers import Report, read_documents
 from hf_lm.dataset.sources import EMBEDDED, Corpus, Source, sha256
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -46,7 +47,7 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     files = [
         [[file.sha256 for file in source.files] for source in corpus.of(part)] for part in PARTS
     ]
-    how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
+    how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes, data.train_on]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -54,7 +55,7 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
 
 def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterator[str]:
     """The documents of a local source, and a problem for each file that changed meanwhile."""
-    columns = Columns.of(data)
+    columns = columns_of(data)
     on_bad_bytes = "skip" if source.name == EMBEDDED else data.on_bad_bytes
     for file in source.files:
         yield from read_documents(

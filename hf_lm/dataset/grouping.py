@@ -43,7 +43,9 @@ class Grouper(Protocol):
         """Blocks [B, T+1] from documents; without any, from what waits."""
 
 
-def make_grouper(grouping: str, *, block_size: int, eos: int, kind: type[np.generic]) -> Grouper:
+def make_grouper(
+    grouping: str, *, block_size: int, eos: int, kind: type[np.generic], whole: bool = False
+) -> Grouper:
     """The grouping a recipe asks for.
 
     Args:
@@ -51,9 +53,10 @@ def make_grouper(grouping: str, *, block_size: int, eos: int, kind: type[np.gene
         block_size: T.
         eos: end-of-text id, which best_fit pads with.
         kind: type of an id.
+        whole: whether best_fit leaves out documents that are longer than a block.
     """
     if grouping == "best_fit":
-        return BestFit(block_size, eos, kind)
+        return BestFit(block_size, eos, kind, whole=whole)
     return Concat(block_size, np.empty(0, kind))
 
 
@@ -103,13 +106,14 @@ class BestFit:
 
     A block begins with an end-of-text, which predicts the first token of its first document. Of a
     document longer than a block, whole blocks are cut off, overlapping by one id; the rest opens
-    a block of its own behind the id before it.
+    a block of its own behind the id before it; or with `whole`, none of it is used.
     """
 
-    unused = 0
-
-    def __init__(self, block_size: int, eos: int, kind: type[np.generic]) -> None:
-        self.block_size, self.eos, self.padded = block_size, eos, 0
+    def __init__(
+        self, block_size: int, eos: int, kind: type[np.generic], *, whole: bool = False
+    ) -> None:
+        self.block_size, self.eos, self.whole = block_size, eos, whole
+        self.padded, self.unused = 0, 0
         self.tail = np.empty(0, kind)
         self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self.size = 0
@@ -138,7 +142,8 @@ class BestFit:
             for end in (own + shift).tolist()
         ]
         self.waiting, self.size = [], 0
-        bins = fill_bins(ends, self.block_size)
+        bins = fill_bins(ends, self.block_size, whole=self.whole)
+        self.unused += len(ids) - sum(piece.size for pieces in bins for piece in pieces)
         rows = np.full((len(bins), self.block_size + 1), self.eos, self.tail.dtype)
         starts = {0, *ends}
         for row, pieces in zip(rows, bins, strict=True):
@@ -152,7 +157,7 @@ class BestFit:
         return rows
 
 
-def fill_bins(ends: Sequence[int], size: int) -> list[list[Piece]]:
+def fill_bins(ends: Sequence[int], size: int, *, whole: bool = False) -> list[list[Piece]]:
     """Pieces of documents in bins of `size` ids, by best fit in descending order.
 
     `room` has a bit for each number of free ids that some bin has, so that the fullest bin with
@@ -167,7 +172,7 @@ def fill_bins(ends: Sequence[int], size: int) -> list[list[Piece]]:
         if document.size <= size:
             short += [document] if document.size else []
             continue
-        for first in range(document.start, end, size):
+        for first in () if whole else range(document.start, end, size):
             piece = Piece(first, min(first + size, end))
             bins.append([piece])
             if piece.size < size:

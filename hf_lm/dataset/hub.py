@@ -10,8 +10,8 @@ from datasets import Dataset, load_dataset_builder
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from hf_lm.dataset.columns import Columns, TextColumns, columns_of
 from hf_lm.dataset.documents import PARTS, HubTexts
-from hf_lm.dataset.readers import Columns
 from hf_lm.dataset.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -39,16 +39,18 @@ def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
     except Exception as error:  # the loader raises a dozen kinds, from many libraries
         raise DataError(unreachable(name, error)) from None
     refuse_another(name, str(builder.hash), commit or revision)
-    columns = Columns.of(data)
-    missing = columns.missing(rows.column_names or columns.names)
+    columns = columns_of(data)
+    missing = columns.missing(rows.column_names) if rows.column_names else None
     if missing:
         raise DataError(f"{name}: {missing}")
-    rows = rows.select_columns(list(columns.names))
-    if columns.template is not None:  # a dataset on disk would be written again by map()
+    names = columns.chosen(rows.column_names or ())
+    rows = rows.select_columns([*names])
+    if columns != TextColumns((data.text_column,)):
+        # A dataset on disk would be written again by map().
         rows = rows if data.streaming else cast("Dataset", rows).to_iterable_dataset()
-        others = [column for column in columns.names if column != "text"]
-        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns})
-    elif columns.names != ("text",):
+        others = [column for column in names if column != "text"]
+        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns, "name": name})
+    elif names != ("text",):
         rows = rows.rename_column(data.text_column, "text")
     return rows, str(builder.hash)
 
@@ -70,10 +72,18 @@ def refuse_another(name: str, found: str, asked: str | None) -> None:
         )
 
 
-def joined(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
-    """The columns of a row as one text; what is no text is left to be skipped."""
-    text = columns.text(row)
-    return {"text": text if isinstance(text, str) else None}
+def joined(row: dict[str, Any], *, columns: Columns, name: str) -> dict[str, Any]:
+    """The columns of a row as one text; what is no text is left to be skipped.
+
+    Raises:
+        DataError: a conversation is none.
+    """
+    try:
+        return {"text": columns.text(row)}
+    except ValueError as error:
+        if isinstance(columns, TextColumns):
+            return {"text": None}
+        raise DataError(f"{name}: {error}") from None
 
 
 def unreachable(name: str, error: Exception) -> str:

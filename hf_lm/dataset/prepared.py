@@ -23,7 +23,7 @@ from hf_lm.recipe import DataRecipe
 
 TOKENIZER = "tokenizer"
 FORMAT = 1
-CUTTING = ("block_size", "append_eos", "grouping")  # keys that the blocks were made with
+CUTTING = ("block_size", "append_eos", "grouping", "train_on")  # keys that blocks depend on
 CARD = """---
 configs:
 - config_name: default
@@ -36,14 +36,16 @@ tags:
 # Blocks of token ids
 
 Text, tokenized and cut into blocks of {block_size} + 1 token ids by `hf-lm prepare`. The first
-{block_size} ids of a row predict its last {block_size}. The tokenizer is in `tokenizer/`.
+{block_size} ids of a row predict its last {block_size}. The tokenizer is in `tokenizer/`. With
+`"train_on": "completion"` bit 29 of an id says that it is learnt, and bit 30 that a conversation
+begins with it.
 
-| part | documents | bytes | tokens | blocks | unused | padded |
-|---|---|---|---|---|---|---|
+| part | documents | bytes | tokens | blocks | unused | padded | learnt |
+|---|---|---|---|---|---|---|---|
 {counts}
 
-To train on them, name this folder as `data.source` of a recipe with
-`"block_size": {block_size}, "grouping": "{grouping}", "append_eos": {append_eos}`.
+To train on them, name this folder as `data.source` of a recipe with `"block_size": {block_size},
+"grouping": "{grouping}", "append_eos": {append_eos}, "train_on": "{train_on}"`.
 """
 
 
@@ -137,11 +139,12 @@ def open_prepared(
         DataError: one line for each thing that does not fit.
     """
     about = read_about(folder)
+    made = {"train_on": "text", **about}  # which was the only choice once
     problems = [
         f"data.{name} = {json.dumps(getattr(data, name))}: the blocks in {folder} were made with "
-        f"{json.dumps(about[name])}; set it to that"
+        f"{json.dumps(made[name])}; set it to that"
         for name in CUTTING
-        if getattr(data, name) != about[name]
+        if getattr(data, name) != made[name]
     ]
     found = hashes(folder)
     problems += [

@@ -10,12 +10,12 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hf_lm.recipe import DataRecipe, template_fields
+from hf_lm.dataset.columns import Columns
 
 MAX_DOCUMENT = 256 * 2**20  # bytes; a tokenizer takes about 20 times its text in memory
 MAX_PROBLEMS = 20  # lines shown of one kind of trouble; a wrong column breaks every row
@@ -32,42 +32,6 @@ ARCHIVES = {
 }
 # All but \b \t \n \v \f \r and escape.
 CONTROL = bytes([*range(0x08), *range(0x0E, 0x1B), *range(0x1C, 0x20)])
-
-
-class Columns(NamedTuple):
-    """Which columns of a row are its text, and how they are joined."""
-
-    names: tuple[str, ...]
-    template: str | None = None
-
-    @classmethod
-    def of(cls, data: DataRecipe) -> Columns:
-        """The columns that a recipe names."""
-        if data.text_template is None:
-            return cls((data.text_column,))
-        return cls(template_fields(data.text_template), data.text_template)
-
-    def missing(self, found: Iterable[str]) -> str | None:
-        """Why a row with other columns has no text, if it has none."""
-        absent = [name for name in self.names if name not in found]
-        if not absent:
-            return None
-        key = "data.text_column" if self.template is None else "data.text_template"
-        known = ", ".join(f'"{name}"' for name in list(found)[:8])
-        use = f"set {key} to one of {known}" if self.template is None else f"{key} may use {known}"
-        return f'has no "{absent[0]}"; {use}'
-
-    def text(self, row: Mapping[str, Any]) -> Any:
-        """The text of a row; where a column holds no string or number, what it holds instead.
-
-        Raises:
-            KeyError: a column is missing.
-        """
-        if self.template is None:
-            return row[self.names[0]]
-        values = {name: row[name] for name in self.names}
-        odd = [v for v in values.values() if not isinstance(v, (str, int, float))]
-        return odd[0] if odd else self.template.format_map(values)
 
 
 @dataclass
@@ -237,17 +201,14 @@ def read_json(
 
 def row_text(row: Any, place: str, columns: Columns, report: Report) -> Iterator[tuple[str, str]]:
     """The text of one row, if it has one."""
-    if isinstance(row, dict):
-        try:
-            row = columns.text(row)
-        except KeyError:
-            report.problem(place, str(columns.missing(row)))
-            return
-    if not isinstance(row, str):
-        named = ", ".join(f'"{name}"' for name in columns.names)
-        report.problem(place, f"{named} is {type(row).__name__}, expected a string")
-        return
-    yield place, row
+    try:
+        text = columns.text(row)
+    except KeyError:
+        report.problem(place, str(columns.missing(row)))
+    except ValueError as error:
+        report.problem(place, str(error))
+    else:
+        yield place, text
 
 
 def read_csv(
@@ -283,7 +244,7 @@ def read_parquet(
             report.problem(str(path), missing)
             return
         number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=list(columns.names)):
+        for batch in file.iter_batches(batch_size=1024, columns=[*columns.chosen(names)]):
             for row in batch.to_pylist():
                 yield from row_text(row, f"{path}: row {number}", columns, report)
                 number += 1

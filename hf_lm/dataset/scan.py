@@ -167,7 +167,7 @@ def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Itera
     names = ", ".join(source.name for source in corpus.train)
     if not count:
         yield f"{names}: no text: every document is empty or white space"
-    elif size + count <= data.block_size:
+    elif size + count <= data.block_size and data.train_on == "text":
         yield (
             f"{names}: at most {size + count:,} tokens of text, one block needs "
             f"{data.block_size + 1:,}; lower data.block_size"

@@ -209,6 +209,8 @@ def check_data(recipe: Recipe) -> Iterator[Clash]:
     yield from check_sources(data)
     if data.streaming:
         yield from check_stream(recipe)
+    if data.train_on == "completion":
+        yield from check_completion(recipe)
 
 
 def check_sources(data: DataRecipe) -> Iterator[Clash]:
@@ -229,6 +231,27 @@ def check_sources(data: DataRecipe) -> Iterator[Clash]:
         except ValueError:
             rule = 'must name columns as "{title}\\n\\n{body}" does, and nothing else in braces'
             yield clash("data.text_template", rule, data.text_template)
+
+
+def check_completion(recipe: Recipe) -> Iterator[Clash]:
+    """Conversations are whole, see no other, and are rendered by a tokenizer that exists."""
+    data, needs = recipe.data, 'with data.train_on = "completion"'
+    if data.grouping != "best_fit":
+        rule = f'cuts a conversation in two; {needs} it must be "best_fit"'
+        yield clash("data.grouping", rule, data.grouping)
+    if not data.document_mask:
+        rule = f"lets a conversation see the one before it; {needs} it must be true"
+        yield clash("data.document_mask", rule, data.document_mask)
+    if data.streaming:
+        rule = f"{needs} must be false: conversations are prepared first"
+        yield clash("data.streaming", rule, data.streaming)
+    for name, usual in (("text_column", "text"), ("text_template", None)):
+        if getattr(data, name) != usual:
+            rule = f"is of text; {needs} columns have fixed names; remove it"
+            yield clash(f"data.{name}", rule, getattr(data, name))
+    if not (recipe.model.pretrained or recipe.tokenizer.pretrained):
+        rule = "needs a tokenizer that knows its turns; set model.pretrained"
+        yield clash("data.train_on", rule, data.train_on)
 
 
 def check_stream(recipe: Recipe) -> Iterator[Clash]:

@@ -97,6 +97,11 @@ class DataRecipe(Section):
     text_template: str | None = Field(
         None, min_length=1, description='text made of several columns, as "{title}\\n\\n{body}"'
     )
+    train_on: Literal["text", "completion"] = Field(
+        "text",
+        description="text: every token; completion: what an assistant says, in conversations from "
+        "the columns messages, or prompt and completion, rendered by the chat template",
+    )
     sample_by: Literal["document", "paragraph", "line"] = Field(
         "document", description="what one document is in a text file: the file, a paragraph, a line"
     )

@@ -1,0 +1,328 @@
+"""Of a conversation what an assistant says is learnt, whole, and in no other's light."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, merged, write_corpus
+from texts import tokenizer_of
+from tokenizers import processors
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_lm.dataset.collate import IGNORED, make_collate
+from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
+from hf_lm.dataset.grouping import BestFit
+from hf_lm.errors import DataError
+from hf_lm.model import build_model
+from hf_lm.model_config import Vocabulary
+from hf_lm.recipe import DataRecipe, ModelRecipe
+from hf_lm.run import main
+
+# As they are published with SmolLM2-135M-Instruct, zephyr-7b-beta and Mistral-7B-Instruct-v0.1.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+MARKED = (  # as templates are made for training: they say themselves what is generated
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<a>{% generation %}{{ m['content'] }}"
+    "</s>{% endgeneration %}{% else %}<u>{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+TEMPLATES = {"smollm2": SMOLLM2, "zephyr": ZEPHYR, "mistral": MISTRAL, "marked": MARKED}
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n"
+)
+TALK = [
+    {"role": "user", "content": "Hello there"},
+    {"role": "assistant", "content": "Hi, who is it?"},
+    {"role": "user", "content": "Me"},
+    {"role": "assistant", "content": "I see"},
+]
+# What a person reads in a template: pieces of TALK as it renders them, and whether each is learnt.
+PIECES = {
+    "smollm2": [
+        (SYSTEM + "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Hi, who is it?<|im_end|>\n", True),
+        ("<|im_start|>user\nMe<|im_end|>\n<|im_start|>assistant\n", False),
+        ("I see<|im_end|>\n", True),
+    ],
+    "zephyr": [
+        ("<|user|>\nHello there</s>\n<|assistant|>\n", False),
+        ("Hi, who is it?</s>\n", True),
+        ("<|user|>\nMe</s>\n<|assistant|>\n", False),
+        ("I see</s>\n", True),
+    ],
+    "mistral": [
+        ("<s>[INST] Hello there [/INST]", False),
+        ("Hi, who is it?</s> ", True),
+        ("[INST] Me [/INST]", False),
+        ("I see</s> ", True),
+    ],
+    "marked": [
+        ("<u>Hello there<a>", False),
+        ("Hi, who is it?</s>", True),
+        ("<u>Me<a>", False),
+        ("I see</s>", True),
+    ],
+}
+
+
+def chatty(template: str | None, kind: str = "byte") -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template, and the special tokens of all of them."""
+    tokenizer = tokenizer_of(kind, ["Hello there, who is it? I see me."])
+    ends = {SMOLLM2: "<|im_end|>", None: "<|endoftext|>"}
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": ends.get(template, "</s>")})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """The ids of TALK and whether each is learnt, from the pieces above."""
+    ids, learnt = [], []
+    for text, flag in PIECES[name]:
+        piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, learnt = ids + piece, learnt + [flag] * len(piece)
+    return ids, learnt
+
+
+def row(**columns: Any) -> str:
+    """A conversation as the readers hand it on."""
+    return json.dumps(columns)
+
+
+def tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[np.ndarray]:
+    """The ids of each conversation, with marks."""
+    found = TokenizeCompletions(tokenizer)({"text": [*texts]})
+    return np.split(found["input_ids"], found["ends"][:-1])
+
+
+def learnt_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    """What of a conversation is learnt."""
+    return tokenizer.decode((ids & IDS)[(ids & LEARNT) > 0])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_turns_of_an_assistant_are_learnt_and_nothing_else(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    (ids,) = tokenized(tokenizer, row(messages=TALK))
+    expected, learnt = by_hand(name, tokenizer)
+    assert (ids & IDS).tolist() == expected
+    assert ((ids & LEARNT) > 0).tolist() == learnt
+    assert ((ids & BEGINS) > 0).tolist() == [True] + [False] * (len(ids) - 1)
+    rendered = tokenizer.apply_chat_template(TALK)["input_ids"]
+    assert expected == rendered
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_of_a_prompt_and_its_completion_the_latter_is_learnt_alone(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    pair = row(prompt=TALK[:3], completion=TALK[3:])
+    texts = row(prompt="Me", completion="I see")
+    for text, ids in zip((pair, texts), tokenized(tokenizer, pair, texts), strict=True):
+        assert learnt_text(tokenizer, ids) == PIECES[name][3][0], text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    talks = [TALK, TALK[:2], [*TALK, *TALK], TALK[2:]]
+    rows = tokenized(tokenizer, *(row(messages=talk) for talk in talks))
+    recipe = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
+    model = build_model(recipe, Vocabulary.of(tokenizer), block_size=512, seed=3)
+    plain = AutoModelForCausalLM.from_config(model.config)
+    plain.load_state_dict(model.state_dict())
+    nll, count = torch.zeros(()), 0
+    for talk, ids in zip(talks, rows, strict=True):
+        rendered = torch.tensor(tokenizer.apply_chat_template(talk)["input_ids"])
+        assert torch.equal(rendered, torch.from_numpy(ids & IDS))
+        losses = functional.cross_entropy(
+            plain(rendered[None]).logits[0, :-1].float(), rendered[1:], reduction="none"
+        )
+        learnt = torch.from_numpy((ids[1:] & LEARNT) > 0)
+        nll, count = nll + losses[learnt].sum(), count + int(learnt.sum())
+
+    packed = BestFit(512, tokenizer.eos_token_id, np.int32, whole=True)
+    blocks = packed.add(np.concatenate(rows), np.cumsum([len(ids) for ids in rows]))
+    blocks = np.concatenate([blocks, packed.add(np.empty(0, np.int32), np.empty(0, np.int64))])
+    assert len(blocks) < len(talks)  # some share one
+    data = DataRecipe(train_on="completion", grouping="best_fit", document_mask=True)
+    collate = make_collate(data, tokenizer, part="validation")
+    batch = collate([{"input_ids": block} for block in blocks])
+    assert int((batch["shift_labels"] != IGNORED).sum()) == count
+    loss = model(**batch, use_cache=False).loss.item()
+    assert loss == pytest.approx((nll / count).item(), rel=1e-6)
+
+
+def test_a_token_across_the_edge_is_learnt_whatever_the_tokenizer_makes_of_spaces() -> None:
+    tokenizer = chatty(None, "bpe")
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2's
+    for prompt, completion, learnt in (
+        ("Hello", " there ", " there <|endoftext|>"),
+        ("Hello the", "re", " there<|endoftext|>"),
+    ):
+        (ids,) = tokenized(tokenizer, row(prompt=prompt, completion=completion))
+        assert learnt_text(tokenizer, ids) == learnt
+        assert tokenizer.decode(ids & IDS) == f"{prompt}{completion}<|endoftext|>"
+
+
+LAST_DIFFERS = ZEPHYR.replace("<|assistant|>\n'  +", "<|assistant|>\n' + '!' * loop.revindex0 +")
+UNMARKED = MARKED.replace("m['role'] == 'assistant'", "false")
+ENDED = {"role": "assistant", "content": "a<|im_end|>"}
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "rule"),
+    [
+        (None, TALK, "no chat template for messages; set tokenizer.chat_template"),
+        (MISTRAL, TALK[1:], "the chat template refuses it: Conversation roles must"),
+        (LAST_DIFFERS, TALK, "renders its message 2 otherwise where it is the last"),
+        (SMOLLM2, [TALK[0], ENDED], r"spells the special token <\|im_end\|>; take it out"),
+        (UNMARKED, TALK, "marks nothing of it as generated"),
+    ],
+    ids=["none", "refuses", "differs", "spells", "unmarked"],
+)
+def test_a_conversation_that_cannot_be_learnt_right_is_one_line(
+    template: str | None, messages: list[dict[str, str]], rule: str
+) -> None:
+    with pytest.raises(DataError, match=rule) as caught:
+        tokenized(chatty(template), row(messages=messages))
+    assert str(caught.value).startswith('conversation {"messages": [{"role": "')
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_longer_than_a_block_is_left_out_and_counted() -> None:
+    packed = BestFit(8, 0, np.int32, whole=True)
+    packed.add(np.arange(1, 21, dtype=np.int32), np.array([5, 16, 20]))
+    blocks = packed.add(np.empty(0, np.int32), np.empty(0, np.int64))
+    assert [ids[ids > 0].tolist() for ids in blocks] == [[1, 2, 3, 4, 5], [17, 18, 19, 20]]
+    assert packed.unused == 11
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model without a chat template."""
+    folder = tmp_path_factory.mktemp("base")
+    write_corpus(folder / "corpus")
+    changes = {"data.block_size": 64, "training.tokens_per_step": 256}
+    (folder / "recipe.json").write_text(json.dumps(merged(TINY, changes)))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder / "run" / "model"
+
+
+def write_pairs(folder: Path) -> list[dict[str, str]]:
+    """Questions with answers, as a folder with a JSONL file."""
+    rows = [
+        {"prompt": f"The {n} of {n * n}?\n", "completion": f"It is {n * n + 1}, {'so' * (n % 5)}."}
+        for n in range(60)
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+COMPLETION = {
+    "data": {
+        "source": "pairs",
+        "train_on": "completion",
+        "grouping": "best_fit",
+        "document_mask": True,
+        "block_size": 64,
+        "validation": {"holdout": 0.2},
+    },
+    "tokenizer": {},
+    "training.tokens_per_step": 256,
+    "training.max_steps": 30,
+}
+
+
+def test_a_run_learns_completions_and_measures_nothing_else(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_pairs(tmp_path / "pairs")
+    recipe = merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    assert main([str(path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    text = json.loads((tmp_path / "run" / "provenance.json").read_text())["text"]
+    assert metrics["tokens"] == text["validation"]["completion_tokens"]
+    assert f"{metrics['tokens']:,} of them learnt" in shown
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sizes = {
+        r["completion"]: len(tokenizer(r["prompt"] + r["completion"])["input_ids"]) + 1
+        - len(tokenizer(r["prompt"])["input_ids"])
+        for r in rows
+    }  # fmt: skip
+    learnt = sum(text[part]["completion_tokens"] for part in ("train", "validation"))
+    assert learnt == sum(sizes.values())
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert losses[-1] < losses[0] - 1
+    assert log[-1]["tokens"] < 30 * 256 * learnt / text["train"]["tokens"]
+
+    prepared = ["prepare", str(path), "--output", str(tmp_path / "blocks")]
+    from hf_lm.cli import main as command
+
+    assert command(prepared) == 0
+    changes = {"data.source": "blocks", "output_dir": "again"}
+    path.write_text(json.dumps(merged(recipe, changes)))
+    assert main([str(path)]) == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["loss"] == metrics["loss"]
+    assert main([str(path), "--fresh", "--set", "data.train_on=text"]) == 2
+    assert "the blocks in" in capsys.readouterr().err
+
+
+def test_rows_without_a_conversation_are_named_before_anything_is_loaded(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs")
+    broken = [
+        ({"text": "a"}, 'has no "messages", and no "prompt" and "completion"'),
+        ({"messages": "a"}, '"messages" is str, expected a list of messages'),
+        ({"messages": [{"content": "a"}]}, 'has a message that is no object with a "role"'),
+        ({"messages": [{"role": "user", "content": None}]}, 'whose "content" is no text'),
+        ({"messages": TALK[:1]}, '"messages" has no message of the role "assistant"'),
+        ({"prompt": "a", "completion": " "}, '"completion" is empty'),
+        ({"prompt": "a", "completion": TALK[1:2]}, "must both be text, or both be messages"),
+        ("a", "is str, expected an object with a conversation"),
+    ]
+    lines = [json.dumps(row) for row, _ in broken]
+    (tmp_path / "pairs" / "broken.jsonl").write_text("\n".join(lines))
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})))
+    assert main([str(path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == len(broken)
+    for number, (error, (_, rule)) in enumerate(zip(errors, broken, strict=True), 1):
+        assert error.startswith(f"{tmp_path / 'pairs' / 'broken.jsonl'}:{number}: "), error
+        assert rule in error
