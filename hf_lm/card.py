@@ -25,6 +25,7 @@ from hf_lm.recipe.checks import HUB_ID
 
 CARD, CURVE, RECIPE = "README.md", "loss.png", "recipe.json"
 METRICS, PROVENANCE = "metrics.json", "provenance.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers saves it
 LONGEST = 2_000  # characters of a sample or a name
 MEASURED = {  # for model-index: the Hub's ids of metrics
     "loss": "Loss",
@@ -41,6 +42,7 @@ class Facts(NamedTuple):
     provenance: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Any]
+    chat: bool  # whether the tokenizer renders messages
 
 
 def write_card(
@@ -60,7 +62,8 @@ def write_card(
         shutil.copyfile(run / name, folder / name)
         found[name] = json.loads((run / name).read_text(encoding="utf-8"))
     metrics = {name: number(value) for name, value in found.get(METRICS, {}).items()}
-    facts = Facts(recipe_tree(recipe), found[PROVENANCE], [*rows], metrics)
+    chat = (folder / CHAT_TEMPLATE).is_file()
+    facts = Facts(recipe_tree(recipe), found[PROVENANCE], [*rows], metrics, chat)
     own = published_recipe(facts.recipe)
     (folder / RECIPE).write_text(json_text(own) + "\n", encoding="utf-8")
     curve = draw_curve(facts.rows, folder / CURVE)
@@ -96,7 +99,9 @@ def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int)
     pretrained = recipe["model"]["pretrained"]
     address = hub["model_id"] or recipe["name"]
     samples = next((row["samples"] for row in reversed(facts.rows) if row.get("samples")), [])
+    talks = recipe["data"]["train_on"] == "completion" and facts.chat
     return pages.get_template("card.md.jinja").render(
+        talks=talks,
         front_matter=front_matter(facts, recipe),
         title=address,
         address=address,

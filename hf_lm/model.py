@@ -41,6 +41,7 @@ def build_model(
     attention: str = "sdpa",
     seed: int = 0,
     meta: bool = False,
+    added: int = 0,
 ) -> PreTrainedModel:
     """The network of a recipe, from scratch or pretrained.
 
@@ -51,15 +52,18 @@ def build_model(
         attention: the name of its kernel.
         seed: of the initial weights.
         meta: without memory for the weights, to count them.
+        added: tokens that the tokenizer may have more than pretrained weights.
 
     Raises:
         RecipeError: the weights cannot be loaded, or do not fit the tokenizer or the blocks.
     """
-    config = native_config(recipe, vocabulary, block_size=block_size)
+    config = native_config(recipe, vocabulary, block_size=block_size, added=added)
     set_seed(seed)
     if recipe.pretrained and not meta:
         model = load_pretrained(recipe.pretrained, config)
+        grow_embeddings(model, vocabulary.size)
     else:
+        config.vocab_size = max(config.vocab_size, vocabulary.size)
         with torch.device("meta") if meta else nullcontext():
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
             scale_residual(model)
@@ -81,12 +85,23 @@ def build_model(
     return model
 
 
+def grow_embeddings(model: PreTrainedModel, size: int) -> None:
+    """Give a model rows for tokens it was not trained with, if it has none.
+
+    They begin as draws from the distribution of the others (Hewitt, 2021,
+    nlp.stanford.edu/~johnhew/vocab-expansion.html), as transformers makes them.
+    """
+    if size > model.config.vocab_size:
+        model.resize_token_embeddings(size, mean_resizing=True)
+
+
 def native_config(
-    recipe: ModelRecipe, vocabulary: Vocabulary, *, block_size: int
+    recipe: ModelRecipe, vocabulary: Vocabulary, *, block_size: int, added: int = 0
 ) -> PreTrainedConfig:
     """The configuration of the recipe's network, checked against its vocabulary and blocks."""
     if recipe.pretrained:
-        return pretrained_config(recipe, recipe.pretrained, vocabulary, block_size=block_size)
+        name, known = recipe.pretrained, vocabulary.size - added
+        return pretrained_config(recipe, name, known, block_size=block_size)
     layers, heads, width = recipe.shape
     return GPTConfig(
         family=recipe.family,
@@ -105,19 +120,26 @@ def native_config(
 
 
 def pretrained_config(
-    recipe: ModelRecipe, name: str, vocabulary: Vocabulary, *, block_size: int
+    recipe: ModelRecipe, name: str, known: int, *, block_size: int
 ) -> PreTrainedConfig:
-    """The configuration that comes with pretrained weights, with the recipe's dropout."""
+    """The configuration that comes with pretrained weights, with the recipe's dropout.
+
+    Args:
+        recipe: with the dropout.
+        name: of the model.
+        known: tokens that it has to know.
+        block_size: tokens that it must be able to see.
+    """
     key = f"model.pretrained = {json.dumps(name)}"
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loader raises OSError, ValueError, KeyError and more
         raise RecipeError(f"{key}: {one_line(error)}") from None
     problems = []
-    if vocabulary.size > config.vocab_size:
+    if known > config.vocab_size:
         problems.append(
-            f"{key}: has {config.vocab_size:,} tokens, the tokenizer {vocabulary.size:,}; use the "
-            "model's own tokenizer"
+            f"{key}: has {config.vocab_size:,} tokens, the tokenizer {known:,}; use the model's "
+            "own tokenizer, or name in tokenizer.add_tokens what it shall learn"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest and block_size > longest:

@@ -144,7 +144,12 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTra
     from hf_lm.model import build_model
 
     return build_model(
-        recipe.model, vocabulary, block_size=recipe.data.block_size, seed=recipe.seed, **options
+        recipe.model,
+        vocabulary,
+        block_size=recipe.data.block_size,
+        seed=recipe.seed,
+        added=len(recipe.tokenizer.add_tokens),
+        **options,
     )
 
 

@@ -53,7 +53,7 @@ def build_tokenizer(
     """
     pretrained = recipe.pretrained or (None if recipe.train else default)
     if pretrained:
-        return load_tokenizer(pretrained)
+        return extended(load_tokenizer(pretrained), recipe)
     if not documents:
         raise RecipeError("tokenizer.train: prepared blocks come with their tokenizer; remove it")
     train = recipe.train or TrainTokenizer()
@@ -69,6 +69,16 @@ def build_tokenizer(
         eos_token=EOS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def extended(
+    tokenizer: PreTrainedTokenizerBase, recipe: TokenizerRecipe
+) -> PreTrainedTokenizerBase:
+    """A ready tokenizer with the tokens and the chat template of the recipe."""
+    tokenizer.add_tokens([*recipe.add_tokens], special_tokens=True)  # those it has stay as they are
+    if recipe.chat_template:
+        tokenizer.chat_template = recipe.chat_template
+    return tokenizer
 
 
 def bpe_size(recipe: TokenizerRecipe) -> int:

@@ -60,7 +60,7 @@ def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         section = tree
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[key] = value
+        section[key] = copy.deepcopy(value)
     return tree
 
 

@@ -34,6 +34,7 @@ REFUSED = {
         )
     ),
     *("tokenizer.pretrained", "tokenizer.train"),
+    *("tokenizer.add_tokens", "tokenizer.chat_template"),
     *(
         f"model.{key}"
         for key in (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, merged, write_corpus
+from safetensors.torch import load_file
 from texts import tokenizer_of
 from tokenizers import processors
 from torch.nn import functional
@@ -17,6 +18,7 @@ from hf_lm.dataset.collate import IGNORED, make_collate
 from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
 from hf_lm.dataset.grouping import BestFit
 from hf_lm.errors import DataError
+from hf_lm.evaluation import prompt_ids
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
 from hf_lm.recipe import DataRecipe, ModelRecipe
@@ -63,6 +65,9 @@ TALK = [
     {"role": "user", "content": "Me"},
     {"role": "assistant", "content": "I see"},
 ]
+ANSWER = TALK[3]
+TURNS = ("<|im_start|>", "<|im_end|>")
+RUNS = ("run", "whole")
 # What a person reads in a template: pieces of TALK as it renders them, and whether each is learnt.
 PIECES = {
     "smollm2": [
@@ -230,7 +235,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained model without a chat template."""
     folder = tmp_path_factory.mktemp("base")
     write_corpus(folder / "corpus")
-    changes = {"data.block_size": 64, "training.tokens_per_step": 256}
+    changes = {"data.block_size": 128, "training.tokens_per_step": 256}
     (folder / "recipe.json").write_text(json.dumps(merged(TINY, changes)))
     assert main([str(folder / "recipe.json")]) == 0
     return folder / "run" / "model"
@@ -300,6 +305,79 @@ def test_a_run_learns_completions_and_measures_nothing_else(
     assert again["loss"] == metrics["loss"]
     assert main([str(path), "--fresh", "--set", "data.train_on=text"]) == 2
     assert "the blocks in" in capsys.readouterr().err
+
+
+def test_added_tokens_are_learnt_and_go_with_the_template_into_the_model(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talks").mkdir()
+    lines = (json.dumps({"messages": [*TALK[:n], ANSWER]}) for n in (1, 3))
+    (tmp_path / "talks" / "talks.jsonl").write_text("\n".join(lines))
+    other = json.dumps({"messages": [TALK[0], ANSWER, TALK[2], ANSWER]})
+    (tmp_path / "other.jsonl").write_text(other)
+    (tmp_path / "turns.jinja").write_text(SMOLLM2)
+    changes = {
+        **COMPLETION,
+        "data.source": "talks",
+        "data.validation": {"source": "other.jsonl"},
+        "data.block_size": 128,
+        "model": {"pretrained": str(base)},
+        "tokenizer": {"add_tokens": list(TURNS), "chat_template": "turns.jinja"},
+        "training.schedule": "constant",
+        "training.max_steps": 4,
+        "training.tokens_per_step": 128,
+        "evaluation.prompts": ["Me"],
+    }
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(merged(TINY, changes)))
+    assert main([str(path), "--set", "data.block_size=16"]) == 2
+    assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
+    assert main([str(path)]) == 0
+    assert main([str(path), "--set", "training.max_steps=8"]) == 0
+    whole = ["--set", "training.max_steps=8", "--set", f"output_dir={tmp_path / 'whole'}"]
+    assert main([str(path), *whole]) == 0
+    weights = [load_file(tmp_path / run / "model" / "model.safetensors") for run in RUNS]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    saved, before = tmp_path / "run" / "model", AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    assert tokenizer.chat_template == SMOLLM2
+    ids = tokenizer.convert_tokens_to_ids(list(TURNS))
+    assert ids == [before.config.vocab_size, before.config.vocab_size + 1]
+    assert model.config.vocab_size == len(tokenizer) == before.config.vocab_size + 2
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["tokenizer"] == {
+        "pretrained": None,
+        "train": None,
+        "add_tokens": list(TURNS),
+        "chat_template": SMOLLM2,
+    }
+    assert "apply_chat_template" in (saved / "README.md").read_text()
+    rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]
+    assert prompt_ids(tokenizer, "Me", limit=512, chat=True) == rendered
+    assert prompt_ids(tokenizer, "Me", limit=5, chat=True) == rendered[-5:]
+
+
+def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(list(TURNS), special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "larger")
+    write_pairs(tmp_path / "pairs")
+    model = {"model": {"pretrained": str(base)}, "tokenizer": {"pretrained": "larger"}}
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, **model})))
+    assert main([str(path), "--check"]) == 2
+    assert "name in tokenizer.add_tokens what it shall learn" in capsys.readouterr().err
+    named = ["--set", f"tokenizer.add_tokens={json.dumps(TURNS)}"]
+    assert main([str(path), "--check", *named]) == 0
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"lora": {}}})))
+    for key, rule in (("add_tokens", "would never be learnt"), ("chat_template", "cannot be read")):
+        value = json.dumps(TURNS) if key == "add_tokens" else "none.jinja"
+        assert main([str(path), "--from", str(base), "--set", f"tokenizer.{key}={value}"]) == 2
+        assert rule in capsys.readouterr().err
 
 
 def test_rows_without_a_conversation_are_named_before_anything_is_loaded(

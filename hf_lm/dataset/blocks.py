@@ -293,11 +293,13 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
 
 def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
     """Refuse a part that fills no block."""
-    remedy = "lower" if data.train_on == "text" else "raise"  # a conversation is never cut
     problems = [
         f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
         + (", raise data.validation.holdout" if part == "validation" else "")
-        + f" or {remedy} data.block_size"
+        + " or lower data.block_size"
+        if data.train_on == "text"
+        else f"{part} text: none of {row.documents:,} conversations fits a block of "
+        f"{data.block_size:,} tokens; raise data.block_size"
         for part, row in counts.items()
         if not row.blocks
     ]

@@ -1,7 +1,9 @@
 """A JSON recipe in, frozen pydantic models out; everything wrong with it is reported at once.
 
 Reading order:
-  sections.py   every key, unit, default and range
+  section.py    what all sections are
+  data_section.py  every key, unit, default and range of `data`
+  sections.py   of all others
   reader.py     strict JSON: repeated keys, NaN, secrets, where a comma is missing
   words.py      an unknown key in, the key that was meant out
   problems.py   pydantic's errors as one line a key
@@ -26,13 +28,13 @@ from pydantic import ValidationError
 from hf_lm import __version__
 from hf_lm.errors import RecipeError
 from hf_lm.recipe.checks import clashes, warnings
-from hf_lm.recipe.paths import path_problems, place, resolve_paths
+from hf_lm.recipe.data_section import DataRecipe, template_fields
+from hf_lm.recipe.paths import path_problems, place, read_template, resolve_paths
 from hf_lm.recipe.problems import validate, validation_problems, without
 from hf_lm.recipe.rates import rate_row, settled
 from hf_lm.recipe.reader import Problem, parse, read_tree, tree_problems
 from hf_lm.recipe.schema import SCHEMA_FILE
 from hf_lm.recipe.sections import (
-    DataRecipe,
     EvaluationRecipe,
     HubRecipe,
     LoraRecipe,
@@ -41,7 +43,6 @@ from hf_lm.recipe.sections import (
     TokenizerRecipe,
     TrainingRecipe,
     TrainTokenizer,
-    template_fields,
 )
 from hf_lm.recipe.steps import count_steps
 
@@ -104,7 +105,7 @@ def make_recipe(
     if pretrained:
         start_from(tree, pretrained)
     place(tree, folder)
-    problems += tree_problems(tree)
+    problems += [*read_template(tree, folder), *tree_problems(tree)]
     recipe, found = check(without(tree, problems))
     problems += found
     if problems or recipe is None:
@@ -155,7 +156,10 @@ def start_from(tree: dict[str, Any], pretrained: str) -> None:
     kept = given if isinstance(given, dict) else {}
     kept = {key: kept[key] for key in ("dropout", "lora") if key in kept}
     tree["model"] = {**kept, "pretrained": pretrained}
-    tree["tokenizer"] = {"pretrained": pretrained}
+    given = tree.get("tokenizer")
+    kept = given if isinstance(given, dict) else {}
+    kept = {key: kept[key] for key in ("add_tokens", "chat_template") if key in kept}
+    tree["tokenizer"] = {**kept, "pretrained": pretrained}
     resolve_paths(tree, Path.cwd(), only=("model", "pretrained"))
     resolve_paths(tree, Path.cwd(), only=("tokenizer", "pretrained"))
 

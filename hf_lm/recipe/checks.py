@@ -10,14 +10,9 @@ from typing import Any
 
 from hf_lm import __version__
 from hf_lm.recipe.arguments import argument_problems
+from hf_lm.recipe.data_section import DataRecipe, WeightedSource, template_fields
 from hf_lm.recipe.reader import NO_VALUE, Problem
-from hf_lm.recipe.sections import (
-    DataRecipe,
-    ModelRecipe,
-    Recipe,
-    WeightedSource,
-    template_fields,
-)
+from hf_lm.recipe.sections import ModelRecipe, Recipe
 
 FROM_SCRATCH = tuple(
     name for name in ModelRecipe.model_fields if name not in ("pretrained", "dropout", "lora")
@@ -192,6 +187,18 @@ def check_tokenizer(recipe: Recipe) -> Iterator[Clash]:
         yield clash("tokenizer.train.kind", rule, "char")
 
 
+def check_additions(recipe: Recipe) -> Iterator[Clash]:
+    """What is added to a tokenizer is added to one that exists, and is learnt."""
+    tokenizer, model = recipe.tokenizer, recipe.model
+    for name in ("add_tokens", "chat_template"):
+        if getattr(tokenizer, name) and not (tokenizer.pretrained or model.pretrained):
+            rule = "is for a tokenizer that exists; set model.pretrained or remove it"
+            yield clash(f"tokenizer.{name}", rule)
+    if tokenizer.add_tokens and model.lora:
+        rule = "would never be learnt: model.lora leaves embeddings as they are; remove one"
+        yield clash("tokenizer.add_tokens", rule)
+
+
 def check_data(recipe: Recipe) -> Iterator[Clash]:
     """The held-out text has one origin, and streaming has an end."""
     data, held = recipe.data, recipe.data.validation
@@ -303,6 +310,7 @@ CHECKS: tuple[Check, ...] = (
     check_version,
     check_data,
     check_tokenizer,
+    check_additions,
     check_model,
     check_lora,
     check_length,

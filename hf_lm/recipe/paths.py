@@ -25,6 +25,7 @@ PATH_KEYS = (
 )
 EMBEDDED = "python-stdlib"
 ALWAYS_PATH = {("output_dir",)}
+TEMPLATE = ("tokenizer", "chat_template")
 DATA_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -61,6 +62,25 @@ def resolve_paths(
         if isinstance(section, dict) and key[-1] in section:
             section[key[-1]] = absolute(section[key[-1]], folder, key)
     return tree
+
+
+def read_template(tree: dict[str, Any], folder: Path) -> Iterator[Problem]:
+    """Put the text of a chat template in the place of its file, in place: a recipe is all there is.
+
+    Yields:
+        That it cannot be read.
+    """
+    section: Any = tree.get(TEMPLATE[0])
+    name = section.get(TEMPLATE[1]) if isinstance(section, dict) else None
+    if not isinstance(name, str) or not name.endswith(".jinja") or unusable(name):
+        return
+    try:
+        text = (folder / Path(name).expanduser()).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        yield Problem(TEMPLATE, f"cannot be read: {reason}", name)
+    else:
+        section[TEMPLATE[1]] = text
 
 
 def place(tree: dict[str, Any], folder: Path) -> None:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hf_lm.recipe.reader import NO_VALUE, Problem
-from hf_lm.recipe.sections import Recipe, Section
+from hf_lm.recipe.section import Section
+from hf_lm.recipe.sections import Recipe
 from hf_lm.recipe.words import meant, nearest
 
 RULES = {
