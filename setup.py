@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hf_lm/__init__.py").read_text())[1]
 
 LORA = ["peft>=0.21"]
+ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24"]
 TEST = [
     "pytest>=9.0",
     "pytest-cov>=7.0",
@@ -16,6 +17,7 @@ TEST = [
     "hypothesis>=6.150",
     "jsonschema>=4.25",
     *LORA,
+    *ONNX,
 ]
 
 setup(
@@ -49,6 +51,7 @@ setup(
     ],
     extras_require={
         "lora": LORA,
+        "onnx": ONNX,
         "test": TEST,
         "dev": [
             *TEST,

@@ -5,6 +5,7 @@ Reading order, which is the way of the data:
   options        the options of a run
   fit            the stages joined: train, save, measure
   cli            the thin `hf-lm` sub-commands
+  use            those about a finished model
   recipe         JSON -> frozen pydantic models; every key, default and check
   dataset        sources -> documents -> shifted blocks
   tokenizer      load a tokenizer, or train one on the recipe's text
@@ -40,6 +41,7 @@ Reading order, which is the way of the data:
   hub            publish to the Hub; read a recipe back from it
   uploads        checkpoints on the Hub while training goes on
   publish        a run joined with both: its model described and uploaded
+  export         a model for ONNX Runtime, checked against it
   reproduce      a published model beside a run of its recipe
   mishaps        memory that runs out, killed workers, failing trackers
   progress       what a person watches: loss, rate, speed, time left

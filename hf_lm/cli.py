@@ -8,19 +8,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_lm import __version__
+from hf_lm import __version__, use
 from hf_lm.errors import CheckpointError, DataError, RecipeError
 from hf_lm.options import add_options, add_overrides, not_negative, positive
 from hf_lm.run import find_recipe, guarded, read_text, run, train
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from hf_lm.recipe import Recipe
-
-LONGEST_BLOCK = 1024  # tokens of context to evaluate with, unless the model has fewer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,7 +76,7 @@ def add_data_commands(commands: Any) -> None:
 
 
 def add_model_commands(commands: Any) -> None:
-    """The commands about a finished model: evaluate and generate."""
+    """The commands about a finished model: evaluate, generate and export."""
     measuring = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
     measuring.add_argument("model", metavar="MODEL", help="a folder or Hub id")
     measuring.add_argument(
@@ -93,7 +86,7 @@ def add_model_commands(commands: Any) -> None:
     )
     add_overrides(measuring, "a key of the data or evaluation section, as data.text_column=body")
     measuring.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    measuring.set_defaults(call=evaluate)
+    measuring.set_defaults(call=use.evaluate)
 
     writing = commands.add_parser("generate", help="let a model continue a text")
     writing.add_argument("model", metavar="MODEL", help="a folder or Hub id")
@@ -107,7 +100,13 @@ def add_model_commands(commands: Any) -> None:
         "--temperature", type=not_negative, default=0.8, help="0 takes the likeliest token (0.8)"
     )
     writing.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
-    writing.set_defaults(call=generate)
+    writing.set_defaults(call=use.generate)
+
+    turning = commands.add_parser("export", help="write a model for another runtime, checked")
+    turning.add_argument("model", metavar="MODEL", help="a folder or Hub id")
+    turning.add_argument("--to", choices=("onnx",), required=True, help="for ONNX Runtime")
+    turning.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
+    turning.set_defaults(call=use.export)
 
 
 def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
@@ -188,24 +187,6 @@ def reproduce(given: argparse.Namespace) -> None:
     console.show_rows(f"{given.recipe} and {console.short(recipe.folder)}", rows, notes=notes)
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with its tokenizer, in fp32, on the GPU if there is one.
-
-    Raises:
-        RecipeError: there is no such model.
-    """
-    from hf_lm import console
-    from hf_lm.machine import find_machine
-    from hf_lm.model import load_pretrained
-    from hf_lm.recipe import TrainingRecipe
-    from hf_lm.tokenizer import load_tokenizer
-
-    console.quiet_libraries()
-    machine = find_machine(TrainingRecipe())
-    tokenizer = load_tokenizer(name)
-    return load_pretrained(name).to(machine.device), tokenizer
-
-
 def prepare(given: argparse.Namespace) -> None:
     """Write the blocks of a recipe to a folder that other recipes, and other people, can train on.
 
@@ -260,90 +241,6 @@ def cache(given: argparse.Namespace) -> None:
     if given.prune is not None:
         total += f"; {removed / 1e6:,.1f} MB removed"
     console.show_rows("prepared text", [*rows, ("all", total)])
-
-
-def evaluate(given: argparse.Namespace) -> None:
-    """Print loss, perplexity, accuracy and bits per byte of a model."""
-    from hf_lm.dataset import find_corpus, scan_documents
-
-    refuse_missing(given.model)
-    recipe = evaluated_recipe(given)
-    corpus = find_corpus(recipe.data)
-    scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
-    model, tokenizer = load(given.model)
-
-    from hf_lm import console
-    from hf_lm.dataset import load_blocks, load_documents, text_blocks
-    from hf_lm.dataset.collate import make_collate
-    from hf_lm.evaluation import context, measure
-    from hf_lm.metrics import metric_rows
-    from hf_lm.tokenizer import token_bytes
-
-    if given.source:
-        data = recipe.data
-        if not any(key.startswith("data.block_size=") for key in given.overrides):
-            size = min(context(model), LONGEST_BLOCK)
-            data = data.model_copy(update={"block_size": size})
-        blocks = text_blocks(data, corpus, tokenizer)
-    else:
-        text = load_documents(recipe.data, corpus, scan)
-        limit = recipe.evaluation.max_blocks
-        found = load_blocks(recipe.data, text, tokenizer, seed=recipe.seed, held_out=limit)
-        blocks = found.parts["validation"]
-    metrics = measure(
-        model,
-        blocks,
-        recipe.evaluation,
-        collate=make_collate(recipe.data, tokenizer, part="validation"),
-        token_bytes=token_bytes(tokenizer),
-    )
-    if given.json:
-        sys.stdout.write(json.dumps(metrics) + "\n")
-    else:
-        console.show_rows(given.model, metric_rows(metrics))
-
-
-def refuse_missing(name: str) -> None:
-    """Refuse a model that is plainly a path, and not there, before anything is loaded."""
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise RecipeError(f"{name}: no such folder (current folder: {Path.cwd()})")
-
-
-def evaluated_recipe(given: argparse.Namespace) -> Recipe:
-    """The recipe of the run the model came from, or one around `--source`.
-
-    Raises:
-        DataError: neither is there.
-    """
-    from hf_lm.recipe import load_recipe, make_recipe
-
-    if given.source:
-        data = {"source": given.source, "deduplicate": False}
-        tree = {"data": data, "training": {"max_steps": 1}}
-        return make_recipe(tree, Path.cwd(), name="--source", overrides=given.overrides)
-    own = Path(given.model).parent / "recipe.json"
-    if not own.is_file():
-        raise DataError(f"{given.model}: no run around it (no {own}); name the text with --source")
-    return load_recipe(own, overrides=given.overrides)
-
-
-def generate(given: argparse.Namespace) -> None:
-    """Print each prompt with what the model adds to it."""
-    refuse_missing(given.model)
-    model, tokenizer = load(given.model)
-
-    from hf_lm.evaluation import sample
-
-    written = sample(
-        model,
-        tokenizer,
-        given.prompt or [""],
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        seed=given.seed,
-    )
-    for piece in written:
-        sys.stdout.write(f"{piece['prompt']}{piece['text']}\n")
 
 
 if __name__ == "__main__":
