@@ -195,7 +195,7 @@ def sample(
             ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1), chat=chat)
             added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
             text = tokenizer.decode(added, skip_special_tokens=True)
-            found.append({"prompt": prompt, "text": str(text)})
+            found.append({"prompt": prompt, "text": f"\n{text}" if chat else str(text)})
     return found
 
 

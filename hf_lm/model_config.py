@@ -105,7 +105,8 @@ class GPTConfig(GPT2Config):
         if self.family == "gpt2":
             names = ("n_positions", "n_embd", "n_layer", "n_head", "n_inner")
             names += ("resid_pdrop", "embd_pdrop", "attn_pdrop", "activation_function")
-            return GPT2Config(**shared, **{name: getattr(self, name) for name in names})
+            own = {name: getattr(self, name) for name in names}
+            return GPT2Config(**shared, **own, n_ctx=self.n_positions)  # read by llama.cpp
         return MODERN[self.family](
             **shared,
             hidden_size=self.n_embd,

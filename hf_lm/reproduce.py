@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lm.changes import CONTENT, DRIFTING, flat
+from hf_lm.dataset.sources import sha256
 from hf_lm.errors import RecipeError
 from hf_lm.hub import PREFIX, published_file
 from hf_lm.run_folder import METRICS, PROVENANCE, RECIPE, RunFolder
@@ -41,7 +41,7 @@ class Published(NamedTuple):
         )
         model = json.loads(published_file(name, RECIPE).read_text(encoding="utf-8"))["model"]
         weights = ADAPTER if model["lora"] and not model["lora"]["merge"] else WEIGHTS
-        return cls(metrics, provenance, weights, digest(published_file(name, weights)))
+        return cls(metrics, provenance, weights, sha256(published_file(name, weights)))
 
 
 def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -52,8 +52,8 @@ def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[st
     """
     folder = RunFolder(run)
     here = folder.read(METRICS)
-    rows = [(name, beside(there.metrics[name], here[name])) for name in MEASURED]
-    same = there.digest == digest(folder.model / there.weights)
+    rows = [(name, beside(float(there.metrics[name]), float(here[name]))) for name in MEASURED]
+    same = there.digest == sha256(folder.model / there.weights)
     rows.append(("weights", "the same bits" if same else "other bits"))
     old, new = flat(there.provenance), flat(folder.provenance)
     notes = [
@@ -68,9 +68,3 @@ def beside(there: float, here: float) -> str:
     """Two results, and how far they are apart."""
     apart = "equal" if there == here else f"{abs(here - there):.2g} apart"
     return f"{there:.6g} published, {here:.6g} here: {apart}"
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -170,7 +170,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """
     alphabet = byte_characters()
     byte_level = "ByteLevel" in decoder_kinds(tokenizer)
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
     sizes = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
     for token, i in tokenizer.get_vocab().items():
         if i in special:

@@ -78,7 +78,8 @@ def evaluated_recipe(given: argparse.Namespace) -> Recipe:
 
     if given.source:
         data = {"source": given.source, "deduplicate": False}
-        tree = {"data": data, "training": {"max_steps": 1}}
+        tokenizer = {"pretrained": given.model}
+        tree = {"data": data, "tokenizer": tokenizer, "training": {"max_steps": 1}}
         return make_recipe(tree, Path.cwd(), name="--source", overrides=given.overrides)
     own = Path(given.model).parent / "recipe.json"
     if not own.is_file():

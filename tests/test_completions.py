@@ -1,6 +1,7 @@
 """Of a conversation what an assistant says is learnt, whole, and in no other's light."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import processors
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_lm.cli import main as command
 from hf_lm.dataset.collate import IGNORED, make_collate
 from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
 from hf_lm.dataset.grouping import BestFit
@@ -67,7 +69,6 @@ TALK = [
 ]
 ANSWER = TALK[3]
 TURNS = ("<|im_start|>", "<|im_end|>")
-RUNS = ("run", "whole")
 # What a person reads in a template: pieces of TALK as it renders them, and whether each is learnt.
 PIECES = {
     "smollm2": [
@@ -241,7 +242,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "model"
 
 
-def write_pairs(folder: Path) -> list[dict[str, str]]:
+def write_pairs(folder: Path) -> None:
     """Questions with answers, as a folder with a JSONL file."""
     rows = [
         {"prompt": f"The {n} of {n * n}?\n", "completion": f"It is {n * n + 1}, {'so' * (n % 5)}."}
@@ -249,7 +250,6 @@ def write_pairs(folder: Path) -> list[dict[str, str]]:
     ]
     folder.mkdir(exist_ok=True)
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
 
 
 COMPLETION = {
@@ -267,58 +267,95 @@ COMPLETION = {
 }
 
 
-def test_a_run_learns_completions_and_measures_nothing_else(
-    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = write_pairs(tmp_path / "pairs")
+@pytest.fixture(scope="module")
+def answers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on questions and answers."""
+    folder = tmp_path_factory.mktemp("answers")
+    write_pairs(folder / "pairs")
     recipe = merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(recipe))
-    assert main([str(path)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    text = json.loads((tmp_path / "run" / "provenance.json").read_text())["text"]
-    assert metrics["tokens"] == text["validation"]["completion_tokens"]
-    assert f"{metrics['tokens']:,} of them learnt" in shown
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+
+def found(run: Path, name: str) -> Any:
+    """What a run wrote."""
+    return json.loads((run / f"{name}.json").read_text())
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def learnt(run: Path) -> int:
+    """Tokens of completions in both parts."""
+    text = found(run, "provenance")["text"]
+    return sum(text[part]["completion_tokens"] for part in ("train", "validation"))
+
+
+def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base: Path) -> None:
+    run, tokenizer = answers / "run", AutoTokenizer.from_pretrained(base)
+    text = found(run, "provenance")["text"]
+    assert found(run, "metrics")["tokens"] == text["validation"]["completion_tokens"]
+    rows = lines_of(answers / "pairs" / "pairs.jsonl")
     sizes = {
-        r["completion"]: len(tokenizer(r["prompt"] + r["completion"])["input_ids"]) + 1
-        - len(tokenizer(r["prompt"])["input_ids"])
-        for r in rows
-    }  # fmt: skip
-    learnt = sum(text[part]["completion_tokens"] for part in ("train", "validation"))
-    assert learnt == sum(sizes.values())
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+        row["completion"]: len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
+        - len(tokenizer(row["prompt"])["input_ids"])
+        + 1  # the end
+        for row in rows
+    }
+    assert learnt(run) == sum(sizes.values())
+    log = lines_of(run / "log.jsonl")
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < losses[0] - 1
-    assert log[-1]["tokens"] < 30 * 256 * learnt / text["train"]["tokens"]
-
-    prepared = ["prepare", str(path), "--output", str(tmp_path / "blocks")]
-    from hf_lm.cli import main as command
-
-    assert command(prepared) == 0
-    changes = {"data.source": "blocks", "output_dir": "again"}
-    path.write_text(json.dumps(merged(recipe, changes)))
-    assert main([str(path)]) == 0
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    assert again["loss"] == metrics["loss"]
-    assert main([str(path), "--fresh", "--set", "data.train_on=text"]) == 2
-    assert "the blocks in" in capsys.readouterr().err
+    assert log[-1]["tokens"] < 30 * 256 * learnt(run) / text["train"]["tokens"]
 
 
-def test_added_tokens_are_learnt_and_go_with_the_template_into_the_model(
-    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+def test_another_model_is_measured_on_completions(
+    answers: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "talks").mkdir()
+    settings = [
+        f"data.{key}={json.dumps(value)}"
+        for key, value in COMPLETION["data"].items()
+        if key not in ("source", "validation")
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    source = ["--source", str(answers / "pairs")]
+    assert command(["evaluate", str(base), *source, "--json", *sets]) == 0
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measured["tokens"] == learnt(answers / "run")
+    rows = lines_of(answers / "pairs" / "pairs.jsonl")
+    assert measured["bytes"] == sum(len(row["completion"]) for row in rows)
+    assert measured["loss"] > found(answers / "run", "metrics")["loss"] + 1
+
+
+def test_prepared_conversations_are_trained_on_as_what_they_are(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, blocks = answers / "recipe.json", tmp_path / "blocks"
+    assert command(["prepare", str(path), "--output", str(blocks)]) == 0
+    again = [str(path), "--set", f"data.source={blocks}"]
+    assert main([*again, "--set", f"output_dir={tmp_path / 'again'}"]) == 0
+    losses = [found(run, "metrics")["loss"] for run in (tmp_path / "again", answers / "run")]
+    assert losses[0] == losses[1]
+    as_text = ["--set", "data.train_on=text", "--set", f"output_dir={tmp_path / 'other'}"]
+    assert main([*again, *as_text]) == 2
+    assert 'data.train_on = "text": the blocks in' in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def talks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on messages, whose tokens and template are given to the model."""
+    folder = tmp_path_factory.mktemp("talks")
     lines = (json.dumps({"messages": [*TALK[:n], ANSWER]}) for n in (1, 3))
-    (tmp_path / "talks" / "talks.jsonl").write_text("\n".join(lines))
-    other = json.dumps({"messages": [TALK[0], ANSWER, TALK[2], ANSWER]})
-    (tmp_path / "other.jsonl").write_text(other)
-    (tmp_path / "turns.jinja").write_text(SMOLLM2)
+    (folder / "talks.jsonl").write_text("\n".join(lines))
+    other = {"messages": [TALK[0], ANSWER, TALK[2], ANSWER]}
+    (folder / "other.jsonl").write_text(json.dumps(other))
+    (folder / "turns.jinja").write_text(SMOLLM2)
     changes = {
         **COMPLETION,
-        "data.source": "talks",
+        "data.source": "talks.jsonl",
         "data.validation": {"source": "other.jsonl"},
         "data.block_size": 128,
         "model": {"pretrained": str(base)},
@@ -328,35 +365,49 @@ def test_added_tokens_are_learnt_and_go_with_the_template_into_the_model(
         "training.tokens_per_step": 128,
         "evaluation.prompts": ["Me"],
     }
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(merged(TINY, changes)))
-    assert main([str(path), "--set", "data.block_size=16"]) == 2
-    assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
-    assert main([str(path)]) == 0
-    assert main([str(path), "--set", "training.max_steps=8"]) == 0
-    whole = ["--set", "training.max_steps=8", "--set", f"output_dir={tmp_path / 'whole'}"]
-    assert main([str(path), *whole]) == 0
-    weights = [load_file(tmp_path / run / "model" / "model.safetensors") for run in RUNS]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    (folder / "recipe.json").write_text(json.dumps(merged(TINY, changes)))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder
 
-    saved, before = tmp_path / "run" / "model", AutoModelForCausalLM.from_pretrained(base)
+
+def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path) -> None:
+    saved, before = talks / "run" / "model", AutoModelForCausalLM.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(saved)
     model = AutoModelForCausalLM.from_pretrained(saved)
     assert tokenizer.chat_template == SMOLLM2
     ids = tokenizer.convert_tokens_to_ids(list(TURNS))
     assert ids == [before.config.vocab_size, before.config.vocab_size + 1]
     assert model.config.vocab_size == len(tokenizer) == before.config.vocab_size + 2
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["tokenizer"] == {
+    assert found(talks / "run", "recipe")["tokenizer"] == {
         "pretrained": None,
         "train": None,
         "add_tokens": list(TURNS),
         "chat_template": SMOLLM2,
     }
+    metrics = found(talks / "run", "metrics")
+    assert metrics["bytes"] == 2 * len("I see\n")  # marks of turns are no text
     assert "apply_chat_template" in (saved / "README.md").read_text()
     rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]
     assert prompt_ids(tokenizer, "Me", limit=512, chat=True) == rendered
     assert prompt_ids(tokenizer, "Me", limit=5, chat=True) == rendered[-5:]
+
+
+def test_a_run_whose_embeddings_grew_goes_on_in_the_same_bits(talks: Path, tmp_path: Path) -> None:
+    runs, longer = (tmp_path / "run", tmp_path / "whole"), ["--set", "training.max_steps=8"]
+    shutil.copytree(talks / "run", runs[0])
+    for run in runs:
+        assert main([str(talks / "recipe.json"), *longer, "--set", f"output_dir={run}"]) == 0
+    weights = [load_file(run / "model" / "model.safetensors") for run in runs]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_conversation_that_fits_no_block_says_what_to_raise(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter = ["--set", "data.block_size=16", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([str(talks / "recipe.json"), "--check", *shorter]) == 2
+    assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(

@@ -417,6 +417,13 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
     recipe = load_recipe(write_recipe(), pretrained="USER/model")
     assert recipe.model.pretrained == recipe.tokenizer.pretrained == "USER/model"
     assert recipe.tokenizer.train is None
+    path = write_recipe(model={"n_layer": 3, "lora": {}}, tokenizer={"chat_template": "{{ x }}"})
+    recipe = load_recipe(path, overrides=["model.dropout=0.1"], pretrained="USER/model")
+    assert recipe.model.n_layer is None
+    assert (recipe.model.lora.r, recipe.model.dropout) == (16, 0.1)
+    assert recipe.tokenizer.chat_template == "{{ x }}"
+    with pytest.raises(RecipeError, match="n_layer = 2: describes a model from scratch"):
+        load_recipe(path, overrides=["model.n_layer=2"], pretrained="USER/model")
 
 
 @pytest.mark.parametrize(

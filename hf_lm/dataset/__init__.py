@@ -238,8 +238,12 @@ def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
 
 
 def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[str, PartCounts]:
-    """The counts of both parts, carried over from the sample to all text."""
-    from hf_lm.dataset.blocks import blocks_in_memory
+    """The counts of both parts, carried over from the sample to all text.
+
+    Raises:
+        DataError: all text was looked at, and a part is shorter than one block.
+    """
+    from hf_lm.dataset.blocks import blocks_in_memory, require_blocks
     from hf_lm.dataset.prepared import open_prepared
 
     if sample.corpus.prepared:
@@ -247,6 +251,8 @@ def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[s
     if not sample.corpus.local:
         return {}
     counts = blocks_in_memory(sample.documents, tokenizer, data)[1]
+    if sample.whole:
+        require_blocks(counts, data)
     train, held_out = counts["train"], counts["validation"]
     if not sample.corpus.validation:  # both parts are of the same text
         factor = sample.scan.size / (train.bytes + held_out.bytes)

@@ -54,11 +54,12 @@ def conversation_text(row: Mapping[str, Any]) -> str:
 
 def plain(value: Any, name: str) -> str | list[dict[str, Any]]:
     """Text, or messages without what is null in them, as columns of a table are."""
-    if isinstance(value, str) and name != MESSAGES[0]:
-        if not value.strip():
-            raise ValueError(f'"{name}" is empty')
+    text = isinstance(value, str) and name != MESSAGES[0]
+    if value == [] or (text and not value.strip()):
+        raise ValueError(f'"{name}" is empty')
+    if text:
         return value
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise ValueError(f'"{name}" is {type(value).__name__}, expected a list of messages')
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):

@@ -101,9 +101,9 @@ def make_recipe(
 ) -> Recipe:
     """The recipe of a JSON object: as `load_recipe`, with the name that its problems begin with."""
     resolve_paths(tree, folder)
-    problems = [p for override in overrides for p in apply_override(tree, override)]
     if pretrained:
         start_from(tree, pretrained)
+    problems = [p for override in overrides for p in apply_override(tree, override)]
     place(tree, folder)
     problems += [*read_template(tree, folder), *tree_problems(tree)]
     recipe, found = check(without(tree, problems))

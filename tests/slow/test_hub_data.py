@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import CORPUS
 from hub import Repository, serve
+from texts import tokenizer_of
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +115,43 @@ def test_a_template_joins_columns(
             found.append(provenance(tmp_path / f"run{number}")["text"])
     assert found[0] == found[1]
     assert found[0]["train"]["bytes"] > 0
+
+
+def test_conversations_of_the_hub_are_those_of_their_file(
+    write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
+) -> None:
+    folder = tmp_path / "hub" / "datasets" / "USER" / "talks"
+    folder.mkdir(parents=True)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"},
+                      {"role": "assistant", "content": "so " * (n % 7 + 1)}], "score": n}
+        for n in range(200)
+    ]  # fmt: skip
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    shutil.copytree(folder, tmp_path / "local")
+    tokenizer = tokenizer_of("byte", [])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    changes = {
+        "tokenizer": {"pretrained": "tokenizer"},
+        "data__train_on": "completion",
+        "data__grouping": "best_fit",
+        "data__document_mask": True,
+        "data__block_size": 64,
+    }
+    found = []
+    with serve(tmp_path / "hub") as hub:
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+        for number, source in enumerate(("USER/talks", "local")):
+            path = write_recipe(data__source=source, output_dir=f"run{number}", **changes)
+            run_recipe(path, **environment)
+            found.append(provenance(tmp_path / f"run{number}")["text"])
+        (folder / "train.jsonl").write_text(json.dumps({**rows[0], "messages": []}))
+        changes["data__source"] = "USER/talks"
+        broken = run_recipe(write_recipe(output_dir="none", **changes), code=2, **environment)
+    assert found[0] == found[1]
+    assert found[0]["train"]["completion_tokens"] > 1000
+    assert 'USER/talks: "messages" is empty' in broken.stderr
 
 
 def test_prepared_blocks_are_pushed_as_a_private_dataset_and_trained_on(
