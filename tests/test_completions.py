@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hf_lm.cli import main as command
 from hf_lm.dataset.collate import IGNORED, make_collate
 from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
+from hf_lm.dataset.conversations import conversation_text
 from hf_lm.dataset.grouping import BestFit
 from hf_lm.errors import DataError
 from hf_lm.evaluation import prompt_ids
@@ -196,6 +198,26 @@ def test_a_token_across_the_edge_is_learnt_whatever_the_tokenizer_makes_of_space
         (ids,) = tokenized(tokenizer, row(prompt=prompt, completion=completion))
         assert learnt_text(tokenizer, ids) == learnt
         assert tokenizer.decode(ids & IDS) == f"{prompt}{completion}<|endoftext|>"
+
+
+def test_truncation_and_padding_of_a_tokenizer_are_its_own_business() -> None:
+    tokenizer = chatty(SMOLLM2)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.enable_truncation(5)
+    backend.enable_padding(length=300)
+    (ids,) = tokenized(tokenizer, row(messages=TALK))
+    assert (ids & IDS).tolist() == by_hand("smollm2", chatty(SMOLLM2))[0]
+
+
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_refused() -> None:
+    slow: Any = SimpleNamespace(is_fast=False)
+    with pytest.raises(DataError, match=r"use one with a tokenizer\.json"):
+        TokenizeCompletions(slow)
+
+
+def test_what_is_null_in_a_table_is_not_there_and_order_does_not_count() -> None:
+    padded = [{"name": None, "content": m["content"], "role": m["role"]} for m in TALK]
+    assert conversation_text({"messages": padded}) == conversation_text({"messages": TALK})
 
 
 LAST_DIFFERS = ZEPHYR.replace("<|assistant|>\n'  +", "<|assistant|>\n' + '!' * loop.revindex0 +")
