@@ -106,7 +106,8 @@ class GPTConfig(GPT2Config):
             names = ("n_positions", "n_embd", "n_layer", "n_head", "n_inner")
             names += ("resid_pdrop", "embd_pdrop", "attn_pdrop", "activation_function")
             own = {name: getattr(self, name) for name in names}
-            return GPT2Config(**shared, **own, n_ctx=self.n_positions)  # read by llama.cpp
+            own["n_ctx"] = self.n_positions  # which llama.cpp reads
+            return GPT2Config(**shared, **own)
         return MODERN[self.family](
             **shared,
             hidden_size=self.n_embd,

@@ -11,15 +11,17 @@ import pytest
 import torch
 from conftest import TINY, merged, write_corpus
 from safetensors.torch import load_file
-from texts import tokenizer_of
+from texts import data_recipe, tokenizer_of, write
 from tokenizers import processors
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_lm.cli import main as command
+from hf_lm.dataset import find_corpus, load_blocks, load_documents
 from hf_lm.dataset.collate import IGNORED, make_collate
 from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
 from hf_lm.dataset.conversations import conversation_text
+from hf_lm.dataset.documents import fingerprint
 from hf_lm.dataset.grouping import BestFit
 from hf_lm.errors import DataError
 from hf_lm.evaluation import prompt_ids
@@ -218,6 +220,21 @@ def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_refused() -> Non
 def test_what_is_null_in_a_table_is_not_there_and_order_does_not_count() -> None:
     padded = [{"name": None, "content": m["content"], "role": m["role"]} for m in TALK]
     assert conversation_text({"messages": padded}) == conversation_text({"messages": TALK})
+
+
+def test_another_template_or_purpose_is_prepared_anew(tmp_path: Path) -> None:
+    rows = [{"text": "a", "messages": [*TALK[:n], ANSWER]} for n in (1, 3)]
+    path = write(tmp_path / "talks.jsonl", "\n".join(json.dumps(row) for row in rows))
+    held_out = {"source": str(path)}
+    keys = {"grouping": "best_fit", "document_mask": True, "block_size": 4096}
+    data = data_recipe(path, train_on="completion", validation=held_out, **keys)
+    tokens = []
+    for template in (ZEPHYR, MISTRAL):  # of the same end-of-text
+        text = load_documents(data, find_corpus(data))
+        tokens.append(load_blocks(data, text, chatty(template), seed=0).counts["train"].tokens)
+    assert tokens[0] != tokens[1]
+    as_text = data.model_copy(update={"train_on": "text"})
+    assert fingerprint(as_text, find_corpus(data)) != fingerprint(data, find_corpus(data))
 
 
 LAST_DIFFERS = ZEPHYR.replace("<|assistant|>\n'  +", "<|assistant|>\n' + '!' * loop.revindex0 +")
@@ -430,6 +447,17 @@ def test_a_conversation_that_fits_no_block_says_what_to_raise(
     shorter = ["--set", "data.block_size=16", "--set", f"output_dir={tmp_path / 'run'}"]
     assert main([str(talks / "recipe.json"), "--check", *shorter]) == 2
     assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
+
+
+def test_messages_without_a_template_end_a_run_with_one_line(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = ["--set", "tokenizer.chat_template=null", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([str(talks / "recipe.json"), *none]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('conversation {"messages": [')
+    assert "the tokenizer has no chat template for messages; set tokenizer.chat_template" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(

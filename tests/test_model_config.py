@@ -28,6 +28,7 @@ def test_every_family_speaks_the_same_words(family: str) -> None:
     assert native.max_position_embeddings == 64
     assert native.eos_token_id == native.bos_token_id == 0
     assert native.tie_word_embeddings is True
+    assert native.to_dict().get("n_ctx") == (64 if family == "gpt2" else None)
     dropouts = {value for name, value in native.to_dict().items() if name.endswith("_pdrop")}
     assert dropouts == {0.25} if family == "gpt2" else native.attention_dropout == 0.25
 

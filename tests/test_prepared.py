@@ -85,6 +85,9 @@ def test_a_mixture_keeps_its_sources_and_weights(
         "train-1.arrow",
         "validation.arrow",
     }
+    about = json.loads((folder / "blocks.json").read_text())
+    assert about.pop("train_on") == "text"  # as folders were written before there was a choice
+    (folder / "blocks.json").write_text(json.dumps(about))
     second = blocks_of(write_recipe(data__source="prepared", tokenizer={}))
     assert list(second.sampler) == list(first.sampler)
     assert rows_of(second.parts["train"]) == rows_of(first.parts["train"])

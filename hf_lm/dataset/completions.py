@@ -29,7 +29,7 @@ from hf_lm.errors import DataError
 LEARNT, BEGINS = 1 << 29, 1 << 30
 IDS = LEARNT - 1  # the bits of the id itself
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-SHOWN = 80  # characters of a conversation in an error
+SHOWN, LONGEST = 80, 200  # characters of a conversation in an error, and of a template's own
 
 Spans = list[tuple[int, int]]
 
@@ -52,7 +52,7 @@ class TokenizeCompletions:
             )
         self.tokenizer, self.type = tokenizer, np.int32
         self.template: Any = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        self.end, self.eos = str(tokenizer.eos_token), tokenizer.eos_token_id
+        self.eos = tokenizer.eos_token_id
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         backend["post_processor"] = None  # GPT-2's takes the spaces out of where a token is
         self.backend = Tokenizer.from_str(json.dumps(backend))
@@ -106,7 +106,8 @@ class TokenizeCompletions:
         except DataError as error:
             raise refused(text, str(error)) from None
         except Exception as error:  # a template raises what it likes
-            raise refused(text, f"the chat template refuses it: {error}") from None
+            reason = " ".join(str(error).split())[:LONGEST]
+            raise refused(text, f"the chat template refuses it: {reason}") from None
 
     def templated(self, found: Conversation) -> tuple[str, Spans]:
         """A conversation rendered by the template, and where in it is what is learnt."""
