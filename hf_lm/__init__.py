@@ -43,6 +43,7 @@ Reading order, which is the way of the data:
   publish        a run joined with both: its model described and uploaded
   export         a model for ONNX Runtime, checked against it
   reproduce      a published model beside a run of its recipe
+  guarded        a command's mistakes as lines and an exit code
   mishaps        memory that runs out, killed workers, failing trackers
   progress       what a person watches: loss, rate, speed, time left
   patient        nothing that is printed ends a run

@@ -12,8 +12,9 @@ from typing import Any
 
 from hf_lm import __version__, use
 from hf_lm.errors import CheckpointError, DataError, RecipeError
+from hf_lm.guarded import guarded
 from hf_lm.options import add_options, add_overrides, not_negative, positive
-from hf_lm.run import find_recipe, guarded, read_text, run, train
+from hf_lm.run import find_recipe, read_text, run, train
 
 
 def parser() -> argparse.ArgumentParser:

@@ -54,6 +54,7 @@ STAGING = ".publish"  # beside the model
 AGAIN = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
 DEADLINE = 900.0  # seconds in which a try begins
 ASKING = 15.0  # the same, before training
+REACHING = 2.0  # seconds for the Hub to answer at all, before what is cached is used
 SILENCE = 60.0  # seconds without a byte, after which a connection counts as cut
 PREFIX, HUB = "hub:", "https://huggingface.co"
 
@@ -107,6 +108,24 @@ def find_repository(recipe: HubRecipe, *, create: bool) -> bool | None:
         return None
     ask(partial(api.auth_check, name, write=True))
     return bool(found.private)
+
+
+def settle_offline() -> list[str]:
+    """Do without a Hub that does not answer: each file would be asked for until its retries end.
+
+    Libraries that are imported later are told, too.
+
+    Returns:
+        A note.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return []
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACHING)
+    except (httpx2.TransportError, OSError) as error:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+        return [f"the Hub does not answer ({told(error)}); what is cached is used"]
+    return []
 
 
 def refuse_endpoint() -> None:

@@ -9,18 +9,16 @@ libraries behind the checks of the recipe and its text: --help and mistakes are 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.errors import EXIT_IO, HfLmError, RecipeError
+from hf_lm.errors import RecipeError
+from hf_lm.guarded import guarded
 from hf_lm.options import add_options
-from hf_lm.patient import PatientStream
-from hf_lm.signals import raised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +59,7 @@ def train_in(
     changed = folder.refuse_changes(recipe, accepted)
     corpus, scan = read_corpus(recipe)
 
-    console.quiet_libraries()  # before they are imported
+    prepare_libraries(recipe, corpus)  # before they are imported
 
     from hf_lm.fit import Run, fit
     from hf_lm.machine import find_machine
@@ -107,6 +105,19 @@ def read_corpus(recipe: Recipe) -> tuple[Corpus, Scan]:
     corpus = find_corpus(recipe.data)
     with console.preparing("read", corpus.size) as report:
         return corpus, scan_documents(recipe.data, corpus, keep=True, report=report)
+
+
+def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
+    """Make them quiet; where the recipe names something on the Hub, find out whether it answers."""
+    from hf_lm import console
+
+    console.quiet_libraries()
+    names = (recipe.model.pretrained, recipe.tokenizer.pretrained)
+    if not corpus.local or any(name and not Path(name).is_absolute() for name in names):
+        from hf_lm.hub import settle_offline
+
+        for note in settle_offline():
+            console.show_note(note)
 
 
 def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrainedTokenizerBase]:
@@ -254,7 +265,7 @@ def check(recipe: Recipe) -> None:
     from hf_lm.model_config import Vocabulary
     from hf_lm.tokenizer import bpe_size, build_tokenizer, trains_bpe
 
-    console.quiet_libraries()
+    prepare_libraries(recipe, corpus)
     machine = find_machine(recipe.training)
     sample = sample_documents(recipe.data, corpus, scan)
     default = recipe.model.pretrained or corpus.tokenizer
@@ -310,29 +321,13 @@ def find_recipe(options: argparse.Namespace) -> Recipe:
     if not options.recipe.startswith("hub:"):
         return load_recipe(options.recipe, **given)
 
-    from hf_lm.hub import published_tree
+    from hf_lm import console
+    from hf_lm.hub import published_tree, settle_offline
 
+    for note in settle_offline():
+        console.show_note(note)
     tree = published_tree(options.recipe)
     return make_recipe(tree, Path.cwd(), name=options.recipe, **given)
-
-
-def guarded(command: Callable[[], object]) -> int:
-    """Run a command; a person's mistake is one line a problem on stderr, and an exit code."""
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        with raised():
-            command()
-    except HfLmError as error:
-        lines, code = error.problems, error.exit_code
-    except OSError as error:
-        if error.errno is None:
-            raise
-        lines, code = [f"{error.filename or 'I/O'}: {error.strerror}"], EXIT_IO
-    else:
-        return 0
-    for line in lines if speaks else ():
-        PatientStream("stderr").write(f"{line}\n")
-    return code
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ def load(
     from hf_lm.tokenizer import load_tokenizer
 
     console.quiet_libraries()
+    if not Path(name).is_dir():
+        from hf_lm.hub import settle_offline
+
+        for note in settle_offline():
+            console.show_note(note)
     machine = find_machine(TrainingRecipe(device=device))
     tokenizer = load_tokenizer(name)
     return load_pretrained(name).to(machine.device), tokenizer

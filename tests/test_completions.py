@@ -424,6 +424,9 @@ def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path
         "chat_template": SMOLLM2,
     }
     metrics = found(talks / "run", "metrics")
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    samples = [row["samples"] for row in lines_of(talks / "run" / "log.jsonl") if "samples" in row]
+    assert all(sample["text"].startswith("\n") for (sample,) in samples)  # an answer
     assert metrics["bytes"] == 2 * len("I see\n")  # marks of turns are no text
     assert "apply_chat_template" in (saved / "README.md").read_text()
     rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]

@@ -18,6 +18,7 @@ from hf_lm.dataset import find_corpus, load_documents
 from hf_lm.dataset.blocks import blocks_in_memory
 from hf_lm.dataset.collate import collate, make_collate
 from hf_lm.evaluation import averages, continued, measure, metric_class, prompt_ids, sample
+from hf_lm.loss import IGNORED
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
 from hf_lm.recipe import EvaluationRecipe, ModelRecipe, load_recipe
@@ -54,6 +55,25 @@ def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary() -> 
     assert found["bits_per_byte"] == pytest.approx(math.log2(V) / 2)
     assert found["loss_stderr"] == pytest.approx(0, abs=1e-6)
     assert (found["tokens"], found["bytes"]) == (7 * T, 14 * T)
+
+
+def test_what_is_not_predicted_counts_in_no_figure() -> None:
+    def second_half(rows: Any) -> dict[str, torch.Tensor]:
+        """A batch whose first targets are left out."""
+        batch = collate(rows)
+        batch["shift_labels"][:, : T // 2] = IGNORED
+        return batch
+
+    model, blocks, table = network(), random_blocks(), np.arange(1, V + 1)
+    found = measure(model, blocks, EvaluationRecipe(), collate=second_half, token_bytes=table)
+    ids = torch.tensor(np.stack(blocks["input_ids"]).astype(np.int64))
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits[:, T // 2 :]
+    targets = ids[:, 1 + T // 2 :]
+    nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert found["loss"] == pytest.approx(nll.item(), rel=1e-6)
+    assert found["accuracy"] == (logits.argmax(-1) == targets).float().mean().item()
+    assert (found["tokens"], found["bytes"]) == (targets.numel(), int((targets + 1).sum()))
 
 
 def test_no_figure_depends_on_the_batch_size_or_the_order_of_processes() -> None:

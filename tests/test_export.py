@@ -45,6 +45,7 @@ def test_a_graph_gives_the_logits_of_its_model_for_any_batch(
         np.testing.assert_allclose(session.run(["logits"], given)[0], expected, atol=1e-5)
     vocabularies = [AutoTokenizer.from_pretrained(name).get_vocab() for name in (out, model)]
     assert vocabularies[0] == vocabularies[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "onnx", "recipe.json", "run"}
 
 
 def test_what_is_not_the_model_is_not_written(

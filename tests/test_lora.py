@@ -61,6 +61,8 @@ def test_an_adapter_is_trained_saved_and_loaded_by_transformers_alone(
     assert tuned(write_recipe(model__lora=LORA, **changes), base) == 0
     assert {"adapter_model.safetensors", "adapter_config.json"} <= files(run / "model")
     assert "model.safetensors" not in files(run / "model")
+    config = json.loads((run / "model" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
     adapter = load_file(run / "model" / "adapter_model.safetensors")
     assert all("lora_" in name for name in adapter)
     assert all(value.any() for name, value in adapter.items() if "lora_B" in name)

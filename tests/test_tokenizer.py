@@ -46,6 +46,9 @@ def test_vocabularies_have_the_size_that_was_asked_for() -> None:
 def test_the_same_text_gives_the_same_vocabulary() -> None:
     assert tokenizer_hash(trained("bpe")) == tokenizer_hash(trained("bpe"))
     assert tokenizer_hash(trained("bpe")) != tokenizer_hash(trained("bpe", TEXTS[:1]))
+    chatty = trained("bpe")
+    chatty.chat_template = "{{ messages }}"
+    assert tokenizer_hash(chatty) != tokenizer_hash(trained("bpe"))
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:

@@ -172,6 +172,22 @@ REFUSED = {
 }
 
 
+def test_117_a_hub_that_is_down_is_done_without_where_all_is_cached(
+    run: Path, hub: Hub, run_recipe: Run, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(run / "model", hub.root / "models" / "USER" / "base")
+    recipe = write_recipe(model={"pretrained": "USER/base"}, tokenizer={}, output_dir="tuned")
+    cached = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+    assert "does not answer" not in run_recipe(recipe, "--check", **cached).stdout
+    nobody = {**cached, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    for offline in (None, "1"):
+        before = len(hub.requests)
+        done = run_recipe(recipe, "--check", **{**nobody, "HF_HUB_OFFLINE": offline})
+        assert ("note: the Hub does not answer" in done.stdout) == (offline is None)
+        assert "Retrying" not in done.stderr
+        assert len(hub.requests) == before
+
+
 @pytest.mark.parametrize("row", REFUSED)
 def test_what_cannot_be_published_is_refused_before(row: str, run: Path, hub: Hub) -> None:
     changes, expected = REFUSED[row]
