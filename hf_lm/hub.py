@@ -272,8 +272,8 @@ def told(error: BaseException) -> str:
     status = next((c for c in causes(error) if isinstance(c, HfHubHTTPError)), None)
     message = (status.server_message if status else None) or str(error) or type(error).__name__
     code = f"{status.response.status_code} " if status and status.response is not None else ""
-    line = " ".join(f"{code}{message}".split())[:300]
-    return line.replace(get_token() or "\0", "***")
+    line = " ".join(f"{code}{message}".split())
+    return line.replace(get_token() or "\0", "***")[:300]  # in this order: no half of it is left
 
 
 def is_published(name: str) -> bool:
