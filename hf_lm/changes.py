@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.errors import MismatchError
+from hf_lm.recipe import Recipe
 
 ENDS = {"training.max_steps", "training.max_epochs", "training.max_tokens"}  # may be moved back
 # Keys that change nothing about the weights: a run may be continued with other values.
@@ -39,6 +40,8 @@ def refuse_recipe(
         MismatchError: one line for each other changed key.
     """
     old, new = flat(before), flat(now)
+    defaults = flat(Recipe().model_dump(mode="json", by_alias=True))
+    old = {key: defaults[key] for key in new if key in defaults} | old  # a key that came later
     changed = {
         key: f"{key} was {json.dumps(old.get(key))}, is now {json.dumps(new.get(key))}"
         for key in sorted({*old, *new})

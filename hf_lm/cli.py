@@ -14,7 +14,7 @@ from hf_lm import __version__, use
 from hf_lm.errors import CheckpointError, DataError, RecipeError
 from hf_lm.guarded import guarded
 from hf_lm.options import add_options, add_overrides, not_negative, positive
-from hf_lm.run import find_recipe, read_text, run, train
+from hf_lm.run import find_recipe, prepare_libraries, read_text, run, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,7 +209,7 @@ def prepare(given: argparse.Namespace) -> None:
     if corpus.prepared:
         raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
     scan = scan_documents(recipe.data, corpus, keep=True)
-    console.quiet_libraries()
+    prepare_libraries(recipe, corpus)
 
     from hf_lm.dataset import write_blocks
 

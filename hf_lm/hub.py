@@ -30,6 +30,7 @@ from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_dow
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
@@ -54,7 +55,7 @@ STAGING = ".publish"  # beside the model
 AGAIN = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
 DEADLINE = 900.0  # seconds in which a try begins
 ASKING = 15.0  # the same, before training
-REACHING = 2.0  # seconds for the Hub to answer at all, before what is cached is used
+REACHING, TRIES = 1.0, 2  # seconds for the Hub to answer at all, before what is cached is used
 SILENCE = 60.0  # seconds without a byte, after which a connection counts as cut
 PREFIX, HUB = "hub:", "https://huggingface.co"
 
@@ -120,12 +121,16 @@ def settle_offline() -> list[str]:
     """
     if constants.HF_HUB_OFFLINE:
         return []
-    try:
-        get_session().head(constants.ENDPOINT, timeout=REACHING)
-    except (httpx2.TransportError, OSError) as error:
-        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
-        return [f"the Hub does not answer ({told(error)}); what is cached is used"]
-    return []
+    reason = ""
+    for _ in range(TRIES):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=REACHING)
+        except (httpx2.TransportError, OSError) as error:
+            reason = told(error)
+        else:
+            return []
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+    return [f"the Hub does not answer ({reason}); what is cached is used"]
 
 
 def refuse_endpoint() -> None:
@@ -300,6 +305,8 @@ def published_file(name: str, file: str) -> Path:
     try:
         fetch = partial(hf_hub_download, model, file, revision=revision or None)
         return Path(retried(fetch, deadline=ASKING))
+    except LocalEntryNotFoundError:
+        raise RecipeError(f"{name}: {file} is not here, and the Hub is out of reach") from None
     except EntryNotFoundError:
         raise RecipeError(f"{name}: holds no {file}; it was not published by hf_lm") from None
     except Exception as error:  # as above

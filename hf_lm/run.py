@@ -108,12 +108,16 @@ def read_corpus(recipe: Recipe) -> tuple[Corpus, Scan]:
 
 
 def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
-    """Make them quiet; where the recipe names something on the Hub, find out whether it answers."""
+    """Make them quiet; where the recipe names something on the Hub, find out whether it answers.
+
+    A run that is published has found that out already, and needs it again.
+    """
     from hf_lm import console
 
     console.quiet_libraries()
     names = (recipe.model.pretrained, recipe.tokenizer.pretrained)
-    if not corpus.local or any(name and not Path(name).is_absolute() for name in names):
+    named = any(name and not Path(name).is_absolute() for name in names)
+    if recipe.hub.push == "never" and (named or not corpus.local):
         from hf_lm.hub import settle_offline
 
         for note in settle_offline():
@@ -276,9 +280,7 @@ def check(recipe: Recipe) -> None:
         vocabulary = vocabulary._replace(size=bpe_size(recipe.tokenizer))
     plan, kernels = plan_run(recipe, vocabulary, machine, counts)
     lacking = folder.missing_disk(plan.disk)
-    missing = [
-        f"not on this machine: {line}" for line in (*machine.missing, *plan.missing, *lacking)
-    ]
+    missing = (*machine.missing, *plan.missing, *lacking)
     rows = text_rows(recipe.data, counts, about=not sample.whole)
     console.show_rows(
         f"{recipe.name}: checked, nothing written",

@@ -29,7 +29,9 @@ def evaluate(given: argparse.Namespace) -> None:
     recipe = evaluated_recipe(given)
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
-    model, tokenizer = load(given.model)
+    model, tokenizer = load(given.model, local=corpus.local)
+    if recipe.tokenizer.chat_template:
+        tokenizer.chat_template = recipe.tokenizer.chat_template
 
     from hf_lm import console
     from hf_lm.dataset import load_blocks, load_documents, text_blocks
@@ -46,9 +48,8 @@ def evaluate(given: argparse.Namespace) -> None:
         blocks = text_blocks(data, corpus, tokenizer)
     else:
         text = load_documents(recipe.data, corpus, scan)
-        limit = recipe.evaluation.max_blocks
-        found = load_blocks(recipe.data, text, tokenizer, seed=recipe.seed, held_out=limit)
-        blocks = found.parts["validation"]
+        options = {"seed": recipe.seed, "held_out": recipe.evaluation.max_blocks}
+        blocks = load_blocks(recipe.data, text, tokenizer, **options).parts["validation"]
     metrics = measure(
         model,
         blocks,
@@ -123,9 +124,14 @@ def export(given: argparse.Namespace) -> None:
 
 
 def load(
-    name: str, *, device: Literal["auto", "cpu"] = "auto"
+    name: str, *, device: Literal["auto", "cpu"] = "auto", local: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with its tokenizer, in fp32; on the GPU if there is one and may be.
+
+    Args:
+        name: a folder or Hub id.
+        device: where it may be.
+        local: whether nothing else is needed of the Hub.
 
     Raises:
         RecipeError: there is no such model.
@@ -137,7 +143,7 @@ def load(
     from hf_lm.tokenizer import load_tokenizer
 
     console.quiet_libraries()
-    if not Path(name).is_dir():
+    if not (local and Path(name).is_dir()):
         from hf_lm.hub import settle_offline
 
         for note in settle_offline():

@@ -87,6 +87,12 @@ def test_67_t6_a_key_that_the_weights_depend_on_is_refused_with_both_values(
     assert refuse_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
 
 
+def test_t6_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
+    for value, told in (("text", set()), ("completion", {"data.train_on"})):
+        before, now = {"seed": 1}, {"seed": 1, "data": {"train_on": value}}
+        assert {*refuse_recipe(tmp_path, before, now, ["data.train_on"])} == told
+
+
 @pytest.mark.parametrize("key", sorted(FREE))
 def test_t6_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
     assert refuse_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}

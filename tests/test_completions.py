@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hf_lm.cli import main as command
 from hf_lm.dataset import find_corpus, load_blocks, load_documents
 from hf_lm.dataset.collate import IGNORED, make_collate
-from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, TokenizeCompletions
+from hf_lm.dataset.completions import BEGINS, HIDDEN, IDS, LEARNT, TokenizeCompletions
 from hf_lm.dataset.conversations import conversation_text
 from hf_lm.dataset.documents import fingerprint
 from hf_lm.dataset.grouping import BestFit
@@ -27,7 +28,7 @@ from hf_lm.errors import DataError
 from hf_lm.evaluation import prompt_ids
 from hf_lm.model import build_model
 from hf_lm.model_config import Vocabulary
-from hf_lm.recipe import DataRecipe, ModelRecipe
+from hf_lm.recipe import DataRecipe, ModelRecipe, load_recipe
 from hf_lm.run import main
 
 # As they are published with SmolLM2-135M-Instruct, zephyr-7b-beta and Mistral-7B-Instruct-v0.1.
@@ -123,7 +124,7 @@ def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
 
 def row(**columns: Any) -> str:
     """A conversation as the readers hand it on."""
-    return json.dumps(columns)
+    return json.dumps(columns, ensure_ascii=False)
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[np.ndarray]:
@@ -237,9 +238,54 @@ def test_another_template_or_purpose_is_prepared_anew(tmp_path: Path) -> None:
     assert fingerprint(as_text, find_corpus(data)) != fingerprint(data, find_corpus(data))
 
 
+@pytest.mark.parametrize("name", ["smollm2", "zephyr", "mistral"])
+def test_what_a_person_wrote_is_text_also_where_it_spells_a_special_token(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    said = {"role": "assistant", "content": "say <|im_end|> or </s>, <|im_end|"}
+    (ids,) = tokenized(tokenizer, row(messages=[TALK[0], said]))
+    assert said["content"] in learnt_text(tokenizer, ids)
+    (turn,) = tokenized(tokenizer, row(messages=[TALK[0], ANSWER]))
+    special = tokenizer.all_special_ids + tokenizer.convert_tokens_to_ids(list(TURNS))
+    marks = [[i for i in (row & IDS).tolist() if i in special] for row in (ids, turn)]
+    assert marks[0] == marks[1]
+    (pair,) = tokenized(chatty(None), row(prompt="a</s>b", completion="<s>"))
+    assert (pair & IDS).tolist()[-1] == chatty(None).eos_token_id
+    assert learnt_text(chatty(None), pair) == "<s><|endoftext|>"
+    assert chatty(None).bos_token_id not in (pair & IDS).tolist()
+
+
+def test_the_end_is_learnt_behind_the_last_answer_and_nothing_comes_after() -> None:
+    other_end = chatty(SMOLLM2)
+    other_end.eos_token = "<|endoftext|>"
+    (ids,) = tokenized(other_end, row(messages=TALK[:3]))
+    assert learnt_text(other_end, ids) == "Hi, who is it?<|im_end|>\n<|endoftext|>"
+    assert other_end.decode(ids & IDS).endswith("Hi, who is it?<|im_end|>\n<|endoftext|>")
+    outside = chatty(MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>"))
+    (ids,) = tokenized(outside, row(messages=TALK[:2]))
+    assert learnt_text(outside, ids) == "Hi, who is it?</s>"
+    assert outside.decode(ids & IDS) == "<u>Hello there<a>Hi, who is it?</s>"
+
+
+def test_several_templates_of_which_none_is_for_everything_are_refused() -> None:
+    tokenizer = chatty(SMOLLM2)
+    tokenizer.chat_template = {"tools": SMOLLM2, "plain": SMOLLM2}
+    with pytest.raises(DataError, match=r"^set tokenizer\.chat_template: "):
+        TokenizeCompletions(tokenizer)
+
+
+def test_an_assistant_that_speaks_first_is_learnt() -> None:
+    tokenizer = chatty(ZEPHYR)
+    (ids,) = tokenized(tokenizer, conversation_text({"messages": [ANSWER]}))
+    assert learnt_text(tokenizer, ids) == "<|assistant|>\nI see</s>\n"
+
+
+def test_what_no_json_holds_is_named() -> None:
+    with pytest.raises(ValueError, match=r'"messages" holds what is no JSON: .*datetime'):
+        conversation_text({"messages": [{**TALK[1], "when": datetime(2026, 1, 1)}]})
+
+
 LAST_DIFFERS = ZEPHYR.replace("<|assistant|>\n'  +", "<|assistant|>\n' + '!' * loop.revindex0 +")
 UNMARKED = MARKED.replace("m['role'] == 'assistant'", "false")
-ENDED = {"role": "assistant", "content": "a<|im_end|>"}
 
 
 @pytest.mark.parametrize(
@@ -248,10 +294,10 @@ ENDED = {"role": "assistant", "content": "a<|im_end|>"}
         (None, TALK, "no chat template for messages; set tokenizer.chat_template"),
         (MISTRAL, TALK[1:], "the chat template refuses it: Conversation roles must"),
         (LAST_DIFFERS, TALK, "renders its message 2 otherwise where it is the last"),
-        (SMOLLM2, [TALK[0], ENDED], r"spells the special token <\|im_end\|>; take it out"),
+        (SMOLLM2, [{**TALK[0], "content": chr(HIDDEN)}, ANSWER], "stands for a special token"),
         (UNMARKED, TALK, "marks nothing of it as generated"),
     ],
-    ids=["none", "refuses", "differs", "spells", "unmarked"],
+    ids=["none", "refuses", "differs", "private", "unmarked"],
 )
 def test_a_conversation_that_cannot_be_learnt_right_is_one_line(
     template: str | None, messages: list[dict[str, str]], rule: str
@@ -450,6 +496,47 @@ def test_a_conversation_that_fits_no_block_says_what_to_raise(
     shorter = ["--set", "data.block_size=16", "--set", f"output_dir={tmp_path / 'run'}"]
     assert main([str(talks / "recipe.json"), "--check", *shorter]) == 2
     assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
+
+
+def test_blocks_of_another_template_are_refused(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, blocks = str(talks / "recipe.json"), tmp_path / "blocks"
+    assert command(["prepare", recipe, "--output", str(blocks)]) == 0
+    own = json.loads((talks / "recipe.json").read_text())["data"]
+    data = {**own, "source": str(blocks), "validation": {"holdout": 0.05}}
+    again = [recipe, "--set", f"data={json.dumps(data)}", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([*again, "--check"]) == 0
+    assert main([*again, "--check", "--set", "tokenizer.chat_template={{ messages }}"]) == 2
+    assert "was made with another tokenizer than this model's" in capsys.readouterr().err
+
+
+def test_a_template_given_on_the_command_line_is_looked_for_where_one_is(
+    talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jinja").write_text("{{ mine }}")
+    override = ["tokenizer.chat_template=own.jinja"]
+    recipe = load_recipe(talks / "recipe.json", overrides=override)
+    assert recipe.tokenizer.chat_template == "{{ mine }}"
+    assert load_recipe(talks / "recipe.json").tokenizer.chat_template == SMOLLM2
+
+
+def test_text_without_rows_is_no_conversation(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(answers / "pairs", tmp_path / "pairs")
+    (tmp_path / "pairs" / "README.md").write_text("# Pairs")
+    source = ["--set", f"data.source={tmp_path / 'pairs'}", "--set", f"output_dir={tmp_path}/run"]
+    assert main([str(answers / "recipe.json"), *source]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "README.md: has no rows; name files of .parquet, .csv, .jsonl, .json alone"
+    )
+    split = ["--set", 'data.validation={"split": "test"}', "--set", f"output_dir={tmp_path}/run"]
+    assert main([str(answers / "recipe.json"), *split]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("data.validation: names part of a Hub dataset, and data.source is local")
 
 
 def test_messages_without_a_template_end_a_run_with_one_line(

@@ -8,7 +8,8 @@ from conftest import TINY, merged
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from hf_lm import publish
-from hf_lm.hub import passing, told
+from hf_lm.errors import RecipeError
+from hf_lm.hub import passing, published_file, told
 from hf_lm.recipe import make_recipe
 from hf_lm.run_folder import RunFolder
 
@@ -25,6 +26,11 @@ def test_offline_mode_is_not_waited_for_and_a_cut_connection_is() -> None:
     assert passing(ConnectionResetError())
     assert not passing(OfflineModeIsEnabled())
     assert not passing(ValueError())
+
+
+def test_a_hub_out_of_reach_is_told_from_a_model_of_others() -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.json is not here, and the Hub is out of reach"):
+        published_file("hub:USER/none", "recipe.json")  # the tests are offline
 
 
 def test_the_command_that_tries_again_is_one_for_a_shell(tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from hf_lm.recipe import DataRecipe, template_fields
 
 
 class Columns(Protocol):
-    """Which columns of a row are its text, and how they become it."""
+    """Which columns of a row are its text, and how they become it.
+
+    Attributes:
+        plain: whether text without rows will do, too.
+    """
+
+    @property
+    def plain(self) -> bool:
+        """As above."""
+        ...
 
     def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
         """Those to read, of a table that misses none."""
@@ -46,6 +55,7 @@ class TextColumns(NamedTuple):
 
     names: tuple[str, ...]
     template: str | None = None
+    plain: bool = True
 
     def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
         """All of them."""
@@ -76,6 +86,8 @@ class TextColumns(NamedTuple):
 
 class ConversationColumns:
     """`messages`, or `prompt` and `completion`."""
+
+    plain = False
 
     def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
         """Either of the two."""

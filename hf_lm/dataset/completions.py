@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -28,6 +28,8 @@ from hf_lm.errors import DataError
 
 LEARNT, BEGINS = 1 << 29, 1 << 30
 IDS = LEARNT - 1  # the bits of the id itself
+HIDDEN = 0x10F000  # private characters, which stand for special tokens that a person wrote
+SPELLED = re.compile(f"([{chr(HIDDEN)}-{chr(0x10FFFD)}])")
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHOWN, LONGEST = 80, 200  # characters of a conversation in an error, and of a template's own
 
@@ -51,7 +53,7 @@ class TokenizeCompletions:
                 "tokens are; use one with a tokenizer.json"
             )
         self.tokenizer, self.type = tokenizer, np.int32
-        self.template: Any = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        self.template = template_of(tokenizer)
         self.eos = tokenizer.eos_token_id
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         backend["post_processor"] = None  # GPT-2's takes the spaces out of where a token is
@@ -59,7 +61,11 @@ class TokenizeCompletions:
         self.backend.no_truncation()
         self.backend.no_padding()
         added = tokenizer.added_tokens_decoder.values()
-        self.special = tuple(token.content for token in added if token.special)
+        special = (token.content for token in added if token.special)
+        self.hidden = {
+            text: chr(HIDDEN + n) for n, text in enumerate(sorted(special, key=len, reverse=True))
+        }
+        self.shown = {character: text for text, character in self.hidden.items()}
 
     def __call__(self, portion: dict[str, Any]) -> dict[str, Any]:
         """Add the ids [N] of a portion, and the place behind each conversation's last.
@@ -71,11 +77,11 @@ class TokenizeCompletions:
             "input_ids" [N], int32 with marks, and "ends" [conversations].
         """
         rendered = [self.rendered(text) for text in portion["text"]]
-        texts = [text for text, _ in rendered]
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         rows = [
-            self.marked(encoding, spans)
-            for encoding, (_, spans) in zip(encodings, rendered, strict=True)
+            self.marked(*encoded, spans)
+            for encoded, (_, spans) in zip(
+                self.encode([text for text, _ in rendered]), rendered, strict=True
+            )
         ]
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         ids = np.concatenate(rows) if rows else np.empty(0, self.type)
@@ -87,11 +93,13 @@ class TokenizeCompletions:
         Raises:
             DataError: it cannot be rendered, or not so that this can be told.
         """
-        values = json.loads(text)
+        if SPELLED.search(text):
+            raise refused(text, "holds a character that stands for a special token here")
+        spelled = text
+        for token, character in self.hidden.items():
+            spelled = spelled.replace(token, character)
+        values = json.loads(spelled)
         found = conversation(values)
-        spelled = next((t for t in self.special if any(t in s for s in strings(values))), None)
-        if spelled:
-            raise refused(text, f"spells the special token {spelled}; take it out")
         if self.template is None:
             if not isinstance(values.get(PAIR[0]), str):
                 raise refused(
@@ -140,30 +148,63 @@ class TokenizeCompletions:
         texts, places = found
         return texts[0], places[0] if places else []
 
-    def marked(self, encoding: Encoding, spans: Spans) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids [N] of each text, and where in it each begins and ends [N, 2].
+
+        A special token's text stays text where a person wrote it: it is encoded by itself then.
+        """
+        self.backend.encode_special_tokens = False
+        whole = [text for text in texts if not SPELLED.search(text)]
+        encodings = iter(self.backend.encode_batch(whole, add_special_tokens=False))
+        for text in texts:
+            self.backend.encode_special_tokens = False
+            if not SPELLED.search(text):
+                encoding = next(encodings)
+                yield np.array(encoding.ids, self.type), np.array(encoding.offsets).reshape(-1, 2)
+                continue
+            parts, place = [], 0
+            for piece in SPELLED.split(text):
+                self.backend.encode_special_tokens = piece in self.shown
+                found = self.backend.encode(self.shown.get(piece, piece), add_special_tokens=False)
+                spans = np.array(found.offsets, np.int64).reshape(-1, 2)
+                if piece in self.shown:  # one character stands for all of it
+                    spans[:] = (0, 1)
+                spans += place
+                parts.append((np.array(found.ids, self.type), spans))
+                place += len(piece)
+            ids, spans = zip(*parts, strict=True)
+            yield np.concatenate(ids), np.concatenate(spans)
+
+    def marked(self, ids: np.ndarray, places: np.ndarray, spans: Spans) -> np.ndarray:
         """The ids [N] of a conversation with their marks; a token across the edge is learnt.
 
-        End-of-text is added where the last turn does not hold it, for the model to stop.
+        What comes behind the last turn that is learnt is of no use, and left out. End-of-text is
+        added where that turn does not hold it, for the model to stop.
         """
-        ids = np.array(encoding.ids, self.type)
-        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        (starts, ends), (first, last) = places.T, spans[-1]
         learnt = np.zeros(len(ids), bool)
         for start, end in spans:
             learnt |= (ends > start) & (starts < end)
-        if self.eos not in ids[(ends > spans[-1][0])]:
+        ended = self.eos in ids[(ends > first) & (starts < last)]
+        ids, learnt = ids[starts < last], learnt[starts < last]
+        if not ended:
             ids, learnt = np.append(ids, self.type(self.eos)), np.append(learnt, True)
         ids[learnt] |= LEARNT
         ids[0] |= BEGINS
         return ids
 
 
-def strings(value: Any) -> Sequence[str]:
-    """All text in a JSON value."""
-    if isinstance(value, dict):
-        value = [*value.values()]
-    if isinstance(value, list):
-        return [text for item in value for text in strings(item)]
-    return [value] if isinstance(value, str) else []
+def template_of(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The chat template of a tokenizer, if it has one.
+
+    Raises:
+        DataError: it has several, and none is for everything.
+    """
+    try:
+        return tokenizer.get_chat_template() if tokenizer.chat_template else None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:LONGEST]
+        raise DataError(f"set tokenizer.chat_template: {reason}") from None
 
 
 def refused(text: str, rule: str) -> DataError:

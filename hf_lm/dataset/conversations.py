@@ -47,9 +47,12 @@ def conversation_text(row: Mapping[str, Any]) -> str:
     values = {name: plain(row[name], name) for name in names}
     if len({type(value) for value in values.values()}) > 1:
         raise ValueError('"prompt" and "completion" must both be text, or both be messages')
-    if not any(conversation(values).learnt):
+    if next(conversation(values).learnt, None) is None:
         raise ValueError(f'"{names[-1]}" has no message of the role "{ASSISTANT}"')
-    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+    try:
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+    except TypeError as error:  # times and bytes, which tables have and JSON has not
+        raise ValueError(f'"{names[0]}" holds what is no JSON: {error}') from None
 
 
 def plain(value: Any, name: str) -> str | list[dict[str, Any]]:
@@ -64,7 +67,7 @@ def plain(value: Any, name: str) -> str | list[dict[str, Any]]:
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f'"{name}" has a message that is no object with a "role"')
-        if not isinstance(message.get("content"), str):
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
             raise ValueError(f'"{name}" has a message whose "content" is no text')
     return [{key: v for key, v in message.items() if v is not None} for message in value]
 

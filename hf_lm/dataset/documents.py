@@ -47,7 +47,8 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     files = [
         [[file.sha256 for file in source.files] for source in corpus.of(part)] for part in PARTS
     ]
-    how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes, data.train_on]
+    how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
+    how += [] if data.train_on == "text" else [data.train_on]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()

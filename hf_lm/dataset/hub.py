@@ -49,7 +49,7 @@ def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
         # A dataset on disk would be written again by map().
         rows = rows if data.streaming else cast("Dataset", rows).to_iterable_dataset()
         others = [column for column in names if column != "text"]
-        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns, "name": name})
+        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns})
     elif names != ("text",):
         rows = rows.rename_column(data.text_column, "text")
     return rows, str(builder.hash)
@@ -72,18 +72,12 @@ def refuse_another(name: str, found: str, asked: str | None) -> None:
         )
 
 
-def joined(row: dict[str, Any], *, columns: Columns, name: str) -> dict[str, Any]:
-    """The columns of a row as one text; what is no text is left to be skipped.
-
-    Raises:
-        DataError: a conversation is none.
-    """
+def joined(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
+    """The columns of a row as one text; what is no text, or no conversation, is to be skipped."""
     try:
         return {"text": columns.text(row)}
-    except ValueError as error:
-        if isinstance(columns, TextColumns):
-            return {"text": None}
-        raise DataError(f"{name}: {error}") from None
+    except ValueError:
+        return {"text": None}
 
 
 def unreachable(name: str, error: Exception) -> str:

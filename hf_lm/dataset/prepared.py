@@ -152,7 +152,11 @@ def open_prepared(
         for name, value in about["files"].items()
         if found.get(name) != value
     ]
-    if not problems and ids_of(prepared_tokenizer(folder)) != ids_of(tokenizer):
+    own = prepared_tokenizer(folder)
+    other = ids_of(own) != ids_of(tokenizer)
+    if data.train_on == "completion" and own.chat_template != tokenizer.chat_template:
+        other = True
+    if not problems and other:
         problems.append(
             f"{folder}: was made with another tokenizer than this model's; prepare the text again, "
             "with tokenizer.pretrained set to the model"
@@ -168,9 +172,9 @@ def prepared_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Every token with its id."""
-    return tokenizer.get_vocab()
+def ids_of(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], Any]:
+    """Every token with its id, and which ends a text."""
+    return tokenizer.get_vocab(), tokenizer.eos_token_id
 
 
 def push_prepared(folder: Path, name: str) -> str:

@@ -67,6 +67,9 @@ def read_documents(
     reader = READERS.get(path.suffix.lower())
     if reader:
         found = reader(path, columns, on_bad_bytes, report)
+    elif not columns.plain:
+        report.problem(str(path), f"has no rows; name files of {', '.join(READERS)} alone")
+        return
     else:
         found = read_text(path, sample_by, on_bad_bytes, report)
     for place, text in found:

@@ -124,6 +124,11 @@ def find_corpus(data: DataRecipe) -> Corpus:
         names = own if isinstance(own, tuple) else (own,)
         plain = [name if isinstance(name, str) else name.source for name in names]
         validation = tuple(find_source(name, None, problems) for name in plain)
+        if held.source is None and any(source.local for source in validation):
+            problems.append(
+                "data.validation: names part of a Hub dataset, and data.source is local text; give "
+                'it a source, or {"holdout": 0.05}'
+            )
     if problems:
         raise DataError(problems)
     once = data.deduplicate and not data.streaming

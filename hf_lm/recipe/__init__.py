@@ -103,9 +103,10 @@ def make_recipe(
     resolve_paths(tree, folder)
     if pretrained:
         start_from(tree, pretrained)
-    problems = [p for override in overrides for p in apply_override(tree, override)]
+    problems = [*read_template(tree, folder)]
+    problems += [p for override in overrides for p in apply_override(tree, override)]
     place(tree, folder)
-    problems += [*read_template(tree, folder), *tree_problems(tree)]
+    problems += tree_problems(tree)
     recipe, found = check(without(tree, problems))
     problems += found
     if problems or recipe is None:
@@ -147,7 +148,7 @@ def apply_override(tree: dict[str, Any], override: str) -> list[Problem]:
         section = section[key]
     section[keys[-1]] = value
     resolve_paths(tree, Path.cwd(), only=keys)
-    return []
+    return [*read_template(tree, Path.cwd())]
 
 
 def start_from(tree: dict[str, Any], pretrained: str) -> None:

@@ -100,5 +100,5 @@ class DataRecipe(Section):
     max_documents: int | None = Field(None, gt=0, description="use only the first documents")
     max_bytes: int | None = Field(None, gt=0, description="use only the first bytes of text")
     num_proc: int | None = Field(
-        None, gt=0, description="cores that tokenize; all unless set. No result depends on it"
+        None, gt=0, description="cores that tokenize text; all unless set. No result depends on it"
     )

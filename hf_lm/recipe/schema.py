@@ -71,6 +71,7 @@ TITLES = {
     "TokenizerRecipe": "`tokenizer`",
     "TrainTokenizer": "`tokenizer.train`",
     "ModelRecipe": "`model`",
+    "LoraRecipe": "`model.lora`",
     "TrainingRecipe": "`training`",
     "EvaluationRecipe": "`evaluation`",
     "HubRecipe": "`hub`",
@@ -79,7 +80,7 @@ TITLES = {
 HEAD = """\
 # Recipes
 
-<!-- Generated from hf_lm/recipe/sections.py by `python -m hf_lm.recipe.schema`; do not edit. -->
+<!-- Generated from hf_lm/recipe by `python -m hf_lm.recipe.schema`; do not edit. -->
 
 | recipe | what it trains | where |
 |---|---|---|
@@ -87,6 +88,7 @@ HEAD = """\
 | `small_modern.json` | the same budget, with the blocks of Qwen3 | a CPU, minutes |
 | `shakespeare_char.json` | nanoGPT's CPU setting, one token a character | a CPU, minutes |
 | `gpt2_124m.json` | GPT-2 small on streamed web text | one GPU to eight |
+| `instruct.json` | any `model.pretrained` with a chat template, on conversations | a GPU |
 | `finetune.json` | any `model.pretrained`, on your own text | a CPU or a GPU |
 
 A recipe is one JSON object with six sections. Every key has a default; unknown keys are refused.
