@@ -20,6 +20,7 @@ for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "R
 import copy
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+
+for number in (signal.SIGHUP, signal.SIGINT):  # nohup, or a shell's &, has them ignored
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 CORPUS = Path(__file__).parent / "data" / "corpus.txt"
 
