@@ -100,6 +100,9 @@ def add_model_commands(commands: Any) -> None:
     writing.add_argument(
         "--temperature", type=not_negative, default=0.8, help="0 takes the likeliest token (0.8)"
     )
+    writing.add_argument(
+        "--chat", action="store_true", help="answer each prompt, by the model's chat template"
+    )
     writing.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
     writing.set_defaults(call=use.generate)
 
@@ -176,8 +179,10 @@ def publish(given: argparse.Namespace) -> None:
 def reproduce(given: argparse.Namespace) -> None:
     """Run the recipe of a published model, and show what came out otherwise."""
     from hf_lm import console
+    from hf_lm.hub import settle_offline
     from hf_lm.reproduce import Published, compare
 
+    settle_offline(console.show_note)
     there = Published.of(given.recipe)
     recipe = find_recipe(given)
     if not any(key.startswith("output_dir=") for key in given.overrides):

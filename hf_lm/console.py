@@ -100,18 +100,25 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def show_samples(samples: Sequence[Mapping[str, str]]) -> None:
-    """What the model writes, prompts in bold."""
+def show_samples(samples: Sequence[Mapping[str, str]], *, chat: bool) -> None:
+    """What the model writes, prompts in bold; an answer on a line of its own."""
+    between = "\n" if chat else ""
     for sample in samples:
         console.print(Text("sample", style="bold cyan"))
-        console.print(Text.assemble((sample["prompt"], "bold"), sample["text"]))
+        console.print(Text.assemble((sample["prompt"], "bold"), between, sample["text"]))
         console.print()
 
 
-def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> None:
+def show_end(
+    model: Path,
+    metrics: Mapping[str, Any],
+    samples: Sequence[Mapping[str, str]],
+    *,
+    chat: bool = False,
+) -> None:
     """The result of a run, and what to do with it."""
     console.print()
-    show_samples(samples)
+    show_samples(samples, chat=chat)
     seconds, speed = metrics["train_seconds"], metrics["tokens_per_second"]
     name = short(model)
     where = shlex.quote(name)
@@ -125,7 +132,10 @@ def show_end(model: Path, metrics: Mapping[str, Any], samples: Sequence[Mapping[
                 f"{metrics['train_tokens']:,} tokens in {duration(seconds)}, {speed:,.0f} a second",
             ),
             ("model", name),
-            ("write with it", f"hf-lm generate {where} --prompt {shlex.quote(prompt)}"),
+            (
+                "write with it",
+                f"hf-lm generate {where}{' --chat' * chat} --prompt {shlex.quote(prompt)}",
+            ),
             ("measure it", f"hf-lm evaluate {where} --source YOUR_TEXT"),
             ("in Python", f'AutoModelForCausalLM.from_pretrained("{name}")'),
         ],

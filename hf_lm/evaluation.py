@@ -195,7 +195,7 @@ def sample(
             ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1), chat=chat)
             added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
             text = tokenizer.decode(added, skip_special_tokens=True)
-            found.append({"prompt": prompt, "text": f"\n{text}" if chat else str(text)})
+            found.append({"prompt": prompt, "text": str(text)})
     return found
 
 
@@ -238,15 +238,15 @@ def prompt_ids(
     """The last `limit` ids of a prompt; an empty one begins a document.
 
     Raises:
-        RecipeError: the tokenizer has no token for a character.
+        RecipeError: the tokenizer has no token for a character, or no chat template.
     """
     if not prompt:
         return [tokenizer.eos_token_id]
-    if chat:
-        message = {"role": "user", "content": prompt}
-        rendered: Any = tokenizer.apply_chat_template([message], add_generation_prompt=True)
-        return rendered["input_ids"][-limit:]
     try:
+        if chat:
+            message = {"role": "user", "content": prompt}
+            rendered: Any = tokenizer.apply_chat_template([message], add_generation_prompt=True)
+            return rendered["input_ids"][-limit:]
         return tokenizer(prompt, add_special_tokens=False)["input_ids"][-limit:]
     except Exception as error:  # tokenizers raises bare Exception for a character it does not know
         raise RecipeError(f"prompt {prompt!r}: the tokenizer cannot encode it: {error}") from None

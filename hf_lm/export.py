@@ -40,13 +40,9 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         The largest difference of a logit, as a share of the largest logit.
 
     Raises:
-        RecipeError: a package is missing, the folder is there, or the graph says something else.
+        RecipeError: the graph says something else.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise RecipeError(f"export needs {', '.join(missing)}; pip install 'hf_lm[onnx]'")
-    if folder.exists():
-        raise RecipeError(f"{folder}: is there already; name a new folder")
+    from onnxruntime import InferenceSession
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     staging = folder.with_name(f".{folder.name}.partial")
@@ -58,7 +54,8 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         free = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(given, sizes))
         done = exporter.export(model.eval(), given, config=free)
         done.save_pretrained(staging)
-    found = max(difference(model, staging / "model.onnx", shape) for shape in (TRACED, *CHECKED))
+    session = InferenceSession(staging / "model.onnx")
+    found = max(difference(model, session, shape) for shape in (TRACED, *CHECKED))
     if not found <= DIFFERENCE:
         shutil.rmtree(staging)
         raise RecipeError(
@@ -70,23 +67,36 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return found
 
 
+def refuse_export(folder: Path) -> None:
+    """Find out, before a model is loaded, whether it could be written.
+
+    Raises:
+        RecipeError: a package is missing, or the folder is there.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise RecipeError(f"export needs {', '.join(missing)}; pip install 'hf_lm[onnx]'")
+    if folder.exists():
+        raise RecipeError(f"{folder}: is there already; name a new folder")
+
+
 def inputs(model: PreTrainedModel, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Any ids of a shape [B, T], as far as the model sees, and their mask."""
+    """Any ids of a shape [B, T], as far as the model sees, padded on the left but for the first."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, shape, generator=draw)
     ids = ids[:, : model.config.max_position_embeddings]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[1:, : ids.shape[1] // 2] = 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
-def difference(model: PreTrainedModel, path: Path, shape: tuple[int, int]) -> float:
-    """How far the graph in a file is from the model, as a share of the largest logit."""
-    from onnxruntime import InferenceSession
-
+def difference(model: PreTrainedModel, session: Any, shape: tuple[int, int]) -> float:
+    """How far a graph is from the model, as a share of the largest logit; padding has none."""
     given = inputs(model, shape)
+    kept = given["attention_mask"].bool().numpy()
     with torch.no_grad():
-        expected = model(**given).logits.numpy()
-    session = InferenceSession(path)
-    logits: Any = session.run(["logits"], {name: ids.numpy() for name, ids in given.items()})[0]
+        expected = model(**given).logits.numpy()[kept]
+    logits = session.run(["logits"], {name: ids.numpy() for name, ids in given.items()})[0][kept]
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 

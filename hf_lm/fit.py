@@ -50,6 +50,12 @@ class Run(NamedTuple):
     plan: Plan
     kernels: Kernels
 
+    @property
+    def chat(self) -> bool:
+        """Whether what is trained answers, by a chat template."""
+        learns = self.recipe.data.train_on == "completion"
+        return learns and self.tokenizer.chat_template is not None
+
 
 def fit(run: Run, offer: Callable[[Path], None]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Train, from the newest checkpoint if there is one; save and measure.
@@ -123,7 +129,7 @@ def make_hooks(run: Run) -> Hooks:
             prompts=recipe.evaluation.prompts,
             max_new_tokens=recipe.evaluation.max_new_tokens,
             seed=recipe.seed,
-            chat=recipe.data.train_on == "completion" and run.tokenizer.chat_template is not None,
+            chat=run.chat,
         ),
         write_row=run.folder.write_row,
         flops_per_token=flops_per_token(run.plan.network, run.plan.block_size),

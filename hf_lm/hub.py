@@ -111,16 +111,16 @@ def find_repository(recipe: HubRecipe, *, create: bool) -> bool | None:
     return bool(found.private)
 
 
-def settle_offline() -> list[str]:
+def settle_offline(say: Callable[[str], object]) -> None:
     """Do without a Hub that does not answer: each file would be asked for until its retries end.
 
     Libraries that are imported later are told, too.
 
-    Returns:
-        A note.
+    Args:
+        say: how a person is.
     """
     if constants.HF_HUB_OFFLINE:
-        return []
+        return
     reason = ""
     for _ in range(TRIES):
         try:
@@ -128,9 +128,9 @@ def settle_offline() -> list[str]:
         except (httpx2.TransportError, OSError) as error:
             reason = told(error)
         else:
-            return []
+            return
     constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
-    return [f"the Hub does not answer ({reason}); what is cached is used"]
+    say(f"the Hub does not answer ({reason}); what is cached is used")
 
 
 def refuse_endpoint() -> None:

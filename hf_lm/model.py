@@ -61,12 +61,11 @@ def build_model(
     set_seed(seed)
     if recipe.pretrained and not meta:
         model = load_pretrained(recipe.pretrained, config)
-        grow_embeddings(model, vocabulary.size)
     else:
-        config.vocab_size = max(config.vocab_size, vocabulary.size)
         with torch.device("meta") if meta else nullcontext():
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
             scale_residual(model)
+    grow_embeddings(model, vocabulary.size)
     model.config.architectures = [type(model).__name__]
     _, bos, eos, pad = vocabulary
     model.config.bos_token_id, model.config.eos_token_id = bos, eos
@@ -92,7 +91,7 @@ def grow_embeddings(model: PreTrainedModel, size: int) -> None:
     nlp.stanford.edu/~johnhew/vocab-expansion.html), as transformers makes them.
     """
     if size > model.config.vocab_size:
-        model.resize_token_embeddings(size, mean_resizing=True)
+        model.resize_token_embeddings(size, mean_resizing=model.device.type != "meta")
 
 
 def native_config(

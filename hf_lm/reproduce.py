@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hf_lm.changes import CONTENT, DRIFTING, flat
 from hf_lm.dataset.sources import sha256
 from hf_lm.errors import RecipeError
-from hf_lm.hub import PREFIX, published_file, settle_offline
+from hf_lm.hub import PREFIX, published_file
 from hf_lm.run_folder import METRICS, PROVENANCE, RECIPE, RunFolder
 
 MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
@@ -35,7 +35,6 @@ class Published(NamedTuple):
         """
         if not name.startswith(PREFIX):
             raise RecipeError(f"{name}: is no published model; name one as hub:USER/MODEL")
-        settle_offline()
         metrics, provenance = (
             json.loads(published_file(name, file).read_text(encoding="utf-8"))
             for file in (METRICS, PROVENANCE)

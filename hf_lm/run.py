@@ -58,26 +58,24 @@ def train_in(
 
     changed = folder.refuse_changes(recipe, accepted)
     corpus, scan = read_corpus(recipe)
-
-    prepare_libraries(recipe, corpus)  # before they are imported
-
-    from hf_lm.fit import Run, fit
-    from hf_lm.machine import find_machine
-    from hf_lm.model_config import Vocabulary
-    from hf_lm.tokenizer import tokenizer_hash
-
     if folder.done and not changed:
         console.show_complete(folder.model)
         return folder.read(METRICS)
-    machine = find_machine(recipe.training)
-    refuse(machine.missing)
+    prepare_libraries(recipe, corpus)  # before they are imported
+
+    from hf_lm.fit import Run, fit
+    from hf_lm.model_config import Vocabulary
+    from hf_lm.tokenizer import tokenizer_hash
+
+    machine = require_machine(recipe)
     text, tokenizer = read_text(recipe, corpus, scan)
     blocks = make_blocks(recipe, text, tokenizer, **machine.share())
     vocabulary = Vocabulary.of(tokenizer)
     model, plan, kernels = make_planned(recipe, vocabulary, machine, blocks.counts, folder)
     found = (machine, plan, kernels, text, blocks)
     facts = {name: fact for stage in found for name, fact in stage.facts().items()}
-    provenance = describe_run(text.content, tokenizer_hash(tokenizer), facts)
+    hashes = text.content, tokenizer_hash(tokenizer, chat=recipe.data.train_on == "completion")
+    provenance = describe_run(*hashes, facts)
     console.show_rows(
         recipe.name,
         [*text_rows(recipe.data, blocks.counts), *run_rows(recipe, plan, machine, kernels)],
@@ -93,7 +91,7 @@ def train_in(
     with folder.recorded(recipe, provenance, accepted), saves(folder, recipe) as offer:
         run = Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
         metrics, samples = fit(run, offer)
-    console.show_end(folder.model, metrics, samples)
+    console.show_end(folder.model, metrics, samples, chat=run.chat)
     return metrics
 
 
@@ -120,8 +118,7 @@ def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
     if recipe.hub.push == "never" and (named or not corpus.local):
         from hf_lm.hub import settle_offline
 
-        for note in settle_offline():
-            console.show_note(note)
+        settle_offline(console.show_note)
 
 
 def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrainedTokenizerBase]:
@@ -238,6 +235,15 @@ def run_rows(
     return [*plan.rows(), rates, *machine.rows(), *kernels.rows()]
 
 
+def require_machine(recipe: Recipe) -> Machine:
+    """This machine, which can do what the recipe asks for."""
+    from hf_lm.machine import find_machine
+
+    machine = find_machine(recipe.training)
+    refuse(machine.missing)
+    return machine
+
+
 def refuse(missing: Sequence[str]) -> None:
     """End a run that its machine cannot do; a check, which may be of a run elsewhere, says it."""
     if missing:
@@ -326,8 +332,7 @@ def find_recipe(options: argparse.Namespace) -> Recipe:
     from hf_lm import console
     from hf_lm.hub import published_tree, settle_offline
 
-    for note in settle_offline():
-        console.show_note(note)
+    settle_offline(console.show_note)
     tree = published_tree(options.recipe)
     return make_recipe(tree, Path.cwd(), name=options.recipe, **given)
 

@@ -190,11 +190,11 @@ def byte_characters() -> set[str]:
     return set(pre_tokenizers.ByteLevel.alphabet())
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of how text, and a conversation, becomes ids."""
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> str:
+    """A hash of how text becomes ids, or with `chat` a conversation."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    if tokenizer.chat_template:
+    if chat:
         text += json.dumps(tokenizer.chat_template)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -9,13 +9,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_lm.errors import DataError, RecipeError
+from hf_lm.patient import PatientStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_lm.dataset import Corpus, Scan
     from hf_lm.recipe import Recipe
 
 LONGEST_BLOCK = 1024  # tokens of context to evaluate with, unless the model has fewer
@@ -29,38 +31,47 @@ def evaluate(given: argparse.Namespace) -> None:
     recipe = evaluated_recipe(given)
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
-    model, tokenizer = load(given.model, local=corpus.local)
+    if not corpus.local:
+        reach_hub()
+    model, tokenizer = load(given.model)
     if recipe.tokenizer.chat_template:
         tokenizer.chat_template = recipe.tokenizer.chat_template
 
     from hf_lm import console
-    from hf_lm.dataset import load_blocks, load_documents, text_blocks
     from hf_lm.dataset.collate import make_collate
     from hf_lm.evaluation import context, measure
     from hf_lm.metrics import metric_rows
     from hf_lm.tokenizer import token_bytes
 
-    if given.source:
-        data = recipe.data
-        if not any(key.startswith("data.block_size=") for key in given.overrides):
-            size = min(context(model), LONGEST_BLOCK)
-            data = data.model_copy(update={"block_size": size})
-        blocks = text_blocks(data, corpus, tokenizer)
-    else:
-        text = load_documents(recipe.data, corpus, scan)
-        options = {"seed": recipe.seed, "held_out": recipe.evaluation.max_blocks}
-        blocks = load_blocks(recipe.data, text, tokenizer, **options).parts["validation"]
+    data = recipe.data
+    if given.source and not any(key.startswith("data.block_size=") for key in given.overrides):
+        size = min(context(model), LONGEST_BLOCK)
+        data = data.model_copy(update={"block_size": size})
+    recipe = recipe.model_copy(update={"data": data})
     metrics = measure(
         model,
-        blocks,
+        evaluated_blocks(recipe, corpus, scan, tokenizer, whole=bool(given.source)),
         recipe.evaluation,
-        collate=make_collate(recipe.data, tokenizer, part="validation"),
+        collate=make_collate(data, tokenizer, part="validation"),
         token_bytes=token_bytes(tokenizer),
     )
     if given.json:
         sys.stdout.write(json.dumps(metrics) + "\n")
     else:
         console.show_rows(given.model, metric_rows(metrics))
+
+
+def evaluated_blocks(
+    recipe: Recipe, corpus: Corpus, scan: Scan, tokenizer: PreTrainedTokenizerBase, *, whole: bool
+) -> Any:
+    """The blocks of a whole text, or those that its run held out of it."""
+    from hf_lm.dataset import load_blocks, load_documents, text_blocks
+
+    if whole:
+        return text_blocks(recipe.data, corpus, tokenizer)
+    text = load_documents(recipe.data, corpus, scan)
+    options = {"seed": recipe.seed, "held_out": recipe.evaluation.max_blocks}
+    return load_blocks(recipe.data, text, tokenizer, **options).parts["validation"]
 
 
 def refuse_missing(name: str) -> None:
@@ -102,19 +113,22 @@ def generate(given: argparse.Namespace) -> None:
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
         seed=given.seed,
+        chat=given.chat,
     )
+    between = "\n" if given.chat else ""
     for piece in written:
-        sys.stdout.write(f"{piece['prompt']}{piece['text']}\n")
+        sys.stdout.write(f"{piece['prompt']}{between}{piece['text']}\n")
 
 
 def export(given: argparse.Namespace) -> None:
     """Write a model for another runtime."""
     refuse_missing(given.model)
-    model, tokenizer = load(given.model, device="cpu")
 
     from hf_lm import console
-    from hf_lm.export import export_onnx
+    from hf_lm.export import export_onnx, refuse_export
 
+    refuse_export(given.output)
+    model, tokenizer = load(given.model, device="cpu")
     difference = export_onnx(model, tokenizer, given.output)
     rows = [
         ("onnx", console.short(given.output.absolute())),
@@ -123,15 +137,17 @@ def export(given: argparse.Namespace) -> None:
     console.show_rows(given.model, rows)
 
 
+def reach_hub() -> None:
+    """Find out whether the Hub answers; what is said of it is not in the way of what is printed."""
+    from hf_lm.hub import settle_offline
+
+    settle_offline(lambda note: PatientStream("stderr").write(f"note: {note}\n"))
+
+
 def load(
-    name: str, *, device: Literal["auto", "cpu"] = "auto", local: bool = True
+    name: str, *, device: Literal["auto", "cpu"] = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with its tokenizer, in fp32; on the GPU if there is one and may be.
-
-    Args:
-        name: a folder or Hub id.
-        device: where it may be.
-        local: whether nothing else is needed of the Hub.
 
     Raises:
         RecipeError: there is no such model.
@@ -143,11 +159,8 @@ def load(
     from hf_lm.tokenizer import load_tokenizer
 
     console.quiet_libraries()
-    if not (local and Path(name).is_dir()):
-        from hf_lm.hub import settle_offline
-
-        for note in settle_offline():
-            console.show_note(note)
+    if not Path(name).is_dir():
+        reach_hub()
     machine = find_machine(TrainingRecipe(device=device))
     tokenizer = load_tokenizer(name)
     return load_pretrained(name).to(machine.device), tokenizer

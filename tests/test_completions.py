@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hf_lm.cli import main as command
 from hf_lm.dataset import find_corpus, load_blocks, load_documents
 from hf_lm.dataset.collate import IGNORED, make_collate
-from hf_lm.dataset.completions import BEGINS, HIDDEN, IDS, LEARNT, TokenizeCompletions
+from hf_lm.dataset.completions import BEGINS, IDS, LEARNT, PRIVATE, TokenizeCompletions
 from hf_lm.dataset.conversations import conversation_text
 from hf_lm.dataset.documents import fingerprint
 from hf_lm.dataset.grouping import BestFit
@@ -294,7 +294,7 @@ UNMARKED = MARKED.replace("m['role'] == 'assistant'", "false")
         (None, TALK, "no chat template for messages; set tokenizer.chat_template"),
         (MISTRAL, TALK[1:], "the chat template refuses it: Conversation roles must"),
         (LAST_DIFFERS, TALK, "renders its message 2 otherwise where it is the last"),
-        (SMOLLM2, [{**TALK[0], "content": chr(HIDDEN)}, ANSWER], "stands for a special token"),
+        (SMOLLM2, [{**TALK[0], "content": chr(PRIVATE)}, ANSWER], "stands for a special token"),
         (UNMARKED, TALK, "marks nothing of it as generated"),
     ],
     ids=["none", "refuses", "differs", "private", "unmarked"],
@@ -472,7 +472,7 @@ def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path
     metrics = found(talks / "run", "metrics")
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     samples = [row["samples"] for row in lines_of(talks / "run" / "log.jsonl") if "samples" in row]
-    assert all(sample["text"].startswith("\n") for (sample,) in samples)  # an answer
+    assert [sample["prompt"] for (sample,) in samples] == ["Me"] * len(samples)
     assert metrics["bytes"] == 2 * len("I see\n")  # marks of turns are no text
     assert "apply_chat_template" in (saved / "README.md").read_text()
     rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]
@@ -576,7 +576,7 @@ def test_rows_without_a_conversation_are_named_before_anything_is_loaded(
 ) -> None:
     write_pairs(tmp_path / "pairs")
     broken = [
-        ({"text": "a"}, 'has no "messages", and no "prompt" and "completion"'),
+        ({"text": "a"}, 'has neither "messages" nor "prompt" and "completion"'),
         ({"messages": "a"}, '"messages" is str, expected a list of messages'),
         ({"messages": [{"content": "a"}]}, 'has a message that is no object with a "role"'),
         ({"messages": [{"role": "user", "content": None}]}, 'whose "content" is no text'),

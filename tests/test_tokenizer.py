@@ -48,7 +48,8 @@ def test_the_same_text_gives_the_same_vocabulary() -> None:
     assert tokenizer_hash(trained("bpe")) != tokenizer_hash(trained("bpe", TEXTS[:1]))
     chatty = trained("bpe")
     chatty.chat_template = "{{ messages }}"
-    assert tokenizer_hash(chatty) != tokenizer_hash(trained("bpe"))
+    assert tokenizer_hash(chatty) == tokenizer_hash(trained("bpe"))
+    assert tokenizer_hash(chatty, chat=True) != tokenizer_hash(trained("bpe"), chat=True)
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:

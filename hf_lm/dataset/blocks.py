@@ -293,15 +293,20 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
 
 def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
     """Refuse a part that fills no block."""
-    problems = [
-        f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
-        + (", raise data.validation.holdout" if part == "validation" else "")
-        + " or lower data.block_size"
-        if data.train_on == "text"
-        else f"{part} text: none of {row.documents:,} conversations fits a block of "
-        f"{data.block_size:,} tokens; raise data.block_size"
-        for part, row in counts.items()
-        if not row.blocks
-    ]
+    problems = [too_short(part, row, data) for part, row in counts.items() if not row.blocks]
     if problems:
         raise DataError(problems)
+
+
+def too_short(part: str, row: PartCounts, data: DataRecipe) -> str:
+    """Why a part fills no block, and what to do."""
+    if data.train_on == "completion":
+        return (
+            f"{part} text: none of {row.documents:,} conversations fits a block of "
+            f"{data.block_size:,} tokens; raise data.block_size"
+        )
+    more = ", raise data.validation.holdout" if part == "validation" else ""
+    return (
+        f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
+        f"{more} or lower data.block_size"
+    )

@@ -55,7 +55,7 @@ class TextColumns(NamedTuple):
 
     names: tuple[str, ...]
     template: str | None = None
-    plain: bool = True
+    plain = True
 
     def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
         """All of them."""
@@ -73,15 +73,15 @@ class TextColumns(NamedTuple):
 
     def text(self, row: Any) -> str:
         """The text of a row; a row that is text itself is that."""
-        values = {name: row[name] for name in self.names} if isinstance(row, dict) else {"": row}
-        joined = isinstance(row, dict) and self.template is not None
-        kinds = (str, int, float) if joined else (str,)
-        odd = [type(v).__name__ for v in values.values() if not isinstance(v, kinds)]
+        template = self.template if isinstance(row, dict) else None
+        values = [row[name] for name in self.names] if isinstance(row, dict) else [row]
+        kinds = (str,) if template is None else (str, int, float)
+        odd = [type(value).__name__ for value in values if not isinstance(value, kinds)]
         if odd:
             raise ValueError(f"{shown(self.names)} is {odd[0]}, expected a string")
-        if joined and self.template is not None:
-            return self.template.format_map(values)
-        return next(iter(values.values()))
+        if template is None:
+            return values[0]
+        return template.format_map(dict(zip(self.names, values, strict=True)))
 
 
 class ConversationColumns:
@@ -97,10 +97,11 @@ class ConversationColumns:
         """That neither is there."""
         if conversation_columns(found):
             return None
+        either = " and ".join(shown([name]) for name in PAIR)
         return (
-            f'has no "{MESSAGES[0]}", and no {" and ".join(f"{name!r}" for name in PAIR)}, '
-            f'which data.train_on = "completion" reads; it has {shown(found)}'
-        ).replace("'", '"')
+            f"has neither {shown(MESSAGES)} nor {either}, which data.train_on = "
+            f'"completion" reads; it has {shown(found)}'
+        )
 
     def text(self, row: Any) -> str:
         """The conversation of a row as JSON."""

@@ -28,8 +28,8 @@ from hf_lm.errors import DataError
 
 LEARNT, BEGINS = 1 << 29, 1 << 30
 IDS = LEARNT - 1  # the bits of the id itself
-HIDDEN = 0x10F000  # private characters, which stand for special tokens that a person wrote
-SPELLED = re.compile(f"([{chr(HIDDEN)}-{chr(0x10FFFD)}])")
+PRIVATE = 0x100000  # characters from here on stand for special tokens that a person wrote
+SPELLED = re.compile(f"([{chr(PRIVATE)}-{chr(0x10FFFD)}])")
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHOWN, LONGEST = 80, 200  # characters of a conversation in an error, and of a template's own
 
@@ -54,6 +54,7 @@ class TokenizeCompletions:
             )
         self.tokenizer, self.type = tokenizer, np.int32
         self.template = template_of(tokenizer)
+        self.says = bool(self.template and MARKED.search(self.template))
         self.eos = tokenizer.eos_token_id
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         backend["post_processor"] = None  # GPT-2's takes the spaces out of where a token is
@@ -61,11 +62,14 @@ class TokenizeCompletions:
         self.backend.no_truncation()
         self.backend.no_padding()
         added = tokenizer.added_tokens_decoder.values()
-        special = (token.content for token in added if token.special)
-        self.hidden = {
-            text: chr(HIDDEN + n) for n, text in enumerate(sorted(special, key=len, reverse=True))
+        special = sorted((t.content for t in added if t.special), key=len, reverse=True)
+        self.private = {text: chr(PRIVATE + n) for n, text in enumerate(special)}
+        self.backend.encode_special_tokens = True
+        self.spelled = {
+            character: np.array(self.backend.encode(text, add_special_tokens=False).ids, self.type)
+            for text, character in self.private.items()
         }
-        self.shown = {character: text for text, character in self.hidden.items()}
+        self.backend.encode_special_tokens = False
 
     def __call__(self, portion: dict[str, Any]) -> dict[str, Any]:
         """Add the ids [N] of a portion, and the place behind each conversation's last.
@@ -95,10 +99,10 @@ class TokenizeCompletions:
         """
         if SPELLED.search(text):
             raise refused(text, "holds a character that stands for a special token here")
-        spelled = text
-        for token, character in self.hidden.items():
-            spelled = spelled.replace(token, character)
-        values = json.loads(spelled)
+        written = text
+        for token, character in self.private.items():
+            written = written.replace(token, character)
+        values = json.loads(written)
         found = conversation(values)
         if self.template is None:
             if not isinstance(values.get(PAIR[0]), str):
@@ -119,7 +123,7 @@ class TokenizeCompletions:
 
     def templated(self, found: Conversation) -> tuple[str, Spans]:
         """A conversation rendered by the template, and where in it is what is learnt."""
-        if MARKED.search(self.template):
+        if self.says:
             text, spans = self.render(found.messages, return_assistant_tokens_mask=True)
             earlier = sum(m["role"] == ASSISTANT for m in found.messages[: found.first])
             if len(spans) <= earlier:
@@ -151,29 +155,23 @@ class TokenizeCompletions:
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The ids [N] of each text, and where in it each begins and ends [N, 2].
 
-        A special token's text stays text where a person wrote it: it is encoded by itself then.
+        A special token's text stays text where a person wrote it, and stands at one character.
         """
-        self.backend.encode_special_tokens = False
-        whole = [text for text in texts if not SPELLED.search(text)]
-        encodings = iter(self.backend.encode_batch(whole, add_special_tokens=False))
-        for text in texts:
-            self.backend.encode_special_tokens = False
-            if not SPELLED.search(text):
-                encoding = next(encodings)
-                yield np.array(encoding.ids, self.type), np.array(encoding.offsets).reshape(-1, 2)
-                continue
-            parts, place = [], 0
-            for piece in SPELLED.split(text):
-                self.backend.encode_special_tokens = piece in self.shown
-                found = self.backend.encode(self.shown.get(piece, piece), add_special_tokens=False)
-                spans = np.array(found.offsets, np.int64).reshape(-1, 2)
-                if piece in self.shown:  # one character stands for all of it
-                    spans[:] = (0, 1)
-                spans += place
-                parts.append((np.array(found.ids, self.type), spans))
-                place += len(piece)
-            ids, spans = zip(*parts, strict=True)
-            yield np.concatenate(ids), np.concatenate(spans)
+        rows = [SPELLED.split(text) for text in texts]  # every other piece is such a character
+        pieces = [piece for row in rows for piece in row[::2]]
+        encodings = iter(self.backend.encode_batch(pieces, add_special_tokens=False))
+        for row in rows:
+            ids, places, start = [], [], 0
+            for number, piece in enumerate(row):
+                if number % 2:
+                    found, inside = self.spelled[piece], [(0, 1)] * len(self.spelled[piece])
+                else:
+                    encoding = next(encodings)
+                    found, inside = np.array(encoding.ids, self.type), encoding.offsets
+                ids.append(found)
+                places.append(np.array(inside, np.int64).reshape(-1, 2) + start)
+                start += len(piece)
+            yield np.concatenate(ids), np.concatenate(places)
 
     def marked(self, ids: np.ndarray, places: np.ndarray, spans: Spans) -> np.ndarray:
         """The ids [N] of a conversation with their marks; a token across the edge is learnt.

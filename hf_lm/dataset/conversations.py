@@ -1,8 +1,8 @@
 """A row with a conversation in, the same as one JSON text out, checked.
 
 Such a text goes the way of any other: it is read, hashed, held out and shared by the same rules.
-completions.py renders it. A row has `messages`, or a `prompt` and its `completion`, each of them
-text or messages: the formats of TRL.
+completions.py renders it. A row has `messages`, or a `prompt` and its `completion`, both of them
+text or both messages: the formats of TRL.
 """
 
 from __future__ import annotations

@@ -152,11 +152,7 @@ def open_prepared(
         for name, value in about["files"].items()
         if found.get(name) != value
     ]
-    own = prepared_tokenizer(folder)
-    other = ids_of(own) != ids_of(tokenizer)
-    if data.train_on == "completion" and own.chat_template != tokenizer.chat_template:
-        other = True
-    if not problems and other:
+    if not problems and ids_of(prepared_tokenizer(folder), data) != ids_of(tokenizer, data):
         problems.append(
             f"{folder}: was made with another tokenizer than this model's; prepare the text again, "
             "with tokenizer.pretrained set to the model"
@@ -172,9 +168,10 @@ def prepared_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], Any]:
-    """Every token with its id, and which ends a text."""
-    return tokenizer.get_vocab(), tokenizer.eos_token_id
+def ids_of(tokenizer: PreTrainedTokenizerBase, data: DataRecipe) -> tuple[Any, ...]:
+    """Every token with its id, which one ends a text, and what renders a conversation."""
+    template = tokenizer.chat_template if data.train_on == "completion" else None
+    return tokenizer.get_vocab(), tokenizer.eos_token_id, template
 
 
 def push_prepared(folder: Path, name: str) -> str:

@@ -105,6 +105,8 @@ def make_recipe(
         start_from(tree, pretrained)
     problems = [*read_template(tree, folder)]
     problems += [p for override in overrides for p in apply_override(tree, override)]
+    if pretrained and not (isinstance(tree["model"], dict) and tree["model"].get("pretrained")):
+        problems.append(Problem((), "--set model=… takes away what --from gives; set its keys"))
     place(tree, folder)
     problems += tree_problems(tree)
     recipe, found = check(without(tree, problems))
@@ -148,7 +150,7 @@ def apply_override(tree: dict[str, Any], override: str) -> list[Problem]:
         section = section[key]
     section[keys[-1]] = value
     resolve_paths(tree, Path.cwd(), only=keys)
-    return [*read_template(tree, Path.cwd())]
+    return [*read_template(tree, Path.cwd(), only=keys)]
 
 
 def start_from(tree: dict[str, Any], pretrained: str) -> None:

@@ -64,12 +64,21 @@ def resolve_paths(
     return tree
 
 
-def read_template(tree: dict[str, Any], folder: Path) -> Iterator[Problem]:
+def read_template(
+    tree: dict[str, Any], folder: Path, *, only: tuple[str, ...] = ()
+) -> Iterator[Problem]:
     """Put the text of a chat template in the place of its file, in place: a recipe is all there is.
+
+    Args:
+        tree: the recipe.
+        folder: where a relative path starts.
+        only: a key; nothing is done unless the template is under it.
 
     Yields:
         That it cannot be read.
     """
+    if TEMPLATE[: len(only)] != only:
+        return
     section: Any = tree.get(TEMPLATE[0])
     name = section.get(TEMPLATE[1]) if isinstance(section, dict) else None
     if not isinstance(name, str) or not name.endswith(".jinja") or unusable(name):
