@@ -29,7 +29,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["hf_lm", "hf_lm.*"]),
-    package_data={"hf_lm": ["card.md.jinja"], "hf_lm.recipe": ["recipe.schema.json"]},
+    package_data={"hf_lm.hub": ["model_card.md.jinja"], "hf_lm.recipe": ["recipe.schema.json"]},
     entry_points={"console_scripts": ["hf-lm = hf_lm.cli:main"]},
     install_requires=[
         "torch>=2.10",  # earlier: memory corruption in the weights-only loader, CVE-2026-24747

@@ -39,8 +39,8 @@ Figures = dict[str, float]
 
 def texts_of(source: str) -> list[str]:
     """All documents of a source, in memory."""
-    from hf_lm.dataset import find_corpus
-    from hf_lm.dataset.documents import Reader
+    from hf_lm.data.text.documents import Reader
+    from hf_lm.data.text.sources import find_corpus
 
     data = recipe_of(source)
     return [document.text for document in Reader(data, find_corpus(data), {})]
@@ -76,7 +76,10 @@ def limit(source: str, folder: Path) -> Figures:
 
 def prepared(source: str, folder: Path) -> tuple[Any, float]:
     """Our blocks, from empty caches, and the seconds they took."""
-    from hf_lm.dataset import blocks, find_corpus, load_blocks, load_documents, scan_documents
+    from hf_lm.data.blocks import build as blocks
+    from hf_lm.data.load import load_blocks, load_documents
+    from hf_lm.data.text.scan import scan_documents
+    from hf_lm.data.text.sources import find_corpus
 
     assert blocks  # imported before the clock starts, as on the other sides
     data, tokenizer = recipe_of(source), load_tokenizer(folder)
@@ -126,8 +129,8 @@ def group(source: str, folder: Path) -> Figures:
     """The second map step alone."""
     import numpy as np
 
-    from hf_lm.dataset.blocks import table_of
-    from hf_lm.dataset.grouping import Concat
+    from hf_lm.data.blocks.dataset import table_of
+    from hf_lm.data.blocks.grouping import Concat
 
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000, dtype=np.uint16)
     ends = np.arange(1_000, len(ids) + 1, 1_000)
@@ -142,7 +145,7 @@ def feed(source: str, folder: Path) -> Figures:
     """Random blocks as batches, from a memory map, as the trainer asks for them."""
     from torch.utils.data import DataLoader
 
-    from hf_lm.dataset.collate import make_collate
+    from hf_lm.data.collator import make_collate
 
     found, _ = prepared(source, folder)
     collate = make_collate(recipe_of(source), load_tokenizer(folder), part="train")
@@ -162,9 +165,10 @@ def stream(source: str, folder: Path) -> Figures:
     """
     from torch.utils.data import DataLoader
 
-    from hf_lm.dataset import find_corpus, load_blocks, load_documents
-    from hf_lm.dataset.collate import make_collate
-    from hf_lm.dataset.tokens import Tokenize
+    from hf_lm.data.blocks.tokenization import Tokenize
+    from hf_lm.data.collator import make_collate
+    from hf_lm.data.load import load_blocks, load_documents
+    from hf_lm.data.text.sources import find_corpus
 
     data, tokenizer = recipe_of(source, streaming=True), load_tokenizer(folder)
     text = load_documents(data, find_corpus(data))

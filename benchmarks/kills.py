@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from harness import EVAL, SAVE, STEPS, Run, Tally, Whole, campaign, ended, strike, whole
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from hf_lm.kernels import Kernels
-    from hf_lm.machine import Machine
+    from hf_lm.planning.hardware import Machine
+    from hf_lm.planning.kernels import Kernels
     from hf_lm.recipe import TrainingRecipe
-    from hf_lm.trainer import LMTrainer
+    from hf_lm.training.trainer import LMTrainer
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
 SMALL_BATCH, SMALL_BLOCK, SAVE_STEPS = 16, 64, 20  # of recipes/small.json
@@ -36,8 +36,8 @@ Figures = dict[str, Any]
 
 def long_run(dropout: float = 0.0) -> Kernels:
     """The kernels of a run in the measured shape that is as long as a run may be."""
-    from hf_lm.kernels import choose_kernels
-    from hf_lm.machine import find_machine
+    from hf_lm.planning.hardware import find_machine
+    from hf_lm.planning.kernels import choose_kernels
     from hf_lm.recipe import ModelRecipe, Recipe
 
     recipe = Recipe(model=ModelRecipe(dropout=dropout))
@@ -54,8 +54,8 @@ def turns(steps: int) -> Figures:
     """
     from transformers import TrainerCallback
 
-    from hf_lm.machine import find_machine, keep_freed_memory, measured_flops
-    from hf_lm.plan import describe_network, flops_per_token
+    from hf_lm.planning.costs import describe_network, flops_per_token
+    from hf_lm.planning.hardware import find_machine, keep_freed_memory, measured_flops
     from hf_lm.recipe import TrainingRecipe
 
     recipe = TrainingRecipe(
@@ -103,8 +103,8 @@ def turns(steps: int) -> Figures:
 
 def make_network() -> Any:
     """The network of the measured shape, computed as a long run is."""
-    from hf_lm.model import build_model, compile_blocks
-    from hf_lm.model_config import Vocabulary
+    from hf_lm.model.build import build_model, compile_blocks
+    from hf_lm.model.config import Vocabulary
     from hf_lm.recipe import ModelRecipe
 
     kernels, shape = long_run(), ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
@@ -119,7 +119,7 @@ def make_plain_step(recipe: TrainingRecipe, dtype: torch.dtype) -> Callable[[], 
     """A step that does what has to be done, and nothing else."""
     import torch
 
-    from hf_lm.optimizer import build_optimizer
+    from hf_lm.training.optimizer import build_optimizer
 
     model = make_network()
     optimizer = build_optimizer(model, recipe=recipe)
@@ -168,11 +168,12 @@ def saves(steps: int) -> Figures:
 
     Every other stretch of steps begins with a checkpoint; the copy to memory is not counted.
     """
-    from hf_lm.checkpoint import size_of, verify
-    from hf_lm.machine import find_machine, keep_freed_memory
-    from hf_lm.model import build_model
-    from hf_lm.model_config import Vocabulary
+    from hf_lm.checkpoints.manifest import verify
+    from hf_lm.model.build import build_model
+    from hf_lm.model.config import Vocabulary
+    from hf_lm.planning.hardware import find_machine, keep_freed_memory
     from hf_lm.recipe import ModelRecipe, TrainingRecipe
+    from hf_lm.system.files import size_of
 
     recipe = TrainingRecipe(
         max_steps=steps,
@@ -240,11 +241,13 @@ def make_trainer(
     import numpy as np
     from datasets import Dataset
 
-    from hf_lm.checkpoint import Checkpoints
-    from hf_lm.dataset.blocks import BlockRows, table_of
-    from hf_lm.dataset.collate import collate
-    from hf_lm.optimizer import build_optimizer, build_schedule
-    from hf_lm.trainer import Hooks, build_trainer, training_arguments
+    from hf_lm.checkpoints.store import Checkpoints
+    from hf_lm.data.blocks.dataset import BlockRows, table_of
+    from hf_lm.data.collator import collate
+    from hf_lm.training.arguments import training_arguments
+    from hf_lm.training.optimizer import build_optimizer
+    from hf_lm.training.schedule import build_schedule
+    from hf_lm.training.trainer import Hooks, build_trainer
 
     shape = (batch * recipe.max_steps, block + 1)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, shape, dtype=np.uint16)
@@ -283,8 +286,8 @@ def step_memory(*, ours: bool) -> Figures:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_lm.model import build_model
-    from hf_lm.model_config import Vocabulary
+    from hf_lm.model.build import build_model
+    from hf_lm.model.config import Vocabulary
     from hf_lm.recipe import ModelRecipe
 
     size, block = 50_257, 1024

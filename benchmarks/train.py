@@ -51,7 +51,8 @@ def call(*command: object) -> str:
 
 def set_up(folder: Path) -> None:
     """The tokenizer that both sides use, and the documents as the stock script reads them."""
-    from hf_lm.dataset import find_corpus, load_documents
+    from hf_lm.data.load import load_documents
+    from hf_lm.data.text.sources import find_corpus
     from hf_lm.recipe import DataRecipe, TokenizerRecipe
     from hf_lm.tokenizer import build_tokenizer
 
@@ -121,7 +122,7 @@ def run_stock(folder: Path, *options: object) -> Figures:
 
 def speed(given: argparse.Namespace, folder: Path) -> Figures:
     """Both sides in turn."""
-    from hf_lm.machine import computes_bf16
+    from hf_lm.planning.hardware import computes_bf16
 
     found: Figures = {}
     for dropout, suffix in ((0.0, ""), (0.1, "_dropout")):

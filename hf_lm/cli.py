@@ -1,20 +1,21 @@
-"""The `hf-lm` command: thin sub-commands, one stage each."""
+"""The `hf-lm` command: sub-commands, their options, and one short handler each."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_lm import __version__, use
-from hf_lm.errors import CheckpointError, DataError, RecipeError
-from hf_lm.guarded import guarded
-from hf_lm.options import add_options, add_overrides, not_negative, positive
-from hf_lm.run import find_recipe, prepare_libraries, read_text, run, train
+from hf_lm import __version__
+from hf_lm.errors import DataError, RecipeError
+from hf_lm.run import add_options, add_overrides, find_recipe, run, train
+from hf_lm.terminal.exit_code import guarded
+from hf_lm.workflows import evaluate as use
+from hf_lm.workflows.prepare import cache, prepare
+from hf_lm.workflows.status import verify
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,31 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status(given: argparse.Namespace) -> None:
     """Show what a run is doing."""
-    from hf_lm.console import show_rows
-    from hf_lm.status import status_rows
+    from hf_lm.terminal.console import show_rows
+    from hf_lm.workflows.status import status_rows
 
     show_rows(str(given.run), status_rows(given.run))
-
-
-def verify(given: argparse.Namespace) -> None:
-    """Check every file of every checkpoint of a run against its manifest.
-
-    Raises:
-        DataError: there is none.
-        CheckpointError: some are damaged.
-    """
-    from hf_lm.checkpoint import Checkpoints, verify
-    from hf_lm.console import show_rows
-
-    checkpoints = Checkpoints(given.run)
-    paths = [checkpoints.path(step) for step in checkpoints.steps()]
-    found = {path.name: list(verify(path)) for path in paths}
-    if not found:
-        raise DataError(f"{given.run}: holds no checkpoint")
-    show_rows(str(given.run), [(name, "; ".join(bad) or "whole") for name, bad in found.items()])
-    damaged = [f"{given.run / name}: {bad[0]}" for name, bad in found.items() if bad]
-    if damaged:
-        raise CheckpointError([*damaged, "a run continues from the newest that is whole"])
 
 
 def publish(given: argparse.Namespace) -> None:
@@ -160,10 +140,10 @@ def publish(given: argparse.Namespace) -> None:
         DataError: there is none.
         UploadError: the Hub has not taken it.
     """
-    from hf_lm import publish
-    from hf_lm.hub import refuse_access
+    from hf_lm.hub.access import refuse_access
     from hf_lm.recipe import load_recipe
-    from hf_lm.run_folder import RECIPE, RunFolder
+    from hf_lm.run_dir.directory import RECIPE, RunFolder
+    from hf_lm.workflows import publish
 
     folder = RunFolder(given.run.absolute())
     if not folder.done:
@@ -178,9 +158,9 @@ def publish(given: argparse.Namespace) -> None:
 
 def reproduce(given: argparse.Namespace) -> None:
     """Run the recipe of a published model, and show what came out otherwise."""
-    from hf_lm import console
-    from hf_lm.hub import settle_offline
-    from hf_lm.reproduce import Published, compare
+    from hf_lm.hub.access import settle_offline
+    from hf_lm.terminal import console
+    from hf_lm.workflows.reproduce import Published, compare
 
     settle_offline(console.show_note)
     there = Published.of(given.recipe)
@@ -193,61 +173,21 @@ def reproduce(given: argparse.Namespace) -> None:
     console.show_rows(f"{given.recipe} and {console.short(recipe.folder)}", rows, notes=notes)
 
 
-def prepare(given: argparse.Namespace) -> None:
-    """Write the blocks of a recipe to a folder that other recipes, and other people, can train on.
-
-    Raises:
-        RecipeError: the text cannot be prepared, because it is a stream or blocks already.
-        DataError: the folder is somebody else's.
-    """
-    from hf_lm import console
-    from hf_lm.dataset import find_corpus, scan_documents
-    from hf_lm.dataset.sources import refuse_foreign
-    from hf_lm.recipe import load_recipe
-
-    recipe = load_recipe(given.recipe, overrides=given.overrides)
-    if recipe.data.streaming:
-        raise RecipeError("data.streaming = true: a stream is not prepared; set it to false")
-    folder = Path(given.output).resolve()
-    refuse_foreign(folder)
-    corpus = find_corpus(recipe.data)
-    if corpus.prepared:
-        raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
-    scan = scan_documents(recipe.data, corpus, keep=True)
-    prepare_libraries(recipe, corpus)
-
-    from hf_lm.dataset import write_blocks
-
-    text, tokenizer = read_text(recipe, corpus, scan)
-    with console.preparing("tokenize", text.size) as report:
-        write_blocks(recipe.data, text, tokenizer, folder, report=report)
-    rows = [("blocks", console.short(folder)), ("train on it", f'"data": {{"source": "{folder}"}}')]
-    if given.push:
-        from hf_lm.dataset.prepared import push_prepared
-
-        rows.append(("dataset", push_prepared(folder, given.push)))
-    console.show_rows(f"{recipe.name}: prepared", rows, notes=scan.notes)
-
-
-def cache(given: argparse.Namespace) -> None:
-    """Show the prepared text that is kept, or remove what was not used for some days."""
-    from hf_lm import console
-    from hf_lm.dataset.cache import cache_root, entries, prune
-
-    removed = prune(given.prune) if given.prune is not None else 0
-    kept = entries()
-    rows = [
-        (
-            f"{entry.kind} {entry.key[:8]}",
-            f"{entry.size / 1e6:,.1f} MB, used {entry.age:.1f} days ago",
-        )
-        for entry in kept
-    ]
-    total = f"{sum(entry.size for entry in kept) / 1e6:,.1f} MB in {cache_root()}"
-    if given.prune is not None:
-        total += f"; {removed / 1e6:,.1f} MB removed"
-    console.show_rows("prepared text", [*rows, ("all", total)])
-
-
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """A number that is not below 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return number

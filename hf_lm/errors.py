@@ -1,4 +1,4 @@
-"""Errors meant for people: one line a problem, an exit code, no traceback."""
+"""Exceptions meant for users, and their exit codes."""
 
 from __future__ import annotations
 
@@ -87,5 +87,9 @@ class StoppedError(HfLmError):
 
 
 EXIT_IO = 74  # sysexits.h EX_IOERR: disk full, permission denied
+
+
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+
+
 EXIT_TERMINATED = 143  # 128 + SIGTERM

@@ -1,4 +1,4 @@
-"""A recipe section and training text in, a tokenizer that any transformers reads out.
+"""Load a tokenizer or train one on the recipe's text.
 
 Trained ones are byte-level BPE as GPT-2's, one token a character, or one token a byte. All three
 give text back exactly; a character that an alphabet does not hold is refused rather than lost.
@@ -21,12 +21,17 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
-from hf_lm.state import system_errors
+from hf_lm.system.files import system_errors
 
 Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by part
 
+
 EOS = "<|endoftext|>"  # GPT-2's only special token: it ends a document and begins a sample
+
+
 VOCAB_SIZE = 8192
+
+
 TRAIN_BYTES = 200 * 2**20  # BPE merges change little beyond this; training on it takes about 45 s
 
 

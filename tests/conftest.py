@@ -17,7 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all threads each w
 for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "RANK"):
     os.environ.pop(name, None)
 
-import copy
 import json
 import shutil
 import signal
@@ -30,58 +29,17 @@ from typing import Any
 
 import pytest
 
+from recipes import TINY, merged, write_corpus
+
 for number in (signal.SIGHUP, signal.SIGINT):  # nohup, or a shell's &, has them ignored
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
-
-CORPUS = Path(__file__).parent / "data" / "corpus.txt"
-
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "output_dir": "run",
-    "data": {"source": "corpus", "block_size": 16, "validation": {"holdout": 0.2}},
-    "tokenizer": {"train": {"kind": "bpe", "vocab_size": 320}},
-    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16},
-    "training": {
-        "max_steps": 8,
-        "tokens_per_step": 128,
-        "learning_rate": 0.01,
-        "warmup_steps": 2,
-        "precision": "fp32",
-        "device": "cpu",
-        "logging_steps": 2,
-        "eval_steps": 4,
-        "save_steps": 4,
-    },
-    "evaluation": {"prompts": ["The "], "max_new_tokens": 4, "max_blocks": 40},
-}
-
-
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set."""
-    tree = copy.deepcopy(tree)
-    for dotted, value in changes.items():
-        *parents, key = dotted.split(".")
-        section = tree
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = copy.deepcopy(value)
-    return tree
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _remove_home() -> Iterator[None]:
     yield
     shutil.rmtree(HOME, ignore_errors=True)
-
-
-def write_corpus(folder: Path) -> None:
-    """The test corpus as one document a paragraph."""
-    if folder.exists():
-        return
-    folder.mkdir(parents=True)
-    for number, paragraph in enumerate(CORPUS.read_text(encoding="utf-8").split("\n\n")):
-        (folder / f"{number:03}.txt").write_text(paragraph + "\n", encoding="utf-8")
 
 
 @pytest.fixture

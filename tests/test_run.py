@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_lm import fit, machine
-from hf_lm.attention import FUSED, PLAIN
-from hf_lm.dropout import Dropout
 from hf_lm.errors import DataError, RecipeError
-from hf_lm.model import blocks_of
+from hf_lm.model.attention import FUSED, PLAIN
+from hf_lm.model.build import blocks_of
+from hf_lm.model.dropout import Dropout
+from hf_lm.planning import hardware as machine
 from hf_lm.recipe import load_recipe
-from hf_lm.run import check, main, train
+from hf_lm.run import main, train
+from hf_lm.workflows import train as fit
+from hf_lm.workflows.check import check
 
 DROPOUT = {"model__dropout": 0.1, "training__max_steps": 12}
 

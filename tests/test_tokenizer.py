@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_lm.errors import RecipeError
-from hf_lm.evaluation import prompt_ids
+from hf_lm.evaluation.generate import prompt_ids
 from hf_lm.recipe import TokenizerRecipe
 from hf_lm.tokenizer import EOS, build_tokenizer, load_tokenizer, token_bytes, tokenizer_hash
 

@@ -1,4 +1,4 @@
-"""Which strings of a recipe are local paths, and where a relative one starts.
+"""Decide which strings of a recipe are local paths, and what they are relative to.
 
 Relative paths start at the recipe's folder, so a recipe means the same from everywhere; those given
 to `--set` start where they were typed. A string is a path when it looks like one (it starts with
@@ -8,13 +8,13 @@ to `--set` start where they were typed. A string is a path when it looks like on
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_lm.recipe.checks import HUB_ID
-from hf_lm.recipe.reader import Problem
-from hf_lm.recipe.sections import Recipe
+from hf_lm.recipe.sections.recipe import Recipe
+from hf_lm.recipe.strict_json import Problem
 
 PATH_KEYS = (
     ("output_dir",),
@@ -23,9 +23,17 @@ PATH_KEYS = (
     ("tokenizer", "pretrained"),
     ("model", "pretrained"),
 )
+
+
 EMBEDDED = "python-stdlib"
+
+
 ALWAYS_PATH = {("output_dir",)}
+
+
 TEMPLATE = ("tokenizer", "chat_template")
+
+
 DATA_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -142,3 +150,6 @@ def name_rule(key: tuple[str, ...], text: str) -> str | None:
         return "no such folder" if gone else None
     is_id = HUB_ID.match(text) and ".." not in text and not text.endswith(".git")
     return None if is_id else "is no path and no Hub id (USER/NAME)"
+
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")

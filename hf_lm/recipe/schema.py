@@ -1,4 +1,4 @@
-"""The models in; the JSON Schema that editors read, and recipes/README.md, out."""
+"""Generate recipe.schema.json and recipes/README.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_lm.recipe.sections import Recipe
+from hf_lm.recipe.sections.recipe import Recipe
 
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
@@ -76,6 +76,7 @@ TITLES = {
     "EvaluationRecipe": "`evaluation`",
     "HubRecipe": "`hub`",
 }
+
 
 HEAD = """\
 # Recipes

@@ -1,0 +1,1 @@
+"""Recipe section `data`: text, documents, blocks of token ids, batches."""

@@ -1,0 +1,1 @@
+"""The same blocks, read while the model trains."""

@@ -1,0 +1,1 @@
+"""Where text comes from: files, columns, documents and the validation split."""

@@ -1,0 +1,1 @@
+"""Recipe section `evaluation`: metrics on held-out text, and samples."""

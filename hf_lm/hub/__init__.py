@@ -1,0 +1,1 @@
+"""Recipe section `hub`: access, upload, download and the model card."""

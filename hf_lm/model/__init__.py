@@ -1,0 +1,1 @@
+"""Recipe section `model`: a stock transformers model, built or loaded."""

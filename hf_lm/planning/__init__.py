@@ -1,0 +1,1 @@
+"""What a run will do and cost on this machine, before it starts."""

@@ -1,0 +1,221 @@
+"""Detect device, threads, precision, memory and peak FLOP/s."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from hf_lm.recipe import TrainingRecipe
+from hf_lm.system.processes import launched
+
+# Dense bf16 FLOP/s of one GPU, from NVIDIA's and AMD's data sheets, without sparsity.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+ONE_GIB = 2**30
+
+
+PEAK_SECONDS = 0.25  # the first product of a process is slow, and a shared machine drifts
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run takes place."""
+
+    device: str  # "cpu" or "cuda"
+    name: str
+    world_size: int
+    rank: int
+    threads: int
+    memory: int  # bytes of one process
+    precision: str  # "fp32", "bf16" or "fp16"
+    missing: tuple[str, ...]  # what the recipe asks for and is not here, one line each
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The line of the plan about the machine."""
+        threads = f", {self.threads} threads each" if self.device == "cpu" else ""
+        count = f"{self.world_size} × " if self.world_size > 1 else ""
+        return [("machine", f"{count}{self.name}{threads}, {self.precision}")]
+
+    def share(self) -> dict[str, int]:
+        """This process among all."""
+        return {"rank": self.rank, "world_size": self.world_size}
+
+    def facts(self) -> dict[str, Any]:
+        """What the weights depend on, for provenance.json."""
+        return {
+            "world_size": self.world_size,
+            "device": self.name,
+            "threads": self.threads,
+            "precision": self.precision,
+        }
+
+    def arguments(self) -> dict[str, Any]:
+        """The machine's part of TrainingArguments."""
+        return {
+            "use_cpu": self.device == "cpu",
+            "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return DTYPES[self.precision]
+
+    @cached_property
+    def peak_flops(self) -> float:
+        """Peak FLOP/s of all processes: of the data sheet, or measured on the spot."""
+        known = (flops for key, flops in PEAK_FLOPS.items() if key in self.name)
+        listed = next(known, None) if self.device == "cuda" and self.precision != "fp32" else None
+        return self.world_size * (listed or measured_flops(self.device, self.dtype))
+
+
+def find_machine(recipe: TrainingRecipe) -> Machine:
+    """The machine as launcher and recipe want it used; its threads are set."""
+    precision = recipe.precision
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(kind) else "fp32"
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    return Machine(
+        device=kind,
+        name=torch.cuda.get_device_name() if kind == "cuda" else processor_name(),
+        world_size=world_size,
+        rank=int(os.environ.get("RANK", "0")),
+        threads=use_cores(local_size) if kind == "cpu" else torch.get_num_threads(),
+        memory=free_memory(kind) // (local_size if kind == "cpu" else 1),
+        precision=precision,
+        missing=tuple(find_missing(recipe, kind)),
+    )
+
+
+def find_missing(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
+    """What a recipe asks for and a device of this kind does not have."""
+    if recipe.device == "cuda" and kind == "cpu":
+        yield 'training.device = "cuda": no CUDA device was found; use "auto"'
+    if recipe.precision == "fp16" and kind == "cpu":
+        yield 'training.precision = "fp16": needs a CUDA device; use "auto" or "fp32"'
+    if recipe.precision == "bf16" and not computes_bf16(kind):
+        yield (
+            'training.precision = "bf16": this processor only emulates it, hundreds of times '
+            'slower; use "auto" or "fp32"'
+        )
+
+
+def computes_bf16(kind: str) -> bool:
+    """Whether matrices are multiplied in bf16 by the hardware.
+
+    torch accepts bf16 on every CPU. Without AVX512-BF16 or AMX it was measured at 0.2 to 0.9
+    GFLOP/s against 75 in fp32.
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split("\n")[0].split()
+    except (OSError, IndexError):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def measured_flops(kind: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some large matrix products, in a quarter of a second."""
+    width = 1024 if kind == "cpu" else 8192
+    matrix = torch.ones(width, width, dtype=dtype, device=kind)
+    began, best = time.perf_counter(), math.inf
+    while time.perf_counter() - began < PEAK_SECONDS:
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best
+
+
+def use_cores(processes: int) -> int:
+    """Give each process on this machine its share of the cores.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody asked for it; a number a person set
+    is kept whenever it is another.
+    """
+    asked = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    if asked > 1 or (asked == 1 and not launched()):
+        return torch.get_num_threads()
+    torch.set_num_threads(max(1, (available_cores() or 1) // processes))
+    return torch.get_num_threads()
+
+
+def available_cores() -> int | None:
+    """Physical cores, or fewer where this process may use fewer."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(filter(None, (psutil.cpu_count(logical=False), allowed)), default=None)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed tensors instead of returning them to the kernel at every step.
+
+    Page faults of large tensors cost 10 to 13 % of a CPU step. Other C libraries have no mallopt.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)  # what preparing the text has left is no use to a step
+        libc.mallopt(M_MMAP_THRESHOLD, ONE_GIB)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory(kind: str) -> int:
+    """Bytes that a run may fill."""
+    return torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
+
+
+def peak_memory(kind: str) -> int:
+    """The most bytes this process has held: of the GPU, or resident."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def processor_name() -> str:
+    """The processor as it names itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

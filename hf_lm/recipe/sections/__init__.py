@@ -1,0 +1,1 @@
+"""One module per recipe section: every key with its unit, range and default."""

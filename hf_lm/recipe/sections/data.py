@@ -1,0 +1,104 @@
+"""Recipe section `data`."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hf_lm.recipe.sections.base import Section
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The columns a text template names, each once.
+
+    Raises:
+        ValueError: it names none, or does more than name them.
+    """
+    parts = [part[1:] for part in string.Formatter().parse(template)]
+    fields = [name for name, _, _ in parts if name is not None]
+    if not fields or any(spec or conversion for _, spec, conversion in parts):
+        raise ValueError("names no column")
+    if not all(re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in fields):
+        raise ValueError("a column is a plain name in braces")
+    return tuple(dict.fromkeys(fields))
+
+
+class WeightedSource(Section):
+    """One source of a mixture."""
+
+    source: str = Field(min_length=1, description="as `data.source`, one of them")
+    weight: float = Field(
+        gt=0, description="share of the training tokens, beside the weights of the other sources"
+    )
+
+
+class Validation(Section):
+    """The text that is held out: a share of the documents, or a source of its own."""
+
+    holdout: float | None = Field(
+        None, gt=0, lt=1, description="share of the documents held out, chosen by content hash"
+    )
+    source: str | tuple[str, ...] | None = Field(
+        None, description="as `data.source`, without weights"
+    )
+    config: str | None = Field(None, description="configuration of a Hub dataset")
+    split: str | None = Field(None, description="split of a Hub dataset")
+    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
+
+
+class DataRecipe(Section):
+    """Where the text comes from and how it is cut."""
+
+    source: Annotated[str, Field(min_length=1)] | tuple[str | WeightedSource, ...] = Field(
+        "python-stdlib",
+        description='"python-stdlib", a Hub dataset id, a file, glob or folder, a folder that '
+        "`hf-lm prepare` wrote, or a list of sources: strings, which are read one after the other, "
+        'or each {"source": …, "weight": …}, which are mixed',
+    )
+    config: str | None = Field(None, description="configuration of a Hub dataset")
+    split: str = Field("train", min_length=1, description="split of a Hub dataset to train on")
+    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
+    text_column: str = Field(
+        "text", min_length=1, description="column or JSON key that holds the text"
+    )
+    text_template: str | None = Field(
+        None, min_length=1, description='text made of several columns, as "{title}\\n\\n{body}"'
+    )
+    train_on: Literal["text", "completion"] = Field(
+        "text",
+        description="text: every token; completion: what an assistant says, in conversations from "
+        "the columns messages, or prompt and completion, rendered by the chat template",
+    )
+    sample_by: Literal["document", "paragraph", "line"] = Field(
+        "document", description="what one document is in a text file: the file, a paragraph, a line"
+    )
+    on_bad_bytes: Literal["error", "replace", "skip"] = Field(
+        "error", description="what to do with a document that is not UTF-8"
+    )
+    deduplicate: bool = Field(
+        True, description="leave out documents whose text was there before; a stream cannot"
+    )
+    streaming: bool = Field(
+        False, description="read the text while training on it, in place of preparing it first"
+    )
+    validation: Validation = Field(
+        Validation(holdout=0.05), description="the text that is held out for evaluation"
+    )
+    block_size: int = Field(256, gt=0, description="tokens predicted in one training example")
+    append_eos: bool = Field(True, description="close each document with the end-of-text token")
+    document_mask: bool = Field(
+        False, description="let no token attend to an earlier document of its block"
+    )
+    grouping: Literal["concat", "best_fit"] = Field(
+        "concat",
+        description="concat: documents end to end, nothing padded; best_fit: no document is cut "
+        "that fits a block, and blocks are padded",
+    )
+    max_documents: int | None = Field(None, gt=0, description="use only the first documents")
+    max_bytes: int | None = Field(None, gt=0, description="use only the first bytes of text")
+    num_proc: int | None = Field(
+        None, gt=0, description="cores that tokenize text; all unless set. No result depends on it"
+    )

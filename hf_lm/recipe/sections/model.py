@@ -1,0 +1,74 @@
+"""Recipe section `model`."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from hf_lm.recipe.sections.base import Section
+
+
+class Shape(NamedTuple):
+    """Layers, heads and width of a network, in GPT-2's words."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+
+
+SIZES = {  # GPT-2's four published sizes (Radford et al., 2019, table 2)
+    "small": Shape(12, 12, 768),
+    "medium": Shape(24, 16, 1024),
+    "large": Shape(36, 20, 1280),
+    "xl": Shape(48, 25, 1600),
+}
+
+
+class LoraRecipe(Section):
+    """Low-rank adapters, trained in place of pretrained weights; they need the extra `[lora]`."""
+
+    r: int = Field(16, gt=0, description="rank of the adapters")
+    alpha: int = Field(32, gt=0, description="their weight is alpha/r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of them")
+    target_modules: tuple[str, ...] | Literal["auto"] = Field(
+        "auto", description="ends of the names of layers that get one; auto: all linear ones"
+    )
+    merge: bool = Field(False, description="save the whole model with them added, and no adapter")
+
+
+class ModelRecipe(Section):
+    """The network, from scratch or from pretrained weights."""
+
+    family: Literal["gpt2", "qwen3", "llama", "arcee"] = Field(
+        "gpt2", description="architecture that transformers ships; all speak GPT-2's words here"
+    )
+    size: Literal["small", "medium", "large", "xl"] | None = Field(
+        None, description="a published GPT-2 size, in place of n_layer, n_head and n_embd"
+    )
+    n_layer: int | None = Field(None, gt=0, description="transformer blocks")
+    n_head: int | None = Field(None, gt=0, description="attention heads a block")
+    n_embd: int | None = Field(None, gt=0, description="width of the residual stream")
+    n_inner: int | None = Field(
+        None, gt=0, description="width of the MLP; 4·n_embd, or 8/3·n_embd where it is gated"
+    )
+    n_positions: int | None = Field(
+        None, gt=0, description="longest context in tokens; data.block_size unless set"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout everywhere the family has one")
+    tie_word_embeddings: bool = Field(True, description="one matrix for input and output tokens")
+    pad_vocab_to_multiple_of: int | None = Field(
+        None, gt=0, description="round the embedding rows up, for speed on a GPU; 64 is usual"
+    )
+    pretrained: str | None = Field(
+        None, min_length=1, description="folder or Hub id of the model to fine-tune"
+    )
+    lora: LoraRecipe | None = Field(None, description="train adapters in place of its weights")
+
+    @property
+    def shape(self) -> Shape:
+        """Layers, heads and width: the named size, with GPT-2 small where nothing is named."""
+        named = SIZES[self.size or "small"]
+        return Shape(
+            self.n_layer or named.n_layer, self.n_head or named.n_head, self.n_embd or named.n_embd
+        )

@@ -1,0 +1,162 @@
+"""Read JSON strictly: duplicate keys, NaN, secrets and syntax errors are reported."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_lm.errors import RecipeError
+
+MAX_BYTES = 1_000_000  # a recipe is a page or two; anything larger is the wrong file
+
+
+MAX_INT = 2**63 - 1
+
+
+NO_VALUE = object()
+
+
+# Tokens of Hugging Face, GitHub, OpenAI, AWS and Slack, private keys, and passwords inside URLs.
+SECRET = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{20,}"
+    r"|(AKIA|ASIA)[A-Z0-9]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|://[^/\s:@]+:[^/\s@]+@"
+)
+
+
+class Problem(NamedTuple):
+    """One thing wrong with one key."""
+
+    path: tuple[str, ...]
+    rule: str
+    value: Any = NO_VALUE
+
+    def line(self, where: str) -> str:
+        """The problem as a person reads it: file, key, value, rule."""
+        key = ".".join(self.path)
+        if self.value is NO_VALUE:
+            return f"{where}: {key}: {self.rule}" if key else f"{where}: {self.rule}"
+        return f"{where}: {key} = {show(self.value)}: {self.rule}"
+
+
+class NotFinite(NamedTuple):
+    """A number that JSON does not have, kept until its key is known."""
+
+    text: str
+
+
+class Pairs(dict[str, Any]):
+    """A JSON object that remembers the keys it was given twice."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def show(value: Any) -> str:
+    """A value as JSON, on one line and at most 80 characters long."""
+    text = value.text if isinstance(value, NotFinite) else json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe file, or the one reason why there is none."""
+    full = path.absolute()
+    try:
+        if path.is_dir():
+            raise RecipeError(f"{full}: is a folder, expected a JSON file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{full}: no such recipe") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{full}: cannot be read: {error}") from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{full}: is over {MAX_BYTES:,} bytes; a recipe is a small JSON file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:8]
+        kind = "is UTF-16" if wide else f"is not UTF-8 (byte {error.start})"
+        raise RecipeError(f"{path}: {kind}; save as UTF-8") from None
+
+
+def parse(text: str) -> Any:
+    """A JSON value, with `NotFinite` and `Pairs` where strict JSON would not have one.
+
+    Raises:
+        json.JSONDecodeError: the text is not JSON at all.
+    """
+
+    def number(literal: str) -> float | NotFinite:
+        return float(literal) if math.isfinite(float(literal)) else NotFinite(literal)
+
+    def whole(literal: str) -> int | NotFinite:
+        small = len(literal) < 20 and abs(int(literal)) <= MAX_INT
+        return int(literal) if small else NotFinite(literal)
+
+    def pairs(items: list[tuple[str, Any]]) -> Pairs:
+        keys = [key for key, _ in items]
+        tree = Pairs(items)
+        tree.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
+        return tree
+
+    return json.loads(
+        text,
+        parse_float=number,
+        parse_int=whole,
+        parse_constant=NotFinite,
+        object_pairs_hook=pairs,
+    )
+
+
+def read_tree(path: Path) -> Pairs:
+    """The JSON object of a recipe file."""
+    text = read_text(path)
+    if not text.strip():
+        raise RecipeError(f"{path}: is empty, expected a JSON object")
+    try:
+        tree = parse(text)
+    except RecursionError:
+        raise RecipeError(f"{path}: is nested too deeply for a recipe") from None
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path}: {syntax_problem(text, error)}") from None
+    if not isinstance(tree, Pairs):
+        raise RecipeError(
+            f"{path}: the top level is {show(tree)}, expected an object of sections {{…}}"
+        )
+    return tree
+
+
+def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
+    """Where JSON broke off, the line itself, and the usual cause."""
+    line = text.split("\n")[error.lineno - 1].strip() if text else ""
+    before = text[: error.pos].rstrip()
+    if line.startswith(("//", "#", "/*")) or text[error.pos : error.pos + 1] in ("/", "#"):
+        hint = "; JSON has no comments"
+    elif before.endswith(",") or "trailing comma" in error.msg:
+        hint = "; JSON allows no comma before a closing bracket"
+    elif text[error.pos : error.pos + 1] == "'":
+        hint = '; JSON strings stand in double quotes "…"'
+    else:
+        hint = ""
+    return f"line {error.lineno} column {error.colno}: {error.msg}{hint}: {show(line)}"
+
+
+def tree_problems(tree: Any, path: tuple[str, ...] = ()) -> list[Problem]:
+    """Repeated keys, numbers JSON does not have, and values that look like a secret."""
+    if isinstance(tree, NotFinite):
+        return [Problem(path, "is not a finite number in range", tree)]
+    if isinstance(tree, str):
+        found = SECRET.search(tree)
+        rule = "looks like a secret; remove it and use `hf auth login` or HF_TOKEN instead"
+        return [Problem(path, rule)] if found else []
+    if isinstance(tree, list):
+        return [p for i, item in enumerate(tree) for p in tree_problems(item, (*path, str(i)))]
+    if not isinstance(tree, dict):
+        return []
+    twice = [
+        Problem((*path, key), "is given twice; keep one") for key in getattr(tree, "repeated", ())
+    ]
+    return twice + [p for key, item in tree.items() for p in tree_problems(item, (*path, key))]

@@ -1,0 +1,1 @@
+"""Rules between keys, and messages with suggestions."""

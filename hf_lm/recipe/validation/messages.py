@@ -1,0 +1,195 @@
+"""Convert pydantic errors to one line per key."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from hf_lm.recipe.sections.base import Section
+from hf_lm.recipe.sections.recipe import Recipe
+from hf_lm.recipe.strict_json import NO_VALUE, Problem
+from hf_lm.recipe.validation.suggestions import meant, nearest
+
+RULES = {
+    "greater_than": "must be > {gt}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+    "less_than_equal": "must be <= {le}",
+    "string_too_short": "must not be empty",
+    "too_short": "must hold {min_length} values",
+    "too_long": "must hold {max_length} values",
+    "missing": "is missing",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "finite_number": "must be a finite number",
+}
+
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+JSON_NAMES = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def sections() -> dict[str, type[Section]]:
+    """The six sections by name; the top of the recipe is under the empty name."""
+    found = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    models = {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+    return {"": Recipe, **models}
+
+
+def key_names(model: type[Section]) -> list[str]:
+    """The keys of a section as they stand in JSON."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def value_at(tree: Any, path: Iterable[str | int]) -> Any:
+    """The value under a path of keys and list positions, or NO_VALUE."""
+    for key in path:
+        if isinstance(tree, dict):
+            tree = tree.get(key, NO_VALUE)
+        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
+            tree = tree[key]
+        else:
+            return NO_VALUE
+    return tree
+
+
+def key_path(error: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
+    """The part of an error's location that is in the tree: unions add names of their own."""
+    path: tuple[str | int, ...] = ()
+    for key in error["loc"]:
+        if value_at(tree, (*path, key)) is not NO_VALUE:
+            path = (*path, key)
+    if error["type"] in ("missing", "extra_forbidden") and path != error["loc"]:
+        path = (*path, error["loc"][-1])
+    return path
+
+
+def validation_problems(error: ValidationError, tree: Any) -> list[Problem]:
+    """One problem a key, whatever the number of ways in which its value does not fit."""
+    by_key: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_key.setdefault(key_path(detail, tree), []).append(detail)
+    # A list of wrong items is reported item by item; not once more for the union it stands in.
+    deepest = {
+        path: details
+        for path, details in by_key.items()
+        if not any(other != path and other[: len(path)] == path for other in by_key)
+        or all(detail["loc"] == path for detail in details)
+    }
+    return [key_problem(path, details, tree) for path, details in deepest.items()]
+
+
+def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], tree: Any) -> Problem:
+    """All that is wrong with one key, as one sentence."""
+    keys = tuple(str(key) for key in path)
+    value = value_at(tree, path)
+    unknown = next((d for d in details if d["type"] == "extra_forbidden"), None)
+    if unknown:
+        return Problem(keys, unknown_key(keys))
+    expected = [EXPECTED[d["type"]] for d in details if d["type"] in EXPECTED]
+    rules = [describe(d) for d in details if d["type"] not in EXPECTED]
+    # A number out of range also fits no other type of its union: the range is what matters.
+    literal = next((rule for rule in rules if rule.startswith('must be "')), None)
+    ranges = [rule for rule in rules if rule != literal]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if ranges and (number or not literal):
+        return Problem(keys, " or ".join(dict.fromkeys(ranges)), value)
+    if literal and not expected:
+        return Problem(keys, literal, value)
+    given = JSON_NAMES.get(type(value), "a value")
+    what = f"is {given}, expected" if given not in expected else "expected"
+    kinds = [*dict.fromkeys(expected), *([literal.removeprefix("must be ")] if literal else [])]
+    return Problem(keys, f"{what} {' or '.join(kinds)}", value)
+
+
+def describe(detail: ErrorDetails) -> str:
+    """The rule an error broke, in words."""
+    text = RULES.get(detail["type"])
+    context = detail.get("ctx", {})
+    shown = {k: f"{v:.10g}" if isinstance(v, float) else v for k, v in context.items()}
+    rule = text.format(**shown).replace("'", '"') if text else detail["msg"]
+    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+        near = meant(detail["input"], re.findall(r'"(.+?)"', rule))
+        rule += f'; did you mean "{near}"?' if near else ""
+    return rule
+
+
+def unknown_key(keys: tuple[str, ...]) -> str:
+    """What to do about a key that is not known where it stands."""
+    section, key = keys[0] if len(keys) > 1 else "", keys[-1]
+    if any(word in key.lower() for word in ("token", "password", "secret", "api_key")) and (
+        "per_step" not in key and "max_" not in key
+    ):
+        return "unknown key; no recipe holds a secret: use `hf auth login` or HF_TOKEN"
+    known = sections()
+    here = nested_model(keys[:-1]) or known.get(section, Recipe)
+    if meant(key, key_names(here)):
+        return f"unknown key; {nearest(key, key_names(here))}"
+    for name, model in known.items():
+        other = meant(key, key_names(model))
+        if name != section and other:
+            place = f"belongs under {name}" if name else "belongs at the top level"
+            return f"unknown key; {place}" + ("" if other == key else f' as "{other}"')
+    return f"unknown key; {nearest(key, key_names(here))}"
+
+
+def nested_model(path: tuple[str, ...]) -> type[Section] | None:
+    """The model of a section, or of an object inside one."""
+    model: type[Section] | None = Recipe
+    for key in path:
+        field = model.model_fields.get(key) if model else None
+        if field is None:
+            return None
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+    return model
+
+
+def without(tree: Any, problems: Iterable[Problem]) -> Any:
+    """A copy of the tree in which every key with a problem is back at its default."""
+    tree = copy.deepcopy(tree)
+    for problem in problems:
+        *parents, key = problem.path or ("",)
+        parent = value_at(tree, parents)
+        while isinstance(parent, list) and parents:
+            *parents, key = parents  # one wrong item spoils the list
+            parent = value_at(tree, parents)
+        if isinstance(parent, dict):
+            parent.pop(key, None)
+    return tree
+
+
+def validate(tree: Any) -> Recipe:
+    """The recipe of a plain tree; JSON text, because strict mode then takes lists for tuples."""
+    return Recipe.model_validate_json(json.dumps(tree))

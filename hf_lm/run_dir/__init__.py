@@ -1,0 +1,1 @@
+"""The output directory of a run: files, log, lock and provenance."""

@@ -1,0 +1,1 @@
+"""What a user sees: tables, progress, streams and exit codes."""

@@ -1,0 +1,1 @@
+"""Recipe section `training`: the trainer, its optimizer and its callbacks."""

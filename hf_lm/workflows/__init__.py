@@ -1,0 +1,1 @@
+"""Stages joined to do one job, one module per command."""

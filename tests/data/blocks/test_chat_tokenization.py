@@ -1,0 +1,600 @@
+"""Of a conversation what an assistant says is learnt, whole, and in no other's light."""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from texts import data_recipe, tokenizer_of, write
+from tokenizers import processors
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_lm.cli import main as command
+from hf_lm.data.blocks.chat_tokenization import PRIVATE, TokenizeCompletions
+from hf_lm.data.blocks.dataset import BEGINS, IDS, LEARNT
+from hf_lm.data.blocks.grouping import BestFit
+from hf_lm.data.collator import make_collate
+from hf_lm.data.load import load_blocks, load_documents
+from hf_lm.data.text.conversations import conversation_text
+from hf_lm.data.text.documents import fingerprint
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.errors import DataError
+from hf_lm.evaluation.generate import prompt_ids
+from hf_lm.model.build import build_model
+from hf_lm.model.config import Vocabulary
+from hf_lm.model.loss import IGNORED
+from hf_lm.recipe import DataRecipe, ModelRecipe, load_recipe
+from hf_lm.run import main
+from recipes import TINY, merged, write_corpus
+
+# As they are published with SmolLM2-135M-Instruct, zephyr-7b-beta and Mistral-7B-Instruct-v0.1.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+MARKED = (  # as templates are made for training: they say themselves what is generated
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<a>{% generation %}{{ m['content'] }}"
+    "</s>{% endgeneration %}{% else %}<u>{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+TEMPLATES = {"smollm2": SMOLLM2, "zephyr": ZEPHYR, "mistral": MISTRAL, "marked": MARKED}
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n"
+)
+TALK = [
+    {"role": "user", "content": "Hello there"},
+    {"role": "assistant", "content": "Hi, who is it?"},
+    {"role": "user", "content": "Me"},
+    {"role": "assistant", "content": "I see"},
+]
+ANSWER = TALK[3]
+TURNS = ("<|im_start|>", "<|im_end|>")
+# What a person reads in a template: pieces of TALK as it renders them, and whether each is learnt.
+PIECES = {
+    "smollm2": [
+        (SYSTEM + "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Hi, who is it?<|im_end|>\n", True),
+        ("<|im_start|>user\nMe<|im_end|>\n<|im_start|>assistant\n", False),
+        ("I see<|im_end|>\n", True),
+    ],
+    "zephyr": [
+        ("<|user|>\nHello there</s>\n<|assistant|>\n", False),
+        ("Hi, who is it?</s>\n", True),
+        ("<|user|>\nMe</s>\n<|assistant|>\n", False),
+        ("I see</s>\n", True),
+    ],
+    "mistral": [
+        ("<s>[INST] Hello there [/INST]", False),
+        ("Hi, who is it?</s> ", True),
+        ("[INST] Me [/INST]", False),
+        ("I see</s> ", True),
+    ],
+    "marked": [
+        ("<u>Hello there<a>", False),
+        ("Hi, who is it?</s>", True),
+        ("<u>Me<a>", False),
+        ("I see</s>", True),
+    ],
+}
+
+
+def chatty(template: str | None, kind: str = "byte") -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template, and the special tokens of all of them."""
+    tokenizer = tokenizer_of(kind, ["Hello there, who is it? I see me."])
+    ends = {SMOLLM2: "<|im_end|>", None: "<|endoftext|>"}
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": ends.get(template, "</s>")})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """The ids of TALK and whether each is learnt, from the pieces above."""
+    ids, learnt = [], []
+    for text, flag in PIECES[name]:
+        piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, learnt = ids + piece, learnt + [flag] * len(piece)
+    return ids, learnt
+
+
+def row(**columns: Any) -> str:
+    """A conversation as the readers hand it on."""
+    return json.dumps(columns, ensure_ascii=False)
+
+
+def tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[np.ndarray]:
+    """The ids of each conversation, with marks."""
+    found = TokenizeCompletions(tokenizer)({"text": [*texts]})
+    return np.split(found["input_ids"], found["ends"][:-1])
+
+
+def learnt_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    """What of a conversation is learnt."""
+    return tokenizer.decode((ids & IDS)[(ids & LEARNT) > 0])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_turns_of_an_assistant_are_learnt_and_nothing_else(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    (ids,) = tokenized(tokenizer, row(messages=TALK))
+    expected, learnt = by_hand(name, tokenizer)
+    assert (ids & IDS).tolist() == expected
+    assert ((ids & LEARNT) > 0).tolist() == learnt
+    assert ((ids & BEGINS) > 0).tolist() == [True] + [False] * (len(ids) - 1)
+    rendered = tokenizer.apply_chat_template(TALK)["input_ids"]
+    assert expected == rendered
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_of_a_prompt_and_its_completion_the_latter_is_learnt_alone(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    pair = row(prompt=TALK[:3], completion=TALK[3:])
+    texts = row(prompt="Me", completion="I see")
+    for text, ids in zip((pair, texts), tokenized(tokenizer, pair, texts), strict=True):
+        assert learnt_text(tokenizer, ids) == PIECES[name][3][0], text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    talks = [TALK, TALK[:2], [*TALK, *TALK], TALK[2:]]
+    rows = tokenized(tokenizer, *(row(messages=talk) for talk in talks))
+    recipe = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
+    model = build_model(recipe, Vocabulary.of(tokenizer), block_size=512, seed=3)
+    plain = AutoModelForCausalLM.from_config(model.config)
+    plain.load_state_dict(model.state_dict())
+    nll, count = torch.zeros(()), 0
+    for talk, ids in zip(talks, rows, strict=True):
+        rendered = torch.tensor(tokenizer.apply_chat_template(talk)["input_ids"])
+        assert torch.equal(rendered, torch.from_numpy(ids & IDS))
+        losses = functional.cross_entropy(
+            plain(rendered[None]).logits[0, :-1].float(), rendered[1:], reduction="none"
+        )
+        learnt = torch.from_numpy((ids[1:] & LEARNT) > 0)
+        nll, count = nll + losses[learnt].sum(), count + int(learnt.sum())
+
+    packed = BestFit(512, tokenizer.eos_token_id, np.int32, whole=True)
+    blocks = packed.add(np.concatenate(rows), np.cumsum([len(ids) for ids in rows]))
+    blocks = np.concatenate([blocks, packed.add(np.empty(0, np.int32), np.empty(0, np.int64))])
+    assert len(blocks) < len(talks)  # some share one
+    data = DataRecipe(train_on="completion", grouping="best_fit", document_mask=True)
+    collate = make_collate(data, tokenizer, part="validation")
+    batch = collate([{"input_ids": block} for block in blocks])
+    assert int((batch["shift_labels"] != IGNORED).sum()) == count
+    loss = model(**batch, use_cache=False).loss.item()
+    assert loss == pytest.approx((nll / count).item(), rel=1e-6)
+
+
+def test_a_token_across_the_edge_is_learnt_whatever_the_tokenizer_makes_of_spaces() -> None:
+    tokenizer = chatty(None, "bpe")
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2's
+    for prompt, completion, learnt in (
+        ("Hello", " there ", " there <|endoftext|>"),
+        ("Hello the", "re", " there<|endoftext|>"),
+    ):
+        (ids,) = tokenized(tokenizer, row(prompt=prompt, completion=completion))
+        assert learnt_text(tokenizer, ids) == learnt
+        assert tokenizer.decode(ids & IDS) == f"{prompt}{completion}<|endoftext|>"
+
+
+def test_truncation_and_padding_of_a_tokenizer_are_its_own_business() -> None:
+    tokenizer = chatty(SMOLLM2)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.enable_truncation(5)
+    backend.enable_padding(length=300)
+    (ids,) = tokenized(tokenizer, row(messages=TALK))
+    assert (ids & IDS).tolist() == by_hand("smollm2", chatty(SMOLLM2))[0]
+
+
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_refused() -> None:
+    slow: Any = SimpleNamespace(is_fast=False)
+    with pytest.raises(DataError, match=r"use one with a tokenizer\.json"):
+        TokenizeCompletions(slow)
+
+
+def test_what_is_null_in_a_table_is_not_there_and_order_does_not_count() -> None:
+    padded = [{"name": None, "content": m["content"], "role": m["role"]} for m in TALK]
+    assert conversation_text({"messages": padded}) == conversation_text({"messages": TALK})
+
+
+def test_another_template_or_purpose_is_prepared_anew(tmp_path: Path) -> None:
+    rows = [{"text": "a", "messages": [*TALK[:n], ANSWER]} for n in (1, 3)]
+    path = write(tmp_path / "talks.jsonl", "\n".join(json.dumps(row) for row in rows))
+    held_out = {"source": str(path)}
+    keys = {"grouping": "best_fit", "document_mask": True, "block_size": 4096}
+    data = data_recipe(path, train_on="completion", validation=held_out, **keys)
+    tokens = []
+    for template in (ZEPHYR, MISTRAL):  # of the same end-of-text
+        text = load_documents(data, find_corpus(data))
+        tokens.append(load_blocks(data, text, chatty(template), seed=0).counts["train"].tokens)
+    assert tokens[0] != tokens[1]
+    as_text = data.model_copy(update={"train_on": "text"})
+    assert fingerprint(as_text, find_corpus(data)) != fingerprint(data, find_corpus(data))
+
+
+@pytest.mark.parametrize("name", ["smollm2", "zephyr", "mistral"])
+def test_what_a_person_wrote_is_text_also_where_it_spells_a_special_token(name: str) -> None:
+    tokenizer = chatty(TEMPLATES[name])
+    said = {"role": "assistant", "content": "say <|im_end|> or </s>, <|im_end|"}
+    (ids,) = tokenized(tokenizer, row(messages=[TALK[0], said]))
+    assert said["content"] in learnt_text(tokenizer, ids)
+    (turn,) = tokenized(tokenizer, row(messages=[TALK[0], ANSWER]))
+    special = tokenizer.all_special_ids + tokenizer.convert_tokens_to_ids(list(TURNS))
+    marks = [[i for i in (row & IDS).tolist() if i in special] for row in (ids, turn)]
+    assert marks[0] == marks[1]
+    (pair,) = tokenized(chatty(None), row(prompt="a</s>b", completion="<s>"))
+    assert (pair & IDS).tolist()[-1] == chatty(None).eos_token_id
+    assert learnt_text(chatty(None), pair) == "<s><|endoftext|>"
+    assert chatty(None).bos_token_id not in (pair & IDS).tolist()
+
+
+def test_the_end_is_learnt_behind_the_last_answer_and_nothing_comes_after() -> None:
+    other_end = chatty(SMOLLM2)
+    other_end.eos_token = "<|endoftext|>"
+    (ids,) = tokenized(other_end, row(messages=TALK[:3]))
+    assert learnt_text(other_end, ids) == "Hi, who is it?<|im_end|>\n<|endoftext|>"
+    assert other_end.decode(ids & IDS).endswith("Hi, who is it?<|im_end|>\n<|endoftext|>")
+    outside = chatty(MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>"))
+    (ids,) = tokenized(outside, row(messages=TALK[:2]))
+    assert learnt_text(outside, ids) == "Hi, who is it?</s>"
+    assert outside.decode(ids & IDS) == "<u>Hello there<a>Hi, who is it?</s>"
+
+
+def test_several_templates_of_which_none_is_for_everything_are_refused() -> None:
+    tokenizer = chatty(SMOLLM2)
+    tokenizer.chat_template = {"tools": SMOLLM2, "plain": SMOLLM2}
+    with pytest.raises(DataError, match=r"^set tokenizer\.chat_template: "):
+        TokenizeCompletions(tokenizer)
+
+
+def test_an_assistant_that_speaks_first_is_learnt() -> None:
+    tokenizer = chatty(ZEPHYR)
+    (ids,) = tokenized(tokenizer, conversation_text({"messages": [ANSWER]}))
+    assert learnt_text(tokenizer, ids) == "<|assistant|>\nI see</s>\n"
+
+
+def test_what_no_json_holds_is_named() -> None:
+    with pytest.raises(ValueError, match=r'"messages" holds what is no JSON: .*datetime'):
+        conversation_text({"messages": [{**TALK[1], "when": datetime(2026, 1, 1)}]})
+
+
+LAST_DIFFERS = ZEPHYR.replace("<|assistant|>\n'  +", "<|assistant|>\n' + '!' * loop.revindex0 +")
+UNMARKED = MARKED.replace("m['role'] == 'assistant'", "false")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "rule"),
+    [
+        (None, TALK, "no chat template for messages; set tokenizer.chat_template"),
+        (MISTRAL, TALK[1:], "the chat template refuses it: Conversation roles must"),
+        (LAST_DIFFERS, TALK, "renders its message 2 otherwise where it is the last"),
+        (SMOLLM2, [{**TALK[0], "content": chr(PRIVATE)}, ANSWER], "stands for a special token"),
+        (UNMARKED, TALK, "marks nothing of it as generated"),
+    ],
+    ids=["none", "refuses", "differs", "private", "unmarked"],
+)
+def test_a_conversation_that_cannot_be_learnt_right_is_one_line(
+    template: str | None, messages: list[dict[str, str]], rule: str
+) -> None:
+    with pytest.raises(DataError, match=rule) as caught:
+        tokenized(chatty(template), row(messages=messages))
+    assert str(caught.value).startswith('conversation {"messages": [{"role": "')
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_longer_than_a_block_is_left_out_and_counted() -> None:
+    packed = BestFit(8, 0, np.int32, whole=True)
+    packed.add(np.arange(1, 21, dtype=np.int32), np.array([5, 16, 20]))
+    blocks = packed.add(np.empty(0, np.int32), np.empty(0, np.int64))
+    assert [ids[ids > 0].tolist() for ids in blocks] == [[1, 2, 3, 4, 5], [17, 18, 19, 20]]
+    assert packed.unused == 11
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model without a chat template."""
+    folder = tmp_path_factory.mktemp("base")
+    write_corpus(folder / "corpus")
+    changes = {"data.block_size": 128, "training.tokens_per_step": 256}
+    (folder / "recipe.json").write_text(json.dumps(merged(TINY, changes)))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder / "run" / "model"
+
+
+def write_pairs(folder: Path) -> None:
+    """Questions with answers, as a folder with a JSONL file."""
+    rows = [
+        {"prompt": f"The {n} of {n * n}?\n", "completion": f"It is {n * n + 1}, {'so' * (n % 5)}."}
+        for n in range(60)
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+COMPLETION = {
+    "data": {
+        "source": "pairs",
+        "train_on": "completion",
+        "grouping": "best_fit",
+        "document_mask": True,
+        "block_size": 64,
+        "validation": {"holdout": 0.2},
+    },
+    "tokenizer": {},
+    "training.tokens_per_step": 256,
+    "training.max_steps": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def answers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on questions and answers."""
+    folder = tmp_path_factory.mktemp("answers")
+    write_pairs(folder / "pairs")
+    recipe = merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder
+
+
+def found(run: Path, name: str) -> Any:
+    """What a run wrote."""
+    return json.loads((run / f"{name}.json").read_text())
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def learnt(run: Path) -> int:
+    """Tokens of completions in both parts."""
+    text = found(run, "provenance")["text"]
+    return sum(text[part]["completion_tokens"] for part in ("train", "validation"))
+
+
+def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base: Path) -> None:
+    run, tokenizer = answers / "run", AutoTokenizer.from_pretrained(base)
+    text = found(run, "provenance")["text"]
+    assert found(run, "metrics")["tokens"] == text["validation"]["completion_tokens"]
+    rows = lines_of(answers / "pairs" / "pairs.jsonl")
+    sizes = {
+        row["completion"]: len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
+        - len(tokenizer(row["prompt"])["input_ids"])
+        + 1  # the end
+        for row in rows
+    }
+    assert learnt(run) == sum(sizes.values())
+    log = lines_of(run / "log.jsonl")
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    assert losses[-1] < losses[0] - 1
+    assert log[-1]["tokens"] < 30 * 256 * learnt(run) / text["train"]["tokens"]
+
+
+def test_another_model_is_measured_on_completions(
+    answers: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        f"data.{key}={json.dumps(value)}"
+        for key, value in COMPLETION["data"].items()
+        if key not in ("source", "validation")
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    source = ["--source", str(answers / "pairs")]
+    assert command(["evaluate", str(base), *source, "--json", *sets]) == 0
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measured["tokens"] == learnt(answers / "run")
+    rows = lines_of(answers / "pairs" / "pairs.jsonl")
+    assert measured["bytes"] == sum(len(row["completion"]) for row in rows)
+    assert measured["loss"] > found(answers / "run", "metrics")["loss"] + 1
+
+
+def test_prepared_conversations_are_trained_on_as_what_they_are(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, blocks = answers / "recipe.json", tmp_path / "blocks"
+    assert command(["prepare", str(path), "--output", str(blocks)]) == 0
+    again = [str(path), "--set", f"data.source={blocks}"]
+    assert main([*again, "--set", f"output_dir={tmp_path / 'again'}"]) == 0
+    losses = [found(run, "metrics")["loss"] for run in (tmp_path / "again", answers / "run")]
+    assert losses[0] == losses[1]
+    as_text = ["--set", "data.train_on=text", "--set", f"output_dir={tmp_path / 'other'}"]
+    assert main([*again, *as_text]) == 2
+    assert 'data.train_on = "text": the blocks in' in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def talks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on messages, whose tokens and template are given to the model."""
+    folder = tmp_path_factory.mktemp("talks")
+    lines = (json.dumps({"messages": [*TALK[:n], ANSWER]}) for n in (1, 3))
+    (folder / "talks.jsonl").write_text("\n".join(lines))
+    other = {"messages": [TALK[0], ANSWER, TALK[2], ANSWER]}
+    (folder / "other.jsonl").write_text(json.dumps(other))
+    (folder / "turns.jinja").write_text(SMOLLM2)
+    changes = {
+        **COMPLETION,
+        "data.source": "talks.jsonl",
+        "data.validation": {"source": "other.jsonl"},
+        "data.block_size": 128,
+        "model": {"pretrained": str(base)},
+        "tokenizer": {"add_tokens": list(TURNS), "chat_template": "turns.jinja"},
+        "training.schedule": "constant",
+        "training.max_steps": 4,
+        "training.tokens_per_step": 128,
+        "evaluation.prompts": ["Me"],
+    }
+    (folder / "recipe.json").write_text(json.dumps(merged(TINY, changes)))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder
+
+
+def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path) -> None:
+    saved, before = talks / "run" / "model", AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    assert tokenizer.chat_template == SMOLLM2
+    ids = tokenizer.convert_tokens_to_ids(list(TURNS))
+    assert ids == [before.config.vocab_size, before.config.vocab_size + 1]
+    assert model.config.vocab_size == len(tokenizer) == before.config.vocab_size + 2
+    assert found(talks / "run", "recipe")["tokenizer"] == {
+        "pretrained": None,
+        "train": None,
+        "add_tokens": list(TURNS),
+        "chat_template": SMOLLM2,
+    }
+    metrics = found(talks / "run", "metrics")
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    samples = [row["samples"] for row in lines_of(talks / "run" / "log.jsonl") if "samples" in row]
+    assert [sample["prompt"] for (sample,) in samples] == ["Me"] * len(samples)
+    assert metrics["bytes"] == 2 * len("I see\n")  # marks of turns are no text
+    assert "apply_chat_template" in (saved / "README.md").read_text()
+    rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]
+    assert prompt_ids(tokenizer, "Me", limit=512, chat=True) == rendered
+    assert prompt_ids(tokenizer, "Me", limit=5, chat=True) == rendered[-5:]
+
+
+def test_a_run_whose_embeddings_grew_goes_on_in_the_same_bits(talks: Path, tmp_path: Path) -> None:
+    runs, longer = (tmp_path / "run", tmp_path / "whole"), ["--set", "training.max_steps=8"]
+    shutil.copytree(talks / "run", runs[0])
+    for run in runs:
+        assert main([str(talks / "recipe.json"), *longer, "--set", f"output_dir={run}"]) == 0
+    weights = [load_file(run / "model" / "model.safetensors") for run in runs]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_conversation_that_fits_no_block_says_what_to_raise(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter = ["--set", "data.block_size=16", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([str(talks / "recipe.json"), "--check", *shorter]) == 2
+    assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
+
+
+def test_blocks_of_another_template_are_refused(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, blocks = str(talks / "recipe.json"), tmp_path / "blocks"
+    assert command(["prepare", recipe, "--output", str(blocks)]) == 0
+    own = json.loads((talks / "recipe.json").read_text())["data"]
+    data = {**own, "source": str(blocks), "validation": {"holdout": 0.05}}
+    again = [recipe, "--set", f"data={json.dumps(data)}", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([*again, "--check"]) == 0
+    assert main([*again, "--check", "--set", "tokenizer.chat_template={{ messages }}"]) == 2
+    assert "was made with another tokenizer than this model's" in capsys.readouterr().err
+
+
+def test_a_template_given_on_the_command_line_is_looked_for_where_one_is(
+    talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jinja").write_text("{{ mine }}")
+    override = ["tokenizer.chat_template=own.jinja"]
+    recipe = load_recipe(talks / "recipe.json", overrides=override)
+    assert recipe.tokenizer.chat_template == "{{ mine }}"
+    assert load_recipe(talks / "recipe.json").tokenizer.chat_template == SMOLLM2
+
+
+def test_text_without_rows_is_no_conversation(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(answers / "pairs", tmp_path / "pairs")
+    (tmp_path / "pairs" / "README.md").write_text("# Pairs")
+    source = ["--set", f"data.source={tmp_path / 'pairs'}", "--set", f"output_dir={tmp_path}/run"]
+    assert main([str(answers / "recipe.json"), *source]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "README.md: has no rows; name files of .parquet, .csv, .jsonl, .json alone"
+    )
+    split = ["--set", 'data.validation={"split": "test"}', "--set", f"output_dir={tmp_path}/run"]
+    assert main([str(answers / "recipe.json"), *split]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("data.validation: names part of a Hub dataset, and data.source is local")
+
+
+def test_messages_without_a_template_end_a_run_with_one_line(
+    talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = ["--set", "tokenizer.chat_template=null", "--set", f"output_dir={tmp_path / 'run'}"]
+    assert main([str(talks / "recipe.json"), *none]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('conversation {"messages": [')
+    assert "the tokenizer has no chat template for messages; set tokenizer.chat_template" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(list(TURNS), special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "larger")
+    write_pairs(tmp_path / "pairs")
+    model = {"model": {"pretrained": str(base)}, "tokenizer": {"pretrained": "larger"}}
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, **model})))
+    assert main([str(path), "--check"]) == 2
+    assert "name in tokenizer.add_tokens what it shall learn" in capsys.readouterr().err
+    named = ["--set", f"tokenizer.add_tokens={json.dumps(TURNS)}"]
+    assert main([str(path), "--check", *named]) == 0
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"lora": {}}})))
+    for key, rule in (("add_tokens", "would never be learnt"), ("chat_template", "cannot be read")):
+        value = json.dumps(TURNS) if key == "add_tokens" else "none.jinja"
+        assert main([str(path), "--from", str(base), "--set", f"tokenizer.{key}={value}"]) == 2
+        assert rule in capsys.readouterr().err
+
+
+def test_rows_without_a_conversation_are_named_before_anything_is_loaded(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs")
+    broken = [
+        ({"text": "a"}, 'has neither "messages" nor "prompt" and "completion"'),
+        ({"messages": "a"}, '"messages" is str, expected a list of messages'),
+        ({"messages": [{"content": "a"}]}, 'has a message that is no object with a "role"'),
+        ({"messages": [{"role": "user", "content": None}]}, 'whose "content" is no text'),
+        ({"messages": TALK[:1]}, '"messages" has no message of the role "assistant"'),
+        ({"prompt": "a", "completion": " "}, '"completion" is empty'),
+        ({"prompt": "a", "completion": TALK[1:2]}, "must both be text, or both be messages"),
+        ("a", "is str, expected an object with a conversation"),
+    ]
+    lines = [json.dumps(row) for row, _ in broken]
+    (tmp_path / "pairs" / "broken.jsonl").write_text("\n".join(lines))
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})))
+    assert main([str(path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == len(broken)
+    for number, (error, (_, rule)) in enumerate(zip(errors, broken, strict=True), 1):
+        assert error.startswith(f"{tmp_path / 'pairs' / 'broken.jsonl'}:{number}: "), error
+        assert rule in error

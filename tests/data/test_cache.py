@@ -1,0 +1,192 @@
+"""Prepared text is used again while nothing it depends on has changed, and shared by processes."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import slow_build
+
+from hf_lm.cli import main
+from hf_lm.data.cache import build_once, cache_root, entries, prune
+from hf_lm.data.load import load_blocks, load_documents
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.recipe import load_recipe
+from hf_lm.tokenizer import build_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own for each test."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def prepared(path: Path) -> list[list[int]]:
+    """The training rows of a recipe file."""
+    recipe = load_recipe(path)
+    text = load_documents(recipe.data, find_corpus(recipe.data))
+    tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
+    blocks = load_blocks(recipe.data, text, tokenizer, seed=0)
+    return [row["input_ids"].tolist() for row in blocks.parts["train"]]
+
+
+def builds() -> set[str]:
+    """The keys of all prepared blocks."""
+    return {entry.key for entry in entries() if entry.kind == "blocks"}
+
+
+def rebuilt(path: Path) -> bool:
+    """Whether preparing a recipe again builds anything."""
+    before = builds()
+    prepared(path)
+    return builds() != before
+
+
+def test_5_one_byte_of_a_source_rebuilds_and_its_time_does_not(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_recipe()
+    rows = prepared(path)
+    file = tmp_path / "corpus" / "000.txt"
+    os.utime(file, (1, 1))
+    assert not rebuilt(path)
+    assert prepared(path) == rows
+    text = file.read_bytes()
+    file.write_bytes(bytes([text[0] ^ 1]) + text[1:])
+    os.utime(file, (1, 1))
+    assert rebuilt(path)
+    assert prepared(path) != rows
+
+
+def test_5_the_names_of_files_and_folders_do_not_matter(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = prepared(write_recipe())
+    (tmp_path / "corpus").rename(tmp_path / "renamed")
+    path = write_recipe(data__source="renamed")
+    assert not rebuilt(path)
+    assert prepared(path) == rows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer": {"train": {"kind": "bpe", "vocab_size": 321}}},
+        {"tokenizer": {"train": {"kind": "byte"}}},
+        {"data__block_size": 32},
+        {"data__append_eos": False},
+        {"data__grouping": "best_fit"},
+        {"data__validation": {"holdout": 0.3}},
+        {"data__max_documents": 15},
+        {"data__max_bytes": 4_000},
+        {"data__deduplicate": False},
+        {"data__sample_by": "line"},
+    ],
+)
+def test_5_another_tokenizer_or_parameter_rebuilds(
+    change: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    prepared(write_recipe())
+    assert rebuilt(write_recipe(**change))
+
+
+def test_other_weights_of_a_mixture_prepare_nothing_again(
+    write_recipe: Callable[..., Path],
+) -> None:
+    def weighted(first: int) -> Path:
+        globs = {"corpus/00*.txt": first, "corpus/01*.txt": 1}
+        sources = [{"source": name, "weight": weight} for name, weight in globs.items()]
+        return write_recipe(data__source=sources)
+
+    prepared(weighted(2))
+    assert not rebuilt(weighted(3))
+
+
+@pytest.mark.parametrize("num_proc", [1, 2, 5])
+def test_5_num_proc_changes_no_row(
+    num_proc: int, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
+) -> None:
+    from hf_lm.data.blocks import tokenization as tokens
+
+    monkeypatch.setattr(tokens, "PIECE", 300)  # so that cores have pieces to share
+    rows = prepared(write_recipe())
+    assert not rebuilt(write_recipe(data__num_proc=num_proc))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "another"))
+    assert prepared(write_recipe(data__num_proc=num_proc)) == rows
+
+
+def test_5_two_processes_at_once_both_succeed_and_one_prepares(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        folders = pool.map(slow_build, [str(tmp_path / "calls")] * 2)
+    assert folders[0] == folders[1]
+    assert (tmp_path / "calls").read_text() == "built\n"
+
+
+def test_64_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        build_once("test", "key", fail)
+    left = cache_root() / "test" / ".key.99999"  # as a kill leaves it
+    left.mkdir()
+    folder = build_once("test", "key", lambda folder: (folder / "made").write_text("x"))
+    assert sorted(p.name for p in folder.iterdir()) == ["files.json", "made"]
+    assert not left.exists()
+
+
+def test_64_what_was_cut_short_is_built_again(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe()
+    rows = prepared(path)
+    file = next((cache_root() / "blocks").rglob("train.arrow"))
+    file.write_bytes(file.read_bytes()[:100])
+    assert prepared(path) == rows
+
+
+def test_the_cache_is_shown_and_pruned_by_last_use(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(write_recipe())
+    old = build_once("test", "old", lambda folder: (folder / "made").write_text("x" * 10**6))
+    week_ago = time.time() - 7 * 86_400
+    os.utime(old / "files.json", (week_ago, week_ago))
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert "1.0 MB, used 7.0 days ago" in shown
+    assert str(cache_root()) in shown
+    assert main(["cache", "--prune", "3"]) == 0
+    assert "1.0 MB removed" in capsys.readouterr().out
+    assert not old.exists()
+    assert builds()
+    build_once("test", "old", lambda folder: (folder / "made").write_text("x"))
+    prune(0)
+    assert entries() == []
+
+
+def test_what_is_used_again_counts_as_used(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe()
+    prepared(path)
+    for entry in entries():
+        os.utime(entry.folder / "files.json", (1, 1))
+    prepared(path)
+    assert min(entry.age for entry in entries() if entry.kind == "blocks") < 1
+
+
+def test_a_scan_is_kept_for_the_next_run(write_recipe: Callable[..., Path]) -> None:
+    from hf_lm.data.text.scan import scan_documents
+
+    recipe = load_recipe(write_recipe())
+    corpus = find_corpus(recipe.data)
+    first = scan_documents(recipe.data, corpus, keep=True)
+    told: list[int] = []
+    again = scan_documents(
+        recipe.data, corpus, keep=True, report=lambda documents, _: told.append(documents)
+    )
+    assert again == first == scan_documents(recipe.data, corpus)
+    assert told == []
+    assert json.loads(next(cache_root().rglob("scan.json")).read_text())["documents"] > 9

@@ -1,0 +1,201 @@
+"""All text is read once before anything heavy; no document is on both sides of the split."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from texts import TEXT, data_recipe, read, scanned, write, write_jsonl
+
+from hf_lm.data.cache import cache_root
+from hf_lm.data.load import load_documents
+from hf_lm.data.text.documents import fingerprint
+from hf_lm.data.text.holdout import HASHES, Split, content_hash
+from hf_lm.data.text.scan import scan_documents
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.errors import DataError
+from hf_lm.recipe import DataRecipe
+
+
+def parts(data: DataRecipe) -> dict[str, list[str]]:
+    """The documents of both parts, as a run gets them."""
+    text = load_documents(data, find_corpus(data))
+    return {part: [row["text"] for row in rows] for part, rows in text.documents.items()}
+
+
+def test_58_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
+    train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", TEXT)
+    data = data_recipe(train, validation={"source": str(held)})
+    found = scanned(data)
+    assert found.overlap == 1
+    assert found.notes == ("1 validation documents also stand in the training text",)
+    assert parts(data) == {"train": [TEXT], "validation": [TEXT]}
+
+
+def test_60_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path / "a.txt", f"{TEXT}\n{TEXT}")
+    data = data_recipe([file, file])
+    assert read(data) == [f"{TEXT}\n{TEXT}"]
+    assert "is listed 2 times and counts once" in scanned(data).notes[0]
+    data = data_recipe([file, file], deduplicate=False)
+    assert read(data) == [f"{TEXT}\n{TEXT}"] * 2
+    assert scanned(data).notes == (f"{file} is listed 2 times and counts 2 times",)
+
+
+def test_a_text_that_was_there_before_is_left_out_and_counted(tmp_path: Path) -> None:
+    texts = [f"{TEXT}{number}" for number in (1, 2, 1, 3, 2, 1)]
+    first, second = (write_jsonl(tmp_path / f"{n}.jsonl", texts) for n in "ab")
+    data = data_recipe([first, second])
+    found = scanned(data)
+    assert read(data) == [texts[0], texts[1], texts[3]]
+    assert (found.documents, found.duplicates) == (3, 9)
+    assert found.size == sum(len(text) for text in read(data))
+    assert "9 duplicate documents were left out (data.deduplicate)" in found.notes
+    assert load_documents(data, find_corpus(data)).facts()["duplicates"] == 9
+    kept = data_recipe([first, second], deduplicate=False)
+    assert read(kept) == [*texts, *texts]
+    assert (scanned(kept).documents, scanned(kept).duplicates) == (12, 0)
+
+
+def test_a_stream_leaves_nothing_out_and_says_nothing_else(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [TEXT, TEXT, f"{TEXT}2"])
+    assert scanned(data_recipe(file, streaming=True)).notes == ()
+
+
+def test_61_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", f"{TEXT}\n{TEXT}")
+    data = data_recipe(file)
+    corpus = find_corpus(data)
+    text = load_documents(data, corpus)
+    write(file, TEXT.upper())
+    with pytest.raises(DataError, match=r"a\.txt: changed while it was being read"):
+        scan_documents(data, corpus)
+    with pytest.raises(DataError, match=r"a\.txt: changed while it was being read"):
+        list(text.documents["train"])
+
+
+def test_63_the_fingerprint_goes_by_content_not_by_name_or_time(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", TEXT)
+    before = fingerprint(data_recipe(file), find_corpus(data_recipe(file)))
+    stat = file.stat()
+    write(file, TEXT.swapcase())
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(data_recipe(file), find_corpus(data_recipe(file))) != before
+    other = write(tmp_path / "b.txt", TEXT)
+    assert fingerprint(data_recipe(other), find_corpus(data_recipe(other))) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"deduplicate": False},
+        {"max_bytes": 9},
+        {"max_documents": 1},
+        {"text_template": "{text}."},
+        {"sample_by": "line"},
+        {"validation": {"holdout": 0.5}},
+    ],
+    ids="-".join,
+)
+def test_the_fingerprint_goes_by_all_that_chooses_documents(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [TEXT])
+    data = data_recipe(file)
+    other = data_recipe(file, **change)
+    assert fingerprint(data, find_corpus(data)) != fingerprint(other, find_corpus(other))
+
+
+def test_a_scan_is_kept_for_the_next_run_and_never_stale(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = write_jsonl(tmp_path / "a.jsonl", [TEXT, TEXT, f"{TEXT}2"])
+    read_now: list[int] = []
+    options: dict[str, Any] = {"keep": True, "report": lambda _, size: read_now.append(size)}
+    data = data_recipe(file)
+    first = scanned(data, **options)
+    assert read_now == [len(TEXT), len(TEXT) + 1]
+    assert first == scanned(data, **options) == scanned(data)
+    assert len(read_now) == 2
+    write_jsonl(file, [TEXT, f"{TEXT}3"])
+    assert scanned(data, **options).duplicates == 0
+    assert len(read_now) == 4
+
+
+def test_a_check_keeps_no_scan(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    scanned(data_recipe(write_jsonl(tmp_path / "a.jsonl", [TEXT, f"{TEXT}2"])))
+    assert not cache_root().exists()
+
+
+def test_the_split_goes_by_content(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(500)]
+    data = data_recipe(write_jsonl(tmp_path / "a.jsonl", texts), validation={"holdout": 0.1})
+    held = set(parts(data)["validation"])
+    assert held == {text for text in texts if content_hash(text.encode()) < 0.1 * HASHES}
+    assert parts(data)["train"] == [text for text in texts if text not in held]
+    assert 20 < len(held) < 90
+    for deduplicate in (True, False):
+        again = parts(
+            data_recipe(
+                [
+                    write_jsonl(tmp_path / "b.jsonl", texts[::-1]),
+                    write_jsonl(tmp_path / "c.jsonl", texts[:50]),
+                ],
+                validation={"holdout": 0.1},
+                deduplicate=deduplicate,
+            )
+        )
+        assert set(again["validation"]) == held
+        assert held.isdisjoint(again["train"])
+        assert len(again["train"]) + len(again["validation"]) == (500 if deduplicate else 550)
+
+
+def test_few_documents_leave_one_on_each_side(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [f"{TEXT}{name}" for name in "abc"])
+    for holdout in (1e-9, 1 - 1e-9):
+        found = parts(data_recipe(file, validation={"holdout": holdout}))
+        assert sorted(len(texts) for texts in found.values()) == [1, 2]
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_one_document_is_cut_at_the_line_end_nearest_to_the_share(
+    copies: int, tmp_path: Path
+) -> None:
+    text = "".join(f"line {i}\n" for i in range(100))
+    file = write_jsonl(tmp_path / "a.jsonl", [text] * copies)
+    found = parts(data_recipe(file, validation={"holdout": 0.1}))
+    (train,), (held,) = found["train"], found["validation"]
+    assert train + held == text
+    assert train.endswith("\n")
+    assert abs(len(held) - 0.1 * len(text)) < 8
+    with pytest.raises(DataError, match="nothing can be held out"):
+        scanned(data_recipe(write(tmp_path / "b.txt", "a single line of text")))
+
+
+def test_nothing_is_held_out_of_text_with_validation_text_of_its_own(tmp_path: Path) -> None:
+    train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", f"{TEXT}2")
+    data = data_recipe(train, validation={"source": str(held)})
+    assert parts(data) == {"train": [TEXT], "validation": [f"{TEXT}2"]}
+    assert scanned(data).split == Split(0)
+
+
+def test_a_line_beside_a_hub_dataset_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    assert scanned(data_recipe([write(tmp_path / "a.txt", TEXT), "USER/text"])).documents == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [({"max_documents": 4}, 4), ({"max_bytes": 30}, 3), ({"max_bytes": 31}, 4)],
+    ids=str,
+)
+def test_only_the_first_documents_or_bytes_are_used_on_request(
+    limit: dict[str, int], count: int, tmp_path: Path
+) -> None:
+    texts = [f"{number:09}\n" for number in range(9)]
+    held = write_jsonl(tmp_path / "b.jsonl", [f"held out {number}" for number in range(9)])
+    file = write_jsonl(tmp_path / "a.jsonl", [texts[0], *texts])
+    found = parts(data_recipe(file, validation={"source": str(held)}, **limit))
+    assert found["train"] == texts[:count]  # the duplicate does not count
+    assert len(found["validation"]) == 9

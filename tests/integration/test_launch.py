@@ -1,0 +1,85 @@
+"""The launcher, and several processes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+LAUNCH = (str(Path(sys.executable).with_name("accelerate")), "launch")
+TWO = {  # processes: how run_recipe starts them
+    "launcher": (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+}
+ROOT = Path(__file__).parents[2]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    """The bytes of the finished model."""
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_the_launcher_leaves_all_cores_and_a_quiet_terminal_to_the_run(
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    unset = {"OMP_NUM_THREADS": None, "HF_DATASETS_DISABLE_PROGRESS_BARS": None}
+    done = run_recipe(write_recipe(), launcher=LAUNCH, **unset)
+    assert "examples/s" not in done.stderr
+    found = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    from hf_lm.planning.hardware import available_cores
+
+    assert found["threads"] == available_cores()
+
+
+def test_the_shipped_accelerate_file_runs(
+    write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
+) -> None:
+    file = str(ROOT / "accelerate_config.yaml")
+    run_recipe(write_recipe(), launcher=(*LAUNCH, "--config_file", file))
+
+
+def test_two_processes_give_the_losses_of_one(
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    changes = {"training__logging_steps": 1, "training__micro_batch_size": 4}
+    run_recipe(write_recipe(output_dir="one", **changes))
+    run_recipe(write_recipe(output_dir="two", **changes), **TWO)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for name in {"loss", "grad_norm", "eval_loss", "eval_bits_per_byte", "tokens"} & set(first):
+            assert first[name] == pytest.approx(second[name], rel=1e-5), name
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-5)
+    assert metrics[0]["tokens"] == metrics[1]["tokens"]
+
+
+def test_a_run_of_two_processes_resumes_exactly(
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    undo_end: Callable[[Path, int], None],
+    tmp_path: Path,
+) -> None:
+    changes = {"training__micro_batch_size": 4, "model__dropout": 0.1}
+    run_recipe(write_recipe(output_dir="whole", **changes), **TWO)
+    recipe = write_recipe(output_dir="broken", **changes)
+    run_recipe(recipe, **TWO)
+    undo_end(tmp_path / "broken", 8)
+    run_recipe(recipe, **TWO)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")

@@ -1,0 +1,183 @@
+"""Adapters: they alone are trained and saved, continued exactly, and load without hf_lm."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hf_lm.recipe import load_recipe
+from hf_lm.run import main
+from recipes import TINY, merged, write_corpus
+
+LORA = {"r": 4, "alpha": 8}
+IDS = torch.arange(16)[None]
+
+
+def tuned(path: Path, base: Path, *settings: str) -> int:
+    """Fine-tune the model of a run by a recipe; the exit code."""
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return main([str(path), "--from", str(base / "model"), *sets])
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of its log."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """What a saved model says."""
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+
+
+def files(folder: Path) -> set[str]:
+    """The names in it."""
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A run of each family: the layers of GPT-2 are transposed, those of llama are not."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_corpus(folder / "corpus")
+    recipe = merged(TINY, {"model.family": request.param, "training.max_steps": 24})
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert main([str(folder / "recipe.json")]) == 0
+    return folder / "run"
+
+
+def test_an_adapter_is_trained_saved_and_loaded_by_transformers_alone(
+    write_recipe: Callable[..., Path], tmp_path: Path, base: Path
+) -> None:
+    run, changes = tmp_path / "run", {"training__max_steps": 24, "training__learning_rate": 0.02}
+    assert tuned(write_recipe(model__lora=LORA, **changes), base) == 0
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= files(run / "model")
+    assert "model.safetensors" not in files(run / "model")
+    config = json.loads((run / "model" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    adapter = load_file(run / "model" / "adapter_model.safetensors")
+    assert all("lora_" in name for name in adapter)
+    assert all(value.any() for name, value in adapter.items() if "lora_B" in name)
+    log = rows(run)
+    own = json.loads((base / "metrics.json").read_text())
+    assert log[0]["eval_loss"] == pytest.approx(own["loss"], abs=1e-4)
+    assert log[-1]["eval_loss"] < log[0]["eval_loss"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["loss"] == pytest.approx(log[-1]["eval_loss"], abs=1e-5)
+    code = f"""
+import torch, sys
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(run / "model")!r})
+assert not [name for name in sys.modules if name.startswith("hf_lm")]
+print(model(torch.arange(16)[None]).logits.sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(logits(run / "model").sum().item(), rel=1e-5)
+    assert not torch.allclose(logits(run / "model"), logits(base / "model"))
+
+
+def test_a_merged_model_is_whole_and_says_what_the_adapter_says(
+    write_recipe: Callable[..., Path], tmp_path: Path, tiny_run: Path
+) -> None:
+    assert tuned(write_recipe(model__lora=LORA), tiny_run) == 0
+    whole = write_recipe(model__lora={**LORA, "merge": True}, output_dir="merged")
+    assert tuned(whole, tiny_run) == 0
+    assert files(tmp_path / "merged" / "model") == files(tiny_run / "model")
+    torch.testing.assert_close(
+        logits(tmp_path / "merged" / "model"), logits(tmp_path / "run" / "model")
+    )
+
+
+def test_a_stopped_run_of_adapters_goes_on_to_the_same_bits(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    tiny_run: Path,
+    undo_end: Callable[[Path, int], None],
+) -> None:
+    path = write_recipe(model__lora={**LORA, "dropout": 0.1})
+    assert tuned(path, tiny_run) == 0
+    saved = tmp_path / "run" / "checkpoint-4"
+    assert "config.json" not in files(saved)  # which would promise a whole model
+    assert all("lora_" in name for name in load_file(saved / "model.safetensors"))
+    weights = tmp_path / "run" / "model" / "adapter_model.safetensors"
+    expected = weights.read_bytes()
+    undo_end(tmp_path / "run", 8)
+    assert tuned(path, tiny_run) == 0
+    assert weights.read_bytes() == expected
+
+
+def test_adapters_are_not_continued_on_other_weights(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    tiny_run: Path,
+    undo_end: Callable[[Path, int], None],
+    capsys: Any,
+) -> None:
+    base = Path(shutil.copytree(tiny_run, tmp_path / "base"))
+    path = write_recipe(model__lora=LORA)
+    assert tuned(path, base) == 0
+    undo_end(tmp_path / "run", 8)
+    model = AutoModelForCausalLM.from_pretrained(base / "model")
+    model.transformer.h[0].attn.c_attn.weight.data += 0.1
+    model.save_pretrained(base / "model")
+    assert tuned(path, base) == 4
+    assert "its adapters are for other weights" in capsys.readouterr().err
+
+
+def test_the_plan_counts_what_is_trained(
+    write_recipe: Callable[..., Path], tiny_run: Path, capsys: Any
+) -> None:
+    path = str(write_recipe(model__lora=LORA))
+    assert main([path, "--from", str(tiny_run / "model"), "--check"]) == 0
+    adapters = 2 * 4 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+    whole = 11968 + adapters
+    assert f"{whole:,} parameters, {adapters:,} of them trained" in capsys.readouterr().out
+
+
+def test_from_keeps_the_adapters_of_the_recipe(
+    write_recipe: Callable[..., Path], tiny_run: Path
+) -> None:
+    recipe = load_recipe(write_recipe(model__lora=LORA), pretrained=str(tiny_run / "model"))
+    assert recipe.model.lora.r == 4
+    assert recipe.training.optimizer == "adamw"
+    recipe = load_recipe(
+        write_recipe(model__lora=LORA, training__learning_rate="auto"),
+        pretrained=str(tiny_run / "model"),
+    )
+    assert recipe.training.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], "model.lora: adapts pretrained weights; set model.pretrained"),
+        (
+            ["hub.push=every_save", "hub.model_id=u/m", "model.pretrained=u/base"],
+            'hub.push = "every_save": with model.lora is "end" or "never"',
+        ),
+        (
+            ["hub.push=end", "hub.model_id=u/m", "model.pretrained=BASE"],
+            "is on this machine alone, and so is what the adapters are for; set model.lora.merge",
+        ),
+    ],
+)
+def test_adapters_that_nobody_could_use_are_refused(
+    settings: list[str],
+    expected: str,
+    write_recipe: Callable[..., Path],
+    tiny_run: Path,
+    capsys: Any,
+) -> None:
+    path = write_recipe(model={"lora": LORA}, tokenizer={})
+    settings = [part.replace("BASE", str(tiny_run / "model")) for part in settings]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    assert main([str(path), *sets]) == 2
+    assert expected in capsys.readouterr().err

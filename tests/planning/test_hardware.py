@@ -1,0 +1,109 @@
+"""The machine is used as the launcher and the recipe ask, or what is missing is named."""
+
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from hf_lm.planning import hardware as machine
+from hf_lm.planning.hardware import find_machine, peak_memory
+from hf_lm.recipe import TrainingRecipe
+
+
+@pytest.fixture(autouse=True)
+def _no_cuda(monkeypatch: Any) -> Any:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_31_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
+    monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
+    assert find_machine(TrainingRecipe()).missing == ()
+    for keys, rule in (
+        ({"device": "cuda"}, 'device = "cuda": no CUDA device was found; use "auto"'),
+        ({"precision": "fp16"}, 'precision = "fp16": needs a CUDA device; use "auto" or "fp32"'),
+        ({"precision": "bf16"}, 'precision = "bf16": this processor only emulates it, '),
+    ):
+        (line,) = find_machine(TrainingRecipe(**keys)).missing
+        assert line.startswith(f"training.{rule}")
+
+
+def test_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch: Any) -> None:
+    for able, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(machine, "computes_bf16", lambda kind, able=able: able)
+        assert find_machine(TrainingRecipe()).precision == chosen
+
+
+def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeypatch: Any) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    torch.set_num_threads(1)
+    assert find_machine(TrainingRecipe()).threads == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert find_machine(TrainingRecipe()).threads == 1
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    torch.set_num_threads(1)
+    assert find_machine(TrainingRecipe()).threads == 1
+
+
+def test_a_process_knows_its_place(monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    found = find_machine(TrainingRecipe())
+    assert found.share() == {"rank": 3, "world_size": 4}
+    assert not found.is_main
+    assert found.arguments()["use_cpu"] is True
+    assert found.peak_flops > 4e8  # measured, of four processes
+    assert found.rows()[0][1].startswith("4 × ")
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    assert find_machine(TrainingRecipe()).memory > 10**8
+    assert peak_memory("cpu") > 10**7
+
+
+FREED_TENSORS = """
+import resource
+import psutil
+import torch
+from hf_lm.planning.hardware import keep_freed_memory
+
+def faults(tensors):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(tensors):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+small = [torch.ones(2**12) for _ in range(5000)]  # 80 MB, and the last one pins the heap
+del small[:-1]
+before = psutil.Process().memory_info().rss
+keep_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+faults(5)  # the heap grows to what the tensors need
+print(faults(20), 2**26 // resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_what_was_freed_before_is_given_back_and_what_is_freed_then_is_kept() -> None:
+    run = subprocess.run(  # this process has its allocator set already
+        [sys.executable, "-c", FREED_TENSORS], stdout=subprocess.PIPE, check=True, timeout=120
+    )
+    given_back, faults, pages = map(int, run.stdout.split())
+    assert given_back > 50 * 2**20
+    # None was counted, or those of one more growth; each of 20 faults on all its pages otherwise.
+    assert faults < 2 * pages
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_found_with_its_peak() -> None:
+    found = find_machine(TrainingRecipe())
+    assert found.device == "cuda"
+    assert found.precision == "bf16"

@@ -1,0 +1,68 @@
+"""The fast way is chosen without a setting, for a reason that the plan tells."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hf_lm.model.attention import FUSED, PLAIN
+from hf_lm.planning import kernels
+from hf_lm.planning.kernels import COMPILED_FLOPS, Kernels, choose_kernels
+from hf_lm.recipe import Recipe
+
+
+def chosen(recipe: dict[str, Any] | None = None, **changes: Any) -> Kernels:
+    """The kernels of a long run on a CPU, with changes."""
+    given = {
+        "device": "cpu",
+        "precision": "fp32",
+        "model_type": "qwen3",
+        "flops": 2 * COMPILED_FLOPS,
+    }
+    made = Recipe.model_validate_json(json.dumps(recipe or {}))
+    return choose_kernels(made, **{**given, **changes})
+
+
+MASKED, DROPS = {"data": {"document_mask": True}}, {"model": {"dropout": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "attention"),
+    [
+        ({}, {}, FUSED),
+        ({}, {"precision": "bf16"}, PLAIN),
+        ({}, {"precision": "bf16", "device": "cuda"}, FUSED),
+        (DROPS, {}, PLAIN),
+        (DROPS, {"device": "cuda"}, FUSED),
+        (MASKED, {}, "sdpa"),
+        (MASKED, {"precision": "bf16"}, "eager"),
+        (MASKED, {"precision": "bf16", "device": "cuda"}, "sdpa"),
+        ({}, {"model_type": "gemma3_text"}, "sdpa"),
+    ],
+)
+def test_attention_follows_from_device_precision_and_family(
+    recipe: dict[str, Any], changes: dict[str, Any], attention: str
+) -> None:
+    assert chosen(recipe, **changes).attention == attention
+
+
+def test_blocks_are_compiled_where_it_is_won_back(monkeypatch: Any) -> None:
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name)
+    assert chosen().compile
+    assert not chosen(flops=COMPILED_FLOPS / 2).compile
+    assert not chosen(model_type="gpt2").compile
+    assert chosen(model_type="gpt2", precision="bf16").compile
+    assert not chosen(DROPS).compile
+    assert chosen(DROPS, flops=1, device="cuda").compile
+    assert chosen({"training": {"compile": True}}, flops=1).compile
+    assert not chosen({"training": {"compile": False}}).compile
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert not chosen().compile
+    assert "no C++ compiler" in chosen().rows()[0][1]
+
+
+def test_the_plan_says_which_and_why() -> None:
+    ((label, line),) = chosen(flops=1).rows()
+    assert label == "kernels"
+    assert line == ("fused attention; not compiled (too short to win it back); loss without logits")
+    assert "loss from logits" in chosen(model_type="gemma3_text").rows()[0][1]

@@ -1,0 +1,172 @@
+"""What is planned is what happens; what cannot be shared out or held in memory is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from texts import data_recipe, scanned, tokenizer_of, write_jsonl
+
+from hf_lm.data import estimate as dataset
+from hf_lm.data.estimate import sample_counts, sample_documents
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.errors import RecipeError
+from hf_lm.model.build import build_model
+from hf_lm.model.config import Vocabulary
+from hf_lm.planning.costs import describe_network, flops_per_token
+from hf_lm.planning.plan import make_plan, readable
+from hf_lm.recipe import ModelRecipe, TrainingRecipe, load_recipe
+from hf_lm.workflows.check import check
+
+GPT2 = ModelRecipe(size="small", n_positions=1024)
+
+
+def plan(
+    *, world_size: int = 1, memory: int = 10**12, blocks: int | None = 1000, **keys: Any
+) -> Any:
+    """The plan of a small network."""
+    recipe = TrainingRecipe.model_validate_json(
+        json.dumps({"tokens_per_step": 512, "optimizer": "adamw", **keys})
+    )
+    network = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
+    model = build_model(network, Vocabulary(50, 0, 0), block_size=16, meta=True)
+    return make_plan(
+        recipe,
+        describe_network(model),
+        block_size=16,
+        train_blocks=blocks,
+        world_size=world_size,
+        memory=memory,
+    )
+
+
+def test_gpt2_small_has_its_published_size_and_cost() -> None:
+    model = build_model(GPT2, Vocabulary(50257, 50256, 50256), block_size=1024, meta=True)
+    network = describe_network(model)
+    assert network.parameters == 124_439_808
+    # 6·(85 M of blocks + 38.6 M of output matrix) and attention over 512 tokens on average
+    assert flops_per_token(network, 1024) == pytest.approx(7.98e8, rel=0.01)
+
+
+def test_an_untied_output_matrix_is_counted_once() -> None:
+    tied = build_model(GPT2, Vocabulary(1000, 0, 0), block_size=8, meta=True)
+    untied_recipe = GPT2.model_copy(update={"tie_word_embeddings": False})
+    untied = build_model(untied_recipe, Vocabulary(1000, 0, 0), block_size=8, meta=True)
+    both = describe_network(tied), describe_network(untied)
+    assert both[0].matrix_parameters == both[1].matrix_parameters
+    assert both[1].parameters - both[0].parameters == 1000 * 768
+
+
+def test_steps_follow_from_any_end() -> None:
+    assert plan(max_steps=7).max_steps == 7
+    assert plan(max_tokens=5000).max_steps == 10
+    assert plan(max_epochs=1).max_steps == 32  # 1000 blocks in steps of 32, the last one smaller
+    assert plan(max_epochs=1).train_tokens == 16_000
+    assert plan(max_epochs=2.5).max_steps == 80
+    assert plan(max_steps=33).train_tokens == 16_000 + 512
+    assert plan(max_steps=33).flops_per_step * 33 > plan(max_steps=33).flops  # a smaller last one
+    assert plan(max_steps=10, blocks=None).train_tokens == 5120
+
+
+def test_micro_batches_follow_from_memory_and_processes() -> None:
+    roomy = plan(max_steps=1)
+    assert (roomy.micro_batch_size, roomy.accumulation) == (32, 1)
+    tight = plan(max_steps=1, memory=roomy.memory // 4)
+    assert tight.micro_batch_size < 32
+    assert tight.tokens_per_step == roomy.tokens_per_step == 512
+    assert tight.memory <= roomy.memory // 4
+    eight = plan(max_steps=1, world_size=8)
+    assert (eight.micro_batch_size, eight.accumulation, eight.tokens_per_step) == (4, 1, 512)
+    fixed = plan(max_steps=1, micro_batch_size=8)
+    assert (fixed.micro_batch_size, fixed.accumulation) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule"),
+    [
+        ({"world_size": 3}, r"32 blocks cannot be shared by 3 processes; use a multiple of 48"),
+        ({"blocks": 20}, r"32 blocks of 16 tokens a step, but the training text has only 20"),
+        (
+            {"micro_batch_size": 16, "world_size": 4},
+            r"micro_batch_size = 16: does not divide the 8",
+        ),
+    ],
+)
+def test_16_57_what_cannot_be_done_is_refused_with_numbers(keys: dict[str, Any], rule: str) -> None:
+    with pytest.raises(RecipeError, match=rule):
+        plan(max_steps=1, **keys)
+
+
+def test_36_a_network_that_does_not_fit_is_named_with_numbers() -> None:
+    assert plan(max_steps=1).missing == ()
+    (line,) = plan(max_steps=1, memory=1000).missing
+    assert re.match(r"model: 7,\d\d\d parameters need about .* GB are free; use a smaller", line)
+
+
+def test_a_check_prints_the_numbers_of_the_run_and_writes_nothing(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any, tiny_run: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = write_recipe()
+    before = sorted(tmp_path.rglob("*"))
+    check(load_recipe(path))
+    assert sorted(tmp_path.rglob("*")) == before
+    out = capsys.readouterr().out
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    assert f"{metrics['parameters']:,} parameters" in out
+    assert f"8 steps, {metrics['train_tokens']:,} tokens" in out
+    assert "about" not in out.split("cost")[0]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("files", [1, 300])
+def test_an_estimate_is_near_what_all_text_gives(
+    files: int, own: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    texts = [
+        "".join(f"{line} of {number}\n" for line in range(9000 // files)) for number in range(files)
+    ]
+    text = write_jsonl(tmp_path / "a.jsonl", texts)
+    held = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
+    validation = {"source": str(held)} if own else {"holdout": 0.2}
+    data = data_recipe(text, validation=validation)
+    corpus = find_corpus(data)
+    found = []
+    for limit in (10**9, 20_000):
+        monkeypatch.setattr(dataset, "CHECK_BYTES", limit)
+        sample = sample_documents(data, corpus, scanned(data))
+        assert sample.whole == (limit == 10**9)
+        counts = sample_counts(data, sample, tokenizer_of("byte", []))
+        found.append({part: row.tokens for part, row in counts.items()})
+    whole, estimated = found
+    assert sum(estimated.values()) == pytest.approx(sum(whole.values()), rel=0.1)
+    if own:
+        assert estimated["validation"] == pytest.approx(whole["validation"], rel=0.1)
+
+
+def test_a_check_of_hub_data_says_what_it_did_not_look_at(
+    write_recipe: Callable[..., Path], capsys: Any
+) -> None:
+    path = write_recipe(
+        data={"source": "USER/text", "streaming": True, "block_size": 16},
+        tokenizer={"train": {"vocab_size": 5000}},
+    )
+    check(load_recipe(path))
+    out = capsys.readouterr().out
+    assert "5,000 tokens" in out
+    assert "USER/text: not looked at" in out
+    assert "text      a stream" in out
+    check(
+        load_recipe(
+            path,
+            overrides=["training.max_steps=null", "training.max_epochs=2", "data.streaming=false"],
+        )
+    )
+    assert "as many steps as the epochs have" in capsys.readouterr().out
+
+
+def test_sizes_are_shown_in_the_right_unit() -> None:
+    found = [readable(n, "B") for n in (12, 3456, 7.8e6, 9e9, 5e15, 8e18)]
+    assert found == ["12 B", "3.46 kB", "7.8 MB", "9 GB", "5 PB", "8 EB"]

@@ -1,0 +1,255 @@
+"""What changes between two parts of a run is free, told, or refused with both values."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from hf_lm.errors import MismatchError
+from hf_lm.recipe import Recipe
+from hf_lm.run import main
+from hf_lm.run_dir.compatibility import DRIFTING, ENDS, FREE, drift, refuse_content, refuse_recipe
+from recipes import TINY, merged
+
+REFUSED = {
+    "seed",
+    *(
+        f"data.{key}"
+        for key in (
+            *("source", "config", "split", "revision", "text_column", "streaming", "validation"),
+            *("block_size", "append_eos", "document_mask", "grouping", "deduplicate"),
+            *(
+                "max_documents",
+                "max_bytes",
+                "sample_by",
+                "text_template",
+                "on_bad_bytes",
+                "train_on",
+            ),
+        )
+    ),
+    *("tokenizer.pretrained", "tokenizer.train"),
+    *("tokenizer.add_tokens", "tokenizer.chat_template"),
+    *(
+        f"model.{key}"
+        for key in (
+            *("family", "size", "n_layer", "n_head", "n_embd", "n_inner", "n_positions", "dropout"),
+            *("tie_word_embeddings", "pad_vocab_to_multiple_of", "pretrained", "lora"),
+        )
+    ),
+    *(
+        f"training.{key}"
+        for key in (
+            *("tokens_per_step", "micro_batch_size", "optimizer", "learning_rate"),
+            *("matrix_learning_rate", "betas", "momentum", "eps", "weight_decay", "max_grad_norm"),
+            *("warmup_steps", "schedule", "decay_steps", "min_lr_ratio", "precision", "device"),
+            *("compile", "activation_checkpointing", "eval_steps", "early_stopping_patience"),
+            *("load_best_model_at_end", "skip_loss_spikes", "extra_args"),
+        )
+    ),
+    "evaluation.max_blocks",
+}
+
+
+def keys() -> set[str]:
+    """Every key of a recipe, sections as their own keys."""
+    found = set()
+    for name, field in Recipe.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        whole = not section or name == "hub"
+        found |= {field.alias or name} if whole else {f"{name}.{key}" for key in section}
+    return found
+
+
+def test_t6_every_key_has_a_class() -> None:
+    """Whoever adds a key decides here whether a run may be continued with another value."""
+    assert keys() == {*FREE, *ENDS, *REFUSED}
+    assert len(keys()) == len(FREE) + len(ENDS) + len(REFUSED)
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_67_t6_a_key_that_the_weights_depend_on_is_refused_with_both_values(
+    key: str, tmp_path: Path
+) -> None:
+    before, now = merged({}, {key: 1}), merged({}, {key: 2})
+    with pytest.raises(MismatchError) as caught:
+        refuse_recipe(tmp_path, before, now, ())
+    assert caught.value.exit_code == 4
+    assert caught.value.problems == [
+        f"{tmp_path}: {key} was 1, is now 2",
+        f"continue the run with --accept-change {key}, or start anew with --fresh",
+    ]
+    assert refuse_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
+
+
+def test_t6_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
+    for value, told in (("text", set()), ("completion", {"data.train_on"})):
+        before, now = {"seed": 1}, {"seed": 1, "data": {"train_on": value}}
+        assert {*refuse_recipe(tmp_path, before, now, ["data.train_on"])} == told
+
+
+@pytest.mark.parametrize("key", sorted(FREE))
+def test_t6_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
+    assert refuse_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}
+
+
+@pytest.mark.parametrize("key", sorted(ENDS))
+def test_t6_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
+    before, now = merged({}, {key: 8}), merged({}, {key: 9})
+    assert refuse_recipe(tmp_path, before, now, ()) == {key: f"{key} was 8, is now 9"}
+    with pytest.raises(MismatchError):
+        refuse_recipe(tmp_path, now, before, ())
+    with pytest.raises(MismatchError):
+        refuse_recipe(tmp_path, before, merged({}, {key: None}), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("data", "data.source"), ("tokenizer", "tokenizer"), ("world_size", "world_size")],
+)
+def test_62_97_t6_changed_content_is_refused_with_both_values(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    before, now = {"data": "a", "tokenizer": "b", "world_size": 1}, {}
+    now = {**before, name: "other"}
+    with pytest.raises(MismatchError, match=f"{name} was {before[name]}, is now other"):
+        refuse_content(tmp_path, before, now, ())
+    assert refuse_content(tmp_path, before, now, [key]) == [key]
+
+
+def test_86_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> None:
+    sources = [[{"source": f"/{home}/{name}", "weight": 1.0}] for home, name in ("ab", "cb", "cd")]
+    one, moved, other = ({"data": {"source": source}} for source in sources)
+    assert refuse_recipe(tmp_path, one, moved, ()) == {}
+    with pytest.raises(MismatchError):
+        refuse_recipe(tmp_path, one, other, ())
+
+
+def test_98_another_machine_or_version_is_told() -> None:
+    before: dict[str, Any] = dict.fromkeys(DRIFTING - {"packages"}, "a")
+    before |= {"packages": {"torch": "2.13.0", "datasets": "5.2.0"}, "git": "f00", "hf_lm": "0.1"}
+    assert drift(before, copy.deepcopy(before)) == []
+    now = {**before, "threads": "b", "packages": {"torch": "2.14.0", "datasets": "5.2.0"}}
+    now |= {"git": "f00-dirty", "hf_lm": "0.2"}
+    assert drift(before, now) == [
+        "packages.torch was 2.13.0, is now 2.14.0: the weights will not be the same bits",
+        "threads was a, is now b: the weights will not be the same bits",
+    ]
+    assert drift({}, now) == []
+
+
+@pytest.fixture
+def stopped_run(
+    tiny_run: Path, undo_end: Callable[[Path, int], None], tmp_path: Path
+) -> Callable[..., tuple[Path, Path]]:
+    """A function that makes a run stopped at step 4; its recipe, with changes, and its folder."""
+
+    def make(**changes: Any) -> tuple[Path, Path]:
+        for name in ("corpus", "run"):
+            shutil.copytree(tiny_run.parent / name, tmp_path / name)
+        undo_end(tmp_path / "run", 8)
+        recipe = tmp_path / "recipe.json"
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        recipe.write_text(json.dumps(merged(TINY, dotted)), encoding="utf-8")
+        return recipe, tmp_path / "run"
+
+    return make
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two finished models are the same bits."""
+    models = [load_file(path / "model" / "model.safetensors") for path in (one, other)]
+    return all(models[0][name].equal(value) for name, value in models[1].items())
+
+
+def test_62_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
+    stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
+) -> None:
+    recipe, run = stopped_run()
+    document = sorted((recipe.parent / "corpus").iterdir())[3]
+    document.write_text(document.read_text() + "x")
+    assert main([str(recipe)]) == 4
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert "data was " in line
+    assert ", is now " in line
+    assert main([str(recipe), "--accept-change", "data.source"]) == 4  # its vocabulary is another
+    accepted = ["--accept-change", "data.source", "--accept-change", "tokenizer"]
+    assert main([str(recipe), *accepted]) == 0
+    found = json.loads((run / "provenance.json").read_text())["accepted_changes"]
+    assert {"data.source", "tokenizer"} <= {*found}
+
+
+def test_67_set_on_a_continued_run_obeys_the_same_classes(
+    stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path, capsys: Any
+) -> None:
+    recipe, run = stopped_run()
+    assert main([str(recipe), "--set", "training.weight_decay=0.2"]) == 4
+    assert "training.weight_decay was 0.1, is now 0.2" in capsys.readouterr().err
+    free = ["--set", "training.logging_steps=1", "--set", "training.save_total_limit=5"]
+    assert main([str(recipe), *free]) == 0
+    assert same_weights(run, tiny_run)
+
+
+def test_83_weights_of_another_shape_are_refused_whatever_is_accepted(
+    stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
+) -> None:
+    recipe, _ = stopped_run(model__n_layer=3)
+    assert main([str(recipe), "--accept-change", "model.n_layer"]) == 4
+    assert "checkpoint-4: holds another network: transformer.h.2." in capsys.readouterr().err
+
+
+def test_98_what_may_change_the_bits_is_told_and_recorded(
+    stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
+) -> None:
+    recipe, run = stopped_run()
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance["packages"]["torch"] = "2.0.0"
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    assert main([str(recipe)]) == 0
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if "packages.torch was" in line
+    )
+    assert line.startswith("note: packages.torch was 2.0.0, is now ")
+    assert json.loads((run / "provenance.json").read_text())["drift"]
+
+
+def test_86_a_folder_that_was_moved_is_continued(
+    stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
+) -> None:
+    recipe, run = stopped_run(output_dir="elsewhere")
+    run.rename(recipe.parent / "elsewhere")
+    assert main([str(recipe)]) == 0
+    assert same_weights(recipe.parent / "elsewhere", tiny_run)
+
+
+def test_84_links_are_followed_once(
+    stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
+) -> None:
+    """A linked folder of a run is that folder; a linked checkpoint is none."""
+    recipe, run = stopped_run(output_dir="linked")
+    kept = run.rename(recipe.parent / "kept")
+    (recipe.parent / "linked").symlink_to(kept)
+    (kept / "checkpoint-6").symlink_to(kept / "checkpoint-4")
+    assert main([str(recipe)]) == 0
+    assert same_weights(kept, tiny_run)
+    assert (recipe.parent / "linked").is_symlink()
+    assert (kept / "checkpoint-6").is_symlink()
+
+
+def test_74_79_a_damaged_checkpoint_is_told_and_none_is_exit_3(
+    stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
+) -> None:
+    recipe, run = stopped_run()
+    weights = run / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()}
+    for _ in range(2):
+        assert main([str(recipe)]) == 3
+        assert "checkpoint-4: model.safetensors is damaged" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()} == before
+    assert main([str(recipe), "--fresh"]) == 0

@@ -1,0 +1,65 @@
+"""Data files, what is read from them, and tokenizers for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_lm.data.text.documents import Documents
+from hf_lm.data.text.holdout import Split
+from hf_lm.data.text.scan import Scan, scan_documents
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.errors import DataError
+from hf_lm.recipe import DataRecipe, TokenizerRecipe
+from hf_lm.tokenizer import build_tokenizer
+
+TEXT = "A sentence of the test, which is long enough to fill a block. "
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """A file with some content."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    """A file with one document a line."""
+    return write(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def data_recipe(source: Any, **keys: Any) -> DataRecipe:
+    """A data section for files."""
+    names = [
+        str(s) if isinstance(s, Path) else s
+        for s in (source if isinstance(source, list) else [source])
+    ]
+    tree = {"source": names, "block_size": 8, **keys}
+    return DataRecipe.model_validate_json(json.dumps(tree))
+
+
+def scanned(data: DataRecipe, **options: Any) -> Scan:
+    """What a scan of a recipe's text finds."""
+    return scan_documents(data, find_corpus(data), **options)
+
+
+def refused(data: DataRecipe) -> str:
+    """All the lines with which a recipe's text is refused."""
+    with pytest.raises(DataError) as caught:
+        scanned(data)
+    return "\n".join(caught.value.problems)
+
+
+def read(data: DataRecipe, split: Split | None = None, part: str = "train") -> list[str]:
+    """The documents of one part; without a split, nothing is held out."""
+    documents = Documents(data, find_corpus(data), {}, split or Split(0))
+    return [row["text"] for row in documents[part]]
+
+
+def tokenizer_of(kind: str, texts: list[str]) -> Any:
+    """A tokenizer trained on the texts."""
+    recipe = TokenizerRecipe.model_validate_json(json.dumps({"train": {"kind": kind}}))
+    rows = [{"text": text} for text in texts]
+    return build_tokenizer(recipe, {"train": rows, "validation": rows})

@@ -1,0 +1,109 @@
+"""Memory that runs out, workers that are killed and trackers that fail: one line each."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainers import TRAINING, make_blocks, make_trainer
+from transformers import TrainerCallback
+
+from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.errors import DataError, RecipeError
+from hf_lm.training.callbacks import make_harmless
+from hf_lm.training.failures import explained
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_101_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
+    with (
+        pytest.raises(RecipeError, match=r"micro_batch_size = 8: the memory .* smaller one.* same"),
+        explained(8),
+    ):
+        raise error
+
+
+def test_101_what_torch_says_of_too_much_memory_is_known() -> None:
+    with pytest.raises(RecipeError), explained(1):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="boom"), explained(1):
+        raise RuntimeError("boom")
+
+
+def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
+    recipe = TRAINING.model_copy(update={"dataloader_num_workers": 1, "save_steps": 2})
+    parent = os.getpid()
+
+    def collator(rows: Any) -> Any:
+        """Collates in a worker, which is killed at its sixth batch."""
+        counted.append(0)
+        if len(counted) == 6 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collate(rows)
+
+    from hf_lm.data.collator import collate
+
+    counted: list[int] = []
+    trainer = make_trainer(tmp_path, [], recipe=recipe, collator=collator, blocks=make_blocks())
+    with (
+        pytest.raises(DataError, match=r"num_workers: a worker was killed, .* use fewer"),
+        explained(8),
+    ):
+        trainer.train_from(None)
+    assert Checkpoints(tmp_path).newest()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
+def test_105_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
+    error: Exception,
+) -> None:
+    def tell(number: int, frame: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(DataError, match="a worker was killed"), explained(8):
+            raise error
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(type(error)), explained(8):  # of nobody's worker
+        raise error
+
+
+class Failing(TrainerCallback):
+    """A tracker whose server is gone."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_log(self, *args: Any, **options: Any) -> None:
+        """Fails."""
+        self.calls += 1
+        raise ConnectionError("server gone")
+
+
+def test_106_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    callback = Failing()
+    trainer = make_trainer(tmp_path, [])
+    trainer.add_callback(callback)
+    make_harmless(callback, say=said.append)
+    trainer.train_from(None)
+    assert trainer.state.global_step == TRAINING.max_steps
+    assert said == ["Failing: ConnectionError: server gone; training goes on without it"]
+    assert callback.calls == 1

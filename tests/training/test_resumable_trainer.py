@@ -1,0 +1,215 @@
+"""A run continued from any of its checkpoints ends in the bits of one that was never stopped."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainers import (
+    RESUME_STEPS,
+    Stop,
+    continued,
+    make_model,
+    make_trainer,
+    same,
+    state_of,
+    stopped,
+    trainer_of,
+)
+from transformers import AutoModelForCausalLM
+
+from hf_lm.checkpoints.manifest import RANDOM, WEIGHTS
+from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.errors import CheckpointError, MismatchError
+
+AXES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"micro": 2, "accumulation": 3},
+    "several epochs": {"blocks": 20},
+    "last batch smaller": {"blocks": 21, "micro": 4},
+    "dropout": {"dropout": 0.2},
+    "a save every step": {"save_steps": 1},
+    "evaluated between": {"eval_steps": 2},
+    "muon": {"optimizer": "muon", "matrix_learning_rate": 0.01},
+    "sgd": {"optimizer": "sgd"},
+    "workers": {"dataloader_num_workers": 2},
+    "early stopping": {"early_stopping_patience": 5, "eval_steps": 3, "save_steps": 3},
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_t1_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+    axis = AXES[name]
+    continued(tmp_path / "whole", axis)
+    expected = state_of(tmp_path / "whole")
+    for step in (4, 7):
+        folder = tmp_path / f"{step}"
+        stopped(folder, axis, step)
+        assert Checkpoints(folder).newest()
+        continued(folder, axis)
+        assert same(state_of(folder), expected), step
+
+
+def test_t1_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+    axis = AXES["dropout"]
+    continued(tmp_path / "whole", axis)
+    for step in (4, 4, 5, 7):
+        stopped(tmp_path / "run", axis, step)
+    continued(tmp_path / "run", axis)
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+def test_74_a_damaged_checkpoint_costs_its_steps_alone(tmp_path: Path) -> None:
+    continued(tmp_path / "whole", {})
+    stopped(tmp_path / "run", {}, 7)
+    weights = tmp_path / "run" / "checkpoint-6" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    continued(tmp_path / "run", {})
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+def test_a_checkpoint_is_read_by_transformers(tmp_path: Path) -> None:
+    trainer = continued(tmp_path, {})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{RESUME_STEPS}")
+    assert model.config.use_cache
+    for (name, value), other in zip(
+        model.state_dict().items(), trainer.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    names = {path.name for path in (tmp_path / "checkpoint-3").iterdir()}
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    assert RANDOM in names
+
+
+@pytest.mark.parametrize(
+    ("full", "left", "end"),
+    [
+        ({3}, [6, 9], RESUME_STEPS),
+        ({6, 9}, [3], RESUME_STEPS),
+        ({3, 6}, [], 6),
+        ({9}, [3, 6], RESUME_STEPS),
+    ],
+)
+def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
+    full: set[int], left: list[int], end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written behind training, it is known to have failed at the next one, or at the end."""
+    trainer, said, write = trainer_of(tmp_path, {}), list[str](), Checkpoints.write
+    trainer.say = said.append
+
+    def fail(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
+        if step in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, step, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "write", fail)
+    if full == {3}:
+        trainer.train_from(None)
+    else:
+        with pytest.raises(OSError, match="No space left on device"):
+            trainer.train_from(None)
+    assert trainer.state.global_step == end
+    assert Checkpoints(tmp_path).steps() == left
+    told = "checkpoint-3 was not written, checkpoint-6 was: [Errno 28] No space left on device"
+    assert said == ([told] if full == {3} else [])
+
+
+def test_89_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
+    continued(tmp_path, {})
+    assert Checkpoints(tmp_path).steps() == [3, 6, 9]
+    continued(tmp_path, {"save_total_limit": 1})
+    assert Checkpoints(tmp_path).steps() == [9]
+
+
+def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))
+    with pytest.raises(MismatchError, match=r"checkpoint-3: holds another network"):
+        trainer.train_from(tmp_path / "checkpoint-3")
+
+
+def test_88_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
+    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    continued(tmp_path, axis)
+    (tmp_path / "checkpoint-3" / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-3: holds the best model, and model"):
+        continued(tmp_path, axis)
+
+
+def test_f15_a_rate_that_was_changed_is_taken(tmp_path: Path) -> None:
+    """The stock Trainer takes the checkpoint's, without a word."""
+    stopped(tmp_path, {}, 7)
+    rows: list[dict[str, Any]] = []
+    trainer = trainer_of(tmp_path, {"learning_rate": 0.5, "weight_decay": 0.3}, rows=rows)
+    trainer.train_from(Checkpoints(tmp_path).newest())
+    before: list[dict[str, Any]] = []
+    trainer_of(tmp_path / "whole", {}, rows=before).train_from(None)
+    rates = {row["step"]: row["learning_rate"] for row in before if "loss" in row}
+    for row in rows:
+        if "loss" in row:
+            assert row["learning_rate"] == pytest.approx(rates[row["step"]] * 50)
+    decays = {group["weight_decay"] for group in trainer.optimizer.param_groups}
+    assert decays == {0.3, 0.0}
+
+
+def test_97_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, {}, 4)
+    path = tmp_path / "checkpoint-3" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "ranks": state["ranks"] * 2}))
+    with pytest.raises(MismatchError, match="world_size was 2, is now 1"):
+        trainer_of(tmp_path, {}).train_from(tmp_path / "checkpoint-3")
+
+
+def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+    axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    expected = continued(tmp_path / "whole", axis).model.state_dict()
+    stopped(tmp_path / "run", axis, 7)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    trainer = trainer_of(tmp_path / "moved", axis)
+    trainer.train_from(Checkpoints(tmp_path / "moved").newest())
+    best = trainer.state.best_global_step  # the first: the evaluation stands still
+    assert best == 3
+    weights = load_file(tmp_path / "moved" / "checkpoint-3" / WEIGHTS)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, expected[name])
+        assert name not in weights or torch.equal(value, weights[name])
+
+
+def test_early_stopping_ends_a_resumed_run_where_it_would_have(tmp_path: Path) -> None:
+    axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
+    whole = continued(tmp_path / "whole", axis)
+    assert whole.state.global_step == 6
+    stopped(tmp_path / "run", axis, 5)
+    for _ in range(2):  # also when nothing but the end is left
+        assert continued(tmp_path / "run", axis).state.global_step == 6
+    assert json.loads((tmp_path / "run" / "checkpoint-6" / "state.json").read_text())["ended"]
+
+
+def test_t1_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+    axis = {"logging_steps": 4, "save_steps": 3}
+
+    def run(folder: Path, *stops: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for stop in (*stops, None):
+            trainer = trainer_of(folder, axis, rows=rows)
+            if stop:
+                trainer.add_callback(Stop(stop))
+            newest = Checkpoints(folder).newest()
+            step = int(newest.name.split("-")[1]) if newest else 0
+            rows[:] = [row for row in rows if row["step"] <= step]
+            try:
+                trainer.train_from(newest)
+            except KeyboardInterrupt:
+                assert stop
+        timed = ("seconds", "tokens_per_second", "mfu")
+        return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+    assert run(tmp_path / "run", 4, 7) == run(tmp_path / "whole")

@@ -1,0 +1,86 @@
+"""One screen about a run: what it does, how far it is, and whether anybody is at it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_lm.cli import main
+from hf_lm.run_dir.lock import locked
+from hf_lm.workflows.status import status_rows
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def set_state(run: Path, state: str, reason: str = "") -> None:
+    """Let it look as in another state."""
+    text = json.dumps({"state": state, "reason": reason, "step": 8})
+    (run / "status.json").write_text(text)
+
+
+def test_a_finished_run_is_told_on_one_screen(run: Path, capsys: Any) -> None:
+    assert main(["status", str(run)]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == str(run)
+    found = {line.split("  ")[0].strip(): line.split("  ")[-1].strip() for line in lines}
+    assert found["state"] == "done"
+    assert found["step"].startswith("8 of 8 in 0:")
+    assert found["checkpoints"].startswith("steps 4, 8; ")
+    assert float(found["loss"]) > 0
+    assert found["speed"].endswith("tokens a second")
+    assert len(lines) < 20
+
+
+def test_89_a_killed_run_is_not_said_to_train(run: Path) -> None:
+    set_state(run, "training")
+    assert dict(status_rows(run))["state"] == "killed while training; the same command continues"
+    with locked(run):
+        text = dict(status_rows(run))["state"]
+    assert text.startswith(f"training, process {os.getpid()} on ")
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    holder = {"host": os.uname().nodename, "pid": child, "start": "then"}
+    (run / ".lock").write_text(json.dumps(holder))
+    assert dict(status_rows(run))["state"].startswith("killed while training")
+
+
+def test_a_stopped_run_says_why_and_one_without_rows_says_little(run: Path) -> None:
+    set_state(run, "stopped", "stopped by SIGTERM")
+    assert dict(status_rows(run))["state"] == "stopped: stopped by SIGTERM"
+    (run / "log.jsonl").unlink()
+    (run / "provenance.json").unlink()
+    shutil.rmtree(run / "checkpoint-4")
+    shutil.rmtree(run / "checkpoint-8")
+    rows = dict(status_rows(run))
+    assert rows["step"] == "0"
+    assert rows["checkpoints"] == "none yet"
+    assert "loss" not in rows
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: Any) -> None:
+    assert main(["status", str(tmp_path / "no")]) == 2
+    assert "holds no run of hf_lm" in capsys.readouterr().err
+
+
+def test_verify_names_what_is_damaged(run: Path, capsys: Any) -> None:
+    assert main(["verify", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint-4  whole" in out
+    assert "checkpoint-8  whole" in out
+    path = run / "checkpoint-8" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["verify", str(run)]) == 3
+    shown = capsys.readouterr()
+    assert "checkpoint-8  optimizer.safetensors is damaged" in shown.out
+    assert "checkpoint-8: optimizer.safetensors is damaged" in shown.err
+    assert main(["verify", str(run / "model")]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
