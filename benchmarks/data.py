@@ -95,7 +95,9 @@ def ours(source: str, folder: Path) -> Figures:
     cache = Path(os.environ["HF_DATASETS_CACHE"])
     found, seconds = prepared(source, folder)
     tokens = sum(counts.tokens for counts in found.counts.values())
-    files = [Path(f["filename"]) for part in found.parts.values() for f in part.dataset.cache_files]
+    files = [
+        Path(f["filename"]) for part in found.splits.values() for f in part.dataset.cache_files
+    ]
     return {
         "seconds": seconds,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -110,9 +112,9 @@ def stock(source: str, folder: Path) -> Figures:
     from stock_trainer import prepare
 
     file = folder / "stdlib.jsonl" if source == STDLIB else Path(source)
-    held_out, out = folder / "validation.jsonl", folder / "stock"
+    num_validation_blocks, out = folder / "validation.jsonl", folder / "stock"
     shutil.rmtree(out, ignore_errors=True)
-    given = Namespace(train=str(file), validation=str(held_out), out=out, block=BLOCK)
+    given = Namespace(train=str(file), validation=str(num_validation_blocks), out=out, block=BLOCK)
     tokenizer = load_tokenizer(folder)
     began = time.perf_counter()
     blocks = prepare(given, tokenizer)
@@ -149,7 +151,7 @@ def feed(source: str, folder: Path) -> Figures:
 
     found, _ = prepared(source, folder)
     collate = make_collate(recipe_of(source), load_tokenizer(folder), part="train")
-    train = found.parts["train"]
+    train = found.splits["train"]
     loader = DataLoader(train, batch_size=BATCH, shuffle=True, collate_fn=collate)
     for _ in loader:  # once to have the file in memory, as after the first steps of a run
         pass
@@ -172,9 +174,9 @@ def stream(source: str, folder: Path) -> Figures:
 
     data, tokenizer = recipe_of(source, streaming=True), load_tokenizer(folder)
     text = load_documents(data, find_corpus(data))
-    blocks = load_blocks(data, text, tokenizer, seed=0, held_out=8)
+    blocks = load_blocks(data, text, tokenizer, seed=0, num_validation_blocks=8)
     collate = make_collate(data, tokenizer, part="train")
-    batches = iter(DataLoader(blocks.parts["train"], batch_size=BATCH, collate_fn=collate))
+    batches = iter(DataLoader(blocks.splits["train"], batch_size=BATCH, collate_fn=collate))
     documents = (row["text"] for row in text.documents["train"])
     portions = cycle([list(islice(documents, 500)) for _ in range(40)])
     tokenize = Tokenize(tokenizer, append_eos=True)
@@ -246,8 +248,8 @@ def set_up(folder: Path, sizes: list[int]) -> dict[int, str]:
     build_tokenizer(TokenizerRecipe(), {"train": rows}).save_pretrained(str(folder / "tokenizer"))
     with (folder / "stdlib.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    held_out = json.dumps({"text": "held out\n" * BLOCK}) + "\n"
-    (folder / "validation.jsonl").write_text(held_out)
+    num_validation_blocks = json.dumps({"text": "held out\n" * BLOCK}) + "\n"
+    (folder / "validation.jsonl").write_text(num_validation_blocks)
     lines = [line for text in texts for line in text.splitlines(keepends=True)]
     return {size: write_texts(folder, size, lines) for size in sizes}
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from hf_lm.planning.hardware import Machine
+    from hf_lm.planning.hardware import Hardware
     from hf_lm.planning.kernels import Kernels
     from hf_lm.recipe import TrainingRecipe
     from hf_lm.training.trainer import LMTrainer
@@ -36,12 +36,12 @@ Figures = dict[str, Any]
 
 def long_run(dropout: float = 0.0) -> Kernels:
     """The kernels of a run in the measured shape that is as long as a run may be."""
-    from hf_lm.planning.hardware import find_machine
+    from hf_lm.planning.hardware import detect_hardware
     from hf_lm.planning.kernels import choose_kernels
     from hf_lm.recipe import ModelRecipe, Recipe
 
     recipe = Recipe(model=ModelRecipe(dropout=dropout))
-    precision = find_machine(recipe.training).precision
+    precision = detect_hardware(recipe.training).precision
     return choose_kernels(
         recipe, device="cpu", precision=precision, model_type="gpt2", flops=math.inf
     )
@@ -54,8 +54,8 @@ def turns(steps: int) -> Figures:
     """
     from transformers import TrainerCallback
 
-    from hf_lm.planning.costs import describe_network, flops_per_token
-    from hf_lm.planning.hardware import find_machine, keep_freed_memory, measured_flops
+    from hf_lm.planning.costs import describe_model, flops_per_token
+    from hf_lm.planning.hardware import detect_hardware, keep_freed_memory, measured_flops
     from hf_lm.recipe import TrainingRecipe
 
     recipe = TrainingRecipe(
@@ -65,7 +65,7 @@ def turns(steps: int) -> Figures:
         logging_steps=TURN,
         save_steps=steps,
     )
-    machine = find_machine(recipe)
+    machine = detect_hardware(recipe)
     keep_freed_memory()
     model, plain_step = make_network(), make_plain_step(recipe, machine.dtype)
     ours: list[float] = []
@@ -93,7 +93,7 @@ def turns(steps: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(recipe, machine, model, Turns(), Path(folder)).train_from(None)
     pairs = list(zip(ours, plain, peaks, strict=False))[1:]  # the first turn warms both up
-    tokens, flops = TURN * BATCH * BLOCK, flops_per_token(describe_network(model), BLOCK)
+    tokens, flops = TURN * BATCH * BLOCK, flops_per_token(describe_model(model), BLOCK)
     return {
         "step_vs_bare_loop": statistics.median(mine / bare for mine, bare, _ in pairs),
         "matmul_share": statistics.median(flops * tokens / mine / peak for mine, _, peak in pairs),
@@ -171,7 +171,7 @@ def saves(steps: int) -> Figures:
     from hf_lm.checkpoints.manifest import verify
     from hf_lm.model.build import build_model
     from hf_lm.model.config import Vocabulary
-    from hf_lm.planning.hardware import find_machine, keep_freed_memory
+    from hf_lm.planning.hardware import detect_hardware, keep_freed_memory
     from hf_lm.recipe import ModelRecipe, TrainingRecipe
     from hf_lm.system.files import size_of
 
@@ -183,21 +183,20 @@ def saves(steps: int) -> Figures:
         save_steps=steps,
         logging_steps=steps,
     )
-    machine = find_machine(recipe)
+    machine = detect_hardware(recipe)
     keep_freed_memory()
-    network = ModelRecipe(n_layer=4, n_head=4, n_embd=128)
-    model = build_model(network, Vocabulary(VOCABULARY, 0, 0), block_size=SMALL_BLOCK, seed=1)
+    shape = ModelRecipe(n_layer=4, n_head=4, n_embd=128)
+    model = build_model(shape, Vocabulary(VOCABULARY, 0, 0), block_size=SMALL_BLOCK, seed=1)
     stretches: dict[bool, list[float]] = {True: [], False: []}
     copies: list[float] = []
 
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
         trainer = make_trainer(
             recipe,
             machine,
             model,
             make_saving(stretches, copies),
-            place,
+            Path(name),
             batch=SMALL_BATCH,
             block=SMALL_BLOCK,
         )
@@ -211,7 +210,7 @@ def saves(steps: int) -> Figures:
 
         trainer._save_checkpoint = timed
         trainer.train_from(None)
-        checkpoint = trainer.checkpoints.newest()
+        checkpoint = trainer.checkpoints.latest_valid()
         assert checkpoint
         size, began = size_of(checkpoint), time.perf_counter()
         assert not list(verify(checkpoint))
@@ -229,7 +228,7 @@ def saves(steps: int) -> Figures:
 
 def make_trainer(
     recipe: TrainingRecipe,
-    machine: Machine,
+    machine: Hardware,
     model: Any,
     callback: Any,
     folder: Path,
@@ -241,20 +240,20 @@ def make_trainer(
     import numpy as np
     from datasets import Dataset
 
-    from hf_lm.checkpoints.store import Checkpoints
-    from hf_lm.data.blocks.dataset import BlockRows, table_of
+    from hf_lm.checkpoints.store import CheckpointStore
+    from hf_lm.data.blocks.dataset import BlockDataset, table_of
     from hf_lm.data.collator import collate
     from hf_lm.training.arguments import training_arguments
     from hf_lm.training.optimizer import build_optimizer
-    from hf_lm.training.schedule import build_schedule
-    from hf_lm.training.trainer import Hooks, build_trainer
+    from hf_lm.training.schedule import build_lr_schedule
+    from hf_lm.training.trainer import TrainerHooks, build_trainer
 
     shape = (batch * recipe.max_steps, block + 1)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, shape, dtype=np.uint16)
-    hooks = Hooks(
+    hooks = TrainerHooks(
         make_optimizer=partial(build_optimizer, recipe=recipe),
-        make_schedule=partial(build_schedule, recipe=recipe),
-        measure=lambda model: {},
+        make_schedule=partial(build_lr_schedule, recipe=recipe),
+        evaluate=lambda model: {},
         sample=lambda model: [],
         write_row=lambda row: None,
         flops_per_token=1.0,
@@ -272,11 +271,11 @@ def make_trainer(
         recipe,
         args,
         hooks=hooks,
-        checkpoints=Checkpoints(folder, limit=1),
-        say=print,
+        checkpoints=CheckpointStore(folder, limit=1),
+        notify=print,
         callbacks=[callback],
         model=model,
-        train_dataset=BlockRows(Dataset(table_of(ids))),
+        train_dataset=BlockDataset(Dataset(table_of(ids))),
         data_collator=collate,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from hf_lm import __version__
 from hf_lm.errors import DataError, RecipeError
 from hf_lm.run import add_options, add_overrides, find_recipe, run, train
-from hf_lm.terminal.exit_code import guarded
+from hf_lm.terminal.exit_code import run_command
 from hf_lm.workflows import evaluate as use
 from hf_lm.workflows.prepare import cache, prepare
 from hf_lm.workflows.status import verify
@@ -122,7 +122,7 @@ def replaced(given: argparse.Namespace, **values: Any) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `hf-lm` command; returns its exit code."""
     given = parser().parse_args(arguments)
-    return guarded(partial(given.call, given))
+    return run_command(partial(given.call, given))
 
 
 def status(given: argparse.Namespace) -> None:
@@ -140,29 +140,29 @@ def publish(given: argparse.Namespace) -> None:
         DataError: there is none.
         UploadError: the Hub has not taken it.
     """
-    from hf_lm.hub.access import refuse_access
+    from hf_lm.hub.access import check_write_access
     from hf_lm.recipe import load_recipe
-    from hf_lm.run_dir.directory import RECIPE, RunFolder
+    from hf_lm.run_dir.directory import RECIPE, RunDirectory
     from hf_lm.workflows import publish
 
-    folder = RunFolder(given.run.absolute())
-    if not folder.done:
+    folder = RunDirectory(given.run.absolute())
+    if not folder.is_complete:
         raise DataError(f"{given.run}: holds no run that has ended; publish what is in its model/")
     recipe = load_recipe(folder.path / RECIPE, overrides=given.overrides)
     if recipe.hub.model_id is None:
         raise RecipeError("hub.model_id: where to? add --set hub.model_id=USER/NAME")
-    with folder.held():
-        refuse_access(recipe.hub)
+    with folder.lock():
+        check_write_access(recipe.hub)
         publish.publish(folder, recipe)
 
 
 def reproduce(given: argparse.Namespace) -> None:
     """Run the recipe of a published model, and show what came out otherwise."""
-    from hf_lm.hub.access import settle_offline
+    from hf_lm.hub.access import go_offline_if_unreachable
     from hf_lm.terminal import console
     from hf_lm.workflows.reproduce import Published, compare
 
-    settle_offline(console.show_note)
+    go_offline_if_unreachable(console.show_note)
     there = Published.of(given.recipe)
     recipe = find_recipe(given)
     if not any(key.startswith("output_dir=") for key in given.overrides):

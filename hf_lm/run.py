@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.terminal.exit_code import guarded
+from hf_lm.terminal.exit_code import run_command
 from hf_lm.workflows.check import check
 from hf_lm.workflows.stages import (
     make_blocks,
@@ -24,43 +24,43 @@ from hf_lm.workflows.stages import (
     prepare_libraries,
     read_corpus,
     read_text,
-    refuse,
+    require,
 )
 from hf_lm.workflows.summary import run_rows
 
 if TYPE_CHECKING:
-    from hf_lm.planning.hardware import Machine
+    from hf_lm.planning.hardware import Hardware
     from hf_lm.recipe import Recipe
-    from hf_lm.run_dir.directory import RunFolder
+    from hf_lm.run_dir.directory import RunDirectory
 
 
 def train(
     recipe: Recipe, *, accepted: Sequence[str] = (), force_unlock: bool = False
 ) -> Mapping[str, Any]:
     """Recipe in, metrics out; everything else lands in recipe.output_dir, held meanwhile."""
-    from hf_lm.run_dir.directory import RunFolder
+    from hf_lm.run_dir.directory import RunDirectory
     from hf_lm.workflows.publish import published
 
-    folder = RunFolder(recipe.folder)
-    with folder.held(force=force_unlock) as notes, published(folder, recipe):
+    folder = RunDirectory(recipe.folder)
+    with folder.lock(force=force_unlock) as notes, published(folder, recipe):
         return train_in(folder, recipe, accepted, notes)
 
 
 def train_in(
-    folder: RunFolder, recipe: Recipe, accepted: Sequence[str], notes: Sequence[str]
+    folder: RunDirectory, recipe: Recipe, accepted: Sequence[str], notes: Sequence[str]
 ) -> Mapping[str, Any]:
     """The way of the data, stage by stage."""
     from hf_lm.recipe import warnings
-    from hf_lm.run_dir.compatibility import drift
+    from hf_lm.run_dir.compatibility import numerics_changes
     from hf_lm.run_dir.directory import METRICS
     from hf_lm.run_dir.provenance import describe_run
     from hf_lm.terminal import console
     from hf_lm.workflows.publish import saves
     from hf_lm.workflows.summary import show_complete, show_end, text_rows
 
-    changed = folder.refuse_changes(recipe, accepted)
+    changed = folder.check_compatible(recipe, accepted)
     corpus, scan = read_corpus(recipe)
-    if folder.done and not changed:
+    if folder.is_complete and not changed:
         show_complete(folder.model)
         return folder.read(METRICS)
     prepare_libraries(recipe, corpus)  # before they are imported
@@ -71,7 +71,7 @@ def train_in(
 
     machine = require_machine(recipe)
     text, tokenizer = read_text(recipe, corpus, scan)
-    blocks = make_blocks(recipe, text, tokenizer, **machine.share())
+    blocks = make_blocks(recipe, text, tokenizer, **machine.shard())
     vocabulary = Vocabulary.of(tokenizer)
     model, plan, kernels = make_planned(recipe, vocabulary, machine, blocks.counts, folder)
     found = (machine, plan, kernels, text, blocks)
@@ -86,23 +86,23 @@ def train_in(
             *(text.scan or scan).notes,
             *notes,
             *changed.values(),
-            *drift(folder.provenance, provenance),
+            *numerics_changes(folder.provenance, provenance),
         ],
     )
 
-    with folder.recorded(recipe, provenance, accepted), saves(folder, recipe) as offer:
+    with folder.track_status(recipe, provenance, accepted), saves(folder, recipe) as upload:
         run = Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
-        metrics, samples = fit(run, offer)
+        metrics, samples = fit(run, upload)
     show_end(folder.model, metrics, samples, chat=run.chat)
     return metrics
 
 
-def require_machine(recipe: Recipe) -> Machine:
+def require_machine(recipe: Recipe) -> Hardware:
     """This machine, which can do what the recipe asks for."""
-    from hf_lm.planning.hardware import find_machine
+    from hf_lm.planning.hardware import detect_hardware
 
-    machine = find_machine(recipe.training)
-    refuse(machine.missing)
+    machine = detect_hardware(recipe.training)
+    require(machine.unmet_requirements)
     return machine
 
 
@@ -113,16 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train or fine-tune a language model from one JSON recipe.",
     )
     options.add_argument("--version", action="version", version=f"hf_lm {__version__}")
-    return guarded(partial(run, add_options(options).parse_args(arguments)))
+    return run_command(partial(run, add_options(options).parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> None:
     """Check or train what the command line asks for."""
-    from hf_lm.run_dir.directory import fresh_path
+    from hf_lm.run_dir.directory import next_free_path
 
     recipe = find_recipe(options)
     if options.fresh:
-        recipe = recipe.model_copy(update={"output_dir": str(fresh_path(recipe.folder))})
+        recipe = recipe.model_copy(update={"output_dir": str(next_free_path(recipe.folder))})
     if options.check:
         check(recipe)
     else:
@@ -137,13 +137,13 @@ def find_recipe(options: argparse.Namespace) -> Recipe:
     if not options.recipe.startswith("hub:"):
         return load_recipe(options.recipe, **given)
 
-    from hf_lm.hub.access import settle_offline
-    from hf_lm.hub.download import published_tree
+    from hf_lm.hub.access import go_offline_if_unreachable
+    from hf_lm.hub.download import fetch_recipe
     from hf_lm.terminal import console
 
-    settle_offline(console.show_note)
-    tree = published_tree(options.recipe)
-    return make_recipe(tree, Path.cwd(), name=options.recipe, **given)
+    go_offline_if_unreachable(console.show_note)
+    raw = fetch_recipe(options.recipe)
+    return make_recipe(raw, Path.cwd(), name=options.recipe, **given)
 
 
 def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:

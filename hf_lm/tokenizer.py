@@ -21,7 +21,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
-from hf_lm.system.files import system_errors
+from hf_lm.system.files import unwrap_os_errors
 
 Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by part
 
@@ -65,7 +65,7 @@ def build_tokenizer(
     if train.kind == "bpe":
         backend = train_bpe(texts_of(documents["train"]), vocab_size=bpe_size(recipe))
     elif train.kind == "char":
-        backend = char_tokenizer(chain(*(texts_of(part) for part in documents.values())))
+        backend = char_tokenizer(chain(*(texts_of(split) for split in documents.values())))
     else:
         backend = byte_tokenizer()
     return PreTrainedTokenizerFast(
@@ -212,7 +212,7 @@ def decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The files of a tokenizer by their names, as far as they are text."""
-    with tempfile.TemporaryDirectory() as folder, system_errors(folder):
+    with tempfile.TemporaryDirectory() as folder, unwrap_os_errors(folder):
         tokenizer.save_pretrained(folder)
         return {
             path.name: path.read_text(encoding="utf-8")

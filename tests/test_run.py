@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from hf_lm.errors import DataError, RecipeError
 from hf_lm.model.attention import FUSED, PLAIN
-from hf_lm.model.build import blocks_of
+from hf_lm.model.build import transformer_blocks
 from hf_lm.model.dropout import Dropout
 from hf_lm.planning import hardware as machine
 from hf_lm.recipe import load_recipe
@@ -258,7 +258,9 @@ def test_what_is_trained_is_computed_as_planned(
     assert seen["keeps"]
     model = seen["model"]
     assert model.config._attn_implementation == attention
-    assert [bool(block._compiled_call_impl) for block in blocks_of(model)] == [compiled] * 2
+    assert [bool(block._compiled_call_impl) for block in transformer_blocks(model)] == [
+        compiled
+    ] * 2
     cheap = [m for m in model.modules() if isinstance(m, Dropout) and m.p]
     assert len(cheap) == dropout
     assert seen["hooks"].make_optimizer.keywords["precision"] == "fp32"

@@ -18,13 +18,13 @@ MANIFEST, FORMAT = "manifest.json", 1
 
 
 # What a checkpoint of this format has; it may have more, such as a tokenizer.
-WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.safetensors", "random.safetensors"
+WEIGHTS, OPTIMIZER, RNG_STATE = "model.safetensors", "optimizer.safetensors", "random.safetensors"
 
 
-NUMBERS, TRAINER_STATE = "state.json", "trainer_state.json"
+STATE_JSON, TRAINER_STATE = "state.json", "trainer_state.json"
 
 
-REQUIRED = {WEIGHTS, OPTIMIZER, RANDOM, NUMBERS, TRAINER_STATE}
+REQUIRED = {WEIGHTS, OPTIMIZER, RNG_STATE, STATE_JSON, TRAINER_STATE}
 
 
 FILE = re.compile(
@@ -46,7 +46,7 @@ def verify(checkpoint: Path) -> Iterator[str]:
     listed = manifest["files"]
     for name in sorted({*listed, *REQUIRED}):
         try:
-            found = describe(checkpoint / name)
+            found = file_digest(checkpoint / name)
         except OSError as error:
             yield f"{name}: {error.strerror or error}"
             continue
@@ -64,20 +64,20 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
         manifest = json.loads(text)
         del manifest["sha256"]
         names = [*manifest["files"]]
-        whole = sealed(manifest) == text and isinstance(manifest["format"], int)
+        whole = manifest_text(manifest) == text and isinstance(manifest["format"], int)
         plain = all(FILE.fullmatch(name) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole and plain else None
 
 
-def sealed(manifest: Mapping[str, Any]) -> str:
+def manifest_text(manifest: Mapping[str, Any]) -> str:
     """A manifest as it stands on the disk, with the SHA-256 of the rest of it."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return json.dumps({**manifest, "sha256": digest}, indent=2) + "\n"
 
 
-def refuse_newer(checkpoint: Path) -> None:
+def check_format(checkpoint: Path) -> None:
     """Refuse a whole checkpoint that this version cannot read, in place of setting it aside."""
     manifest = read_manifest(checkpoint)
     if manifest is not None and manifest["format"] > FORMAT:
@@ -87,7 +87,7 @@ def refuse_newer(checkpoint: Path) -> None:
         )
 
 
-def describe(path: Path) -> dict[str, Any]:
+def file_digest(path: Path) -> dict[str, Any]:
     """The size and SHA-256 of a regular file.
 
     Raises:

@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hf_lm.system.files import Write, system_errors
+from hf_lm.system.files import Write, unwrap_os_errors
 
 Tensors = dict[str, torch.Tensor]
 
 
-def weights_of(model: torch.nn.Module) -> Tensors:
+def model_state(model: torch.nn.Module) -> Tensors:
     """A copy of the weights in memory, those that share a tensor once, without frozen ones."""
     found: Tensors = {}
     seen: set[int] = set()
-    for name, value in changing(model).items():
+    for name, value in trainable_state(model).items():
         if not value.numel() or storage_of(value) not in seen:
-            found[name] = copied(value)
+            found[name] = to_cpu(value)
             seen.add(storage_of(value))
     return found
 
@@ -40,7 +40,7 @@ def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
     Raises:
         ValueError: they are those of another network.
     """
-    own = changing(model)
+    own = trainable_state(model)
     shared = {storage_of(value): found[name] for name, value in own.items() if name in found}
     if len(shared) != len(found):
         raise ValueError(f"{next(iter(found.keys() - own.keys()), 'a tensor')} is not in this one")
@@ -50,11 +50,11 @@ def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
         if given is None or (given.shape, given.dtype) != (value.shape, value.dtype):
             shape = "not there" if given is None else f"{list(given.shape)}, {given.dtype}"
             raise ValueError(f"{name} is {list(value.shape)}, {value.dtype} and there {shape}")
-        whole[name] = placed_like(value, given)
+        whole[name] = shard_like(value, given)
     model.load_state_dict({**model.state_dict(), **whole})
 
 
-def changing(model: torch.nn.Module) -> Tensors:
+def trainable_state(model: torch.nn.Module) -> Tensors:
     """The state of a network without the parameters that are not trained."""
     frozen = frozen_weights(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
@@ -71,14 +71,14 @@ def digest(tensors: Tensors) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(name.encode())
-        found.update(copied(value).view(torch.uint8).numpy().data)
+        found.update(to_cpu(value).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def optimizer_state(optimizer: Any) -> Tensors:
     """A copy of an optimizer's tensors, named NUMBER.NAME; its rates are the recipe's."""
     return {
-        f"{number}.{name}": copied(value)
+        f"{number}.{name}": to_cpu(value)
         for number, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
@@ -96,7 +96,7 @@ def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
         number, name = key.split(".", 1)
         weight = weights[int(number)]
         state.setdefault(int(number), {})[name] = (
-            placed_like(weight, value) if value.shape == weight.shape else value
+            shard_like(weight, value) if value.shape == weight.shape else value
         )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -109,7 +109,7 @@ def restore_schedule(schedule: Any, step: int) -> None:
     schedule.step()
 
 
-def random_state() -> tuple[Tensors, dict[str, Any]]:
+def rng_state() -> tuple[Tensors, dict[str, Any]]:
     """Where this process's random numbers stand."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -122,7 +122,7 @@ def random_state() -> tuple[Tensors, dict[str, Any]]:
     return tensors, numbers
 
 
-def restore_random(tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+def restore_rng(tensors: Tensors, numbers: Mapping[str, Any]) -> None:
     """Go on with the random numbers of `random_state`."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
@@ -144,13 +144,13 @@ def storage_of(value: torch.Tensor) -> int:
     return (value.to_local() if isinstance(value, DTensor) else value).data_ptr()
 
 
-def copied(value: torch.Tensor) -> torch.Tensor:
+def to_cpu(value: torch.Tensor) -> torch.Tensor:
     """A whole tensor in memory that the next step does not change."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().to("cpu", copy=True).contiguous()
 
 
-def placed_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def shard_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """A tensor shared out over processes as another one is."""
     if not isinstance(own, DTensor):
         return value
@@ -161,7 +161,7 @@ def tensor_file(tensors: Tensors) -> Write:
     """Writes tensors; with the word that transformers looks for before it reads them."""
 
     def write(path: Path) -> None:
-        with system_errors(path):
+        with unwrap_os_errors(path):
             save_file(tensors, path, metadata={"format": "pt"})
 
     return write
@@ -169,5 +169,5 @@ def tensor_file(tensors: Tensors) -> Write:
 
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a file."""
-    with system_errors(path):
+    with unwrap_os_errors(path):
         return load_file(path)

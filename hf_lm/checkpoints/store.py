@@ -26,14 +26,14 @@ from hf_lm.checkpoints.manifest import (
     FILE,
     FORMAT,
     MANIFEST,
-    describe,
+    check_format,
+    file_digest,
+    manifest_text,
     read_manifest,
-    refuse_newer,
-    sealed,
     verify,
 )
 from hf_lm.errors import CheckpointError
-from hf_lm.system.files import Write, remove, size_of, sync
+from hf_lm.system.files import Write, fsync, remove, size_of
 
 PARTIAL, TRASH, BAD = ".partial-", ".trash-", ".bad"
 
@@ -41,7 +41,7 @@ PARTIAL, TRASH, BAD = ".partial-", ".trash-", ".bad"
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints in the folder of one run.
 
     Args:
@@ -49,8 +49,8 @@ class Checkpoints:
         limit: how many to keep; None keeps all.
         facts: what every manifest says of the run.
         extra: files of every checkpoint, such as the tokenizer's.
-        before: what has to be on the disk first, such as the rows of the log.
-        after: called with each that is whole, before an older one is deleted.
+        before_write: what has to be on the disk first, such as the rows of the log.
+        on_saved: called with each that is whole, before an older one is deleted.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Checkpoints:
         limit: int | None = None,
         facts: Mapping[str, Any] = MappingProxyType({}),
         extra: Mapping[str, Write] = MappingProxyType({}),
-        before: Callable[[], None] = lambda: None,
-        after: Write = lambda path: None,
+        before_write: Callable[[], None] = lambda: None,
+        on_saved: Write = lambda path: None,
     ) -> None:
         self.folder, self.limit, self.facts = folder, limit, facts
-        self.extra, self.before, self.after = extra, before, after
+        self.extra, self.before_write, self.on_saved = extra, before_write, on_saved
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -100,29 +100,29 @@ class Checkpoints:
         final, staging = self.path(step), self.folder / f"{PARTIAL}checkpoint-{step}"
         remove(staging)
         try:
-            self.before()
+            self.before_write()
             staging.mkdir(parents=True)
             for name, write in files.items():
                 write(staging / name)
-                sync(staging / name)
-            listed = {name: describe(staging / name) for name in files}
-            text = sealed({"format": FORMAT, "step": step, **self.facts, "files": listed})
+                fsync(staging / name)
+            listed = {name: file_digest(staging / name) for name in files}
+            text = manifest_text({"format": FORMAT, "step": step, **self.facts, "files": listed})
             (staging / MANIFEST).write_text(text, encoding="utf-8")
-            sync(staging / MANIFEST)
-            sync(staging)
+            fsync(staging / MANIFEST)
+            fsync(staging)
             if os.path.lexists(final):  # a step taken again, or somebody's own
-                self.set_aside(final)
+                self.quarantine(final)
             staging.rename(final)
-            sync(self.folder)
+            fsync(self.folder)
         except BaseException as error:
-            failed = self.explained(error, staging)
+            failed = self.with_disk_usage(error, staging)
             remove(staging)
             raise failed from None
-        self.after(final)
+        self.on_saved(final)
         self.rotate(written=step, best=best)
         return final
 
-    def explained(self, error: BaseException, staging: Path) -> BaseException:
+    def with_disk_usage(self, error: BaseException, staging: Path) -> BaseException:
         """A full disk, with what was needed and what there is; any other error as it is."""
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
@@ -146,17 +146,17 @@ class Checkpoints:
         for step in ours:
             if step not in kept and step < written:
                 with suppress(OSError):  # the new one is whole; the next start tries again
-                    self.discard(self.path(step))
+                    self.delete(self.path(step))
 
-    def discard(self, path: Path) -> None:
+    def delete(self, path: Path) -> None:
         """Delete a checkpoint: out of its name at once, so that no half of it is ever found."""
         trash = self.folder / f"{TRASH}{path.name}"
         remove(trash)
         path.rename(trash)
-        sync(self.folder)
+        fsync(self.folder)
         remove(trash)
 
-    def clean(self) -> None:
+    def remove_leftovers(self) -> None:
         """Delete what a killed run has left half-made or half-deleted; nothing else."""
         if self.folder.is_dir():
             for entry in list(os.scandir(self.folder)):
@@ -164,7 +164,7 @@ class Checkpoints:
                 if f"{kind}{dash}" in (PARTIAL, TRASH) and NAME.fullmatch(rest):
                     remove(Path(entry.path))
 
-    def newest(self, *, say: Callable[[str], None] = lambda line: None) -> Path | None:
+    def latest_valid(self, *, notify: Callable[[str], None] = lambda line: None) -> Path | None:
         """The checkpoint of the highest step that verifies; later ones are named and set aside.
 
         Raises:
@@ -174,13 +174,13 @@ class Checkpoints:
         damaged: dict[Path, list[str]] = {}
         for step in reversed(self.steps()):
             path = self.path(step)
-            refuse_newer(path)
+            check_format(path)
             problems = list(verify(path))
             if not problems:
                 for other, lines in damaged.items():
-                    say(f"{other.name} is damaged ({lines[0]}); continuing from step {step}")
+                    notify(f"{other.name} is damaged ({lines[0]}); continuing from step {step}")
                     if os.path.lexists(other / MANIFEST):  # else it never was one of ours
-                        self.set_aside(other)
+                        self.quarantine(other)
                 return path
             damaged[path] = problems
         links = [entry.name for entry in self.entries() if entry.is_symlink()]
@@ -194,7 +194,7 @@ class Checkpoints:
             raise CheckpointError([*lines, "no checkpoint is whole; start anew with --fresh"])
         return None
 
-    def set_aside(self, path: Path) -> None:
+    def quarantine(self, path: Path) -> None:
         """Move what has the name of a checkpoint out of the way."""
         aside, number = path.with_name(f"{path.name}{BAD}"), 1
         while os.path.lexists(aside):

@@ -17,13 +17,13 @@ from transformers import TrainerState
 from hf_lm.checkpoints.manifest import TRAINER_STATE
 from hf_lm.errors import CheckpointError
 
-Kinds = Mapping[str, tuple[type, ...]]
+FieldTypes = Mapping[str, tuple[type, ...]]
 
 
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
 
 
-USED: Kinds = {  # fields of the Trainer's state
+USED: FieldTypes = {  # fields of the Trainer's state
     "global_step": (int,),
     "epoch": (int, float),
     "num_input_tokens_seen": (int,),
@@ -36,7 +36,7 @@ USED: Kinds = {  # fields of the Trainer's state
 
 
 @contextmanager
-def reading(checkpoint: Path) -> Iterator[None]:
+def invalid_checkpoint_errors(checkpoint: Path) -> Iterator[None]:
     """Say of whose files an error is, when they are whole and do not hold what they should.
 
     Raises:
@@ -49,7 +49,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint}: was not written by hf_lm ({reason})") from None
 
 
-def refuse_kinds(name: str, values: Mapping[str, Any], kinds: Kinds) -> None:
+def check_types(name: str, values: Mapping[str, Any], kinds: FieldTypes) -> None:
     """Refuse values of other types than were written: "3" is not 3, nor is true 1.
 
     Args:
@@ -66,14 +66,14 @@ def refuse_kinds(name: str, values: Mapping[str, Any], kinds: Kinds) -> None:
             raise TypeError(f"{name}: {key} is {type(values[key]).__name__}")
 
 
-def refuse_state(state: Mapping[str, Any]) -> None:
+def check_trainer_state(state: Mapping[str, Any]) -> None:
     """Refuse a Trainer's state with what the Trainer would not write.
 
     Raises:
         TypeError: it has such a thing.
     """
     TrainerState(**copy.deepcopy(dict(state)))  # which knows its fields
-    refuse_kinds(TRAINER_STATE, state, USED)
+    check_types(TRAINER_STATE, state, USED)
     for kept in state["stateful_callbacks"].values():
         if any(type(value) not in (int, float) for value in kept.get("attributes", {}).values()):
             raise TypeError(f"{TRAINER_STATE}: a callback's attribute is no number")

@@ -41,9 +41,9 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def key_of(*parts: Any) -> str:
+def key_of(*splits: Any) -> str:
     """A key from everything the content depends on, the code included."""
-    text = json.dumps([*parts, code_version()], sort_keys=True, default=str)
+    text = json.dumps([*splits, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.data.blocks.dataset import BEGINS, IDS, LEARNT
-from hf_lm.model.loss import IGNORED
+from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, START_BIT
+from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import DataRecipe
 
 
@@ -47,13 +47,13 @@ def collate(
     targets = torch.from_numpy(blocks[:, 1:].astype(np.int64))
     begins = None
     if marked:
-        begins, learnt = (inputs & BEGINS) > 0, (targets & LEARNT) > 0
-        inputs, targets = inputs & IDS, torch.where(learnt, targets & IDS, IGNORED)
+        begins, in_loss = (inputs & START_BIT) > 0, (targets & LOSS_BIT) > 0
+        inputs, targets = inputs & IDS, torch.where(in_loss, targets & IDS, IGNORE_INDEX)
     elif separator is not None:
         begins = torch.zeros_like(inputs, dtype=torch.bool)
         begins[:, 1:] = inputs[:, :-1] == separator
     if padding is not None:
-        targets[(inputs == padding) & (targets == padding)] = IGNORED
+        targets[(inputs == padding) & (targets == padding)] = IGNORE_INDEX
     batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
     if begins is not None:
         batch["position_ids"] = positions(begins)
@@ -71,15 +71,15 @@ def positions(begins: torch.Tensor) -> torch.Tensor:
 
 
 def make_collate(
-    data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, part: str
+    data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, split: str
 ) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
     """The collator the recipe asks for; blocks of held-out text are neither padded nor numbered."""
     eos, marked = tokenizer.eos_token_id, data.train_on == "completion"
-    padded = data.grouping == "best_fit" and part == "train" and not marked
+    padded = data.grouping == "best_fit" and split == "train" and not marked
     return partial(
         collate,
         separator=eos if data.document_mask else None,
         padding=eos if padded else None,
         marked=marked,
-        numbered=part == "train",
+        numbered=split == "train",
     )

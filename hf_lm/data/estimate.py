@@ -11,7 +11,7 @@ from hf_lm.data.text.sources import Corpus
 from hf_lm.recipe import DataRecipe
 
 if TYPE_CHECKING:
-    from hf_lm.data.blocks.dataset import PartCounts
+    from hf_lm.data.blocks.dataset import SplitCounts
 
 
 CHECK_BYTES = 32 * 2**20  # text that a check tokenizes, in about 10 seconds; the rest is estimated
@@ -42,12 +42,12 @@ def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
         limit = None if whole else CHECK_BYTES
         documents = Documents(data, corpus, {}, scan.split, limit=limit)
         return Sample(corpus, scan, documents, whole)
-    names = [s.name for part in (corpus.train, corpus.validation) for s in part if not s.local]
+    names = [s.name for split in (corpus.train, corpus.validation) for s in split if not s.local]
     note = f"{', '.join(names)}: not looked at; a check does not download data, so none is counted"
     return Sample(corpus, scan, {"train": (), "validation": ()}, whole=False, notes=(note,))
 
 
-def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[str, PartCounts]:
+def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[str, SplitCounts]:
     """The counts of both parts, carried over from the sample to all text.
 
     Raises:
@@ -67,7 +67,7 @@ def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[s
     train, held_out = counts["train"], counts["validation"]
     if not sample.corpus.validation:  # both parts are of the same text
         factor = sample.scan.size / (train.bytes + held_out.bytes)
-        return {part: row.scaled(factor) for part, row in counts.items()}
+        return {split: row.scaled(factor) for split, row in counts.items()}
     return {
         "train": train.scaled(sample.scan.train_bytes / train.bytes),
         "validation": held_out.scaled(sample.scan.validation_bytes / held_out.bytes),

@@ -29,9 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_lm.data.streaming.blocks import Share
+from hf_lm.data.streaming.blocks import StreamShard
 from hf_lm.data.text.documents import Documents, fingerprint
-from hf_lm.data.text.holdout import Split
+from hf_lm.data.text.holdout import Holdout
 from hf_lm.data.text.scan import Scan, scan_documents
 from hf_lm.data.text.sources import Corpus
 from hf_lm.recipe import DataRecipe
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hf_lm.data.blocks.dataset import Blocks
 
 
-class Text(NamedTuple):
+class LoadedText(NamedTuple):
     """The documents of a corpus, and what stands for their content.
 
     Attributes:
@@ -70,7 +70,7 @@ class Text(NamedTuple):
         return found
 
 
-def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -> Text:
+def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -> LoadedText:
     """The documents of both parts, and a fingerprint of their content.
 
     Args:
@@ -81,29 +81,31 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
     if corpus.prepared:
         from hf_lm.data.blocks.prepared import prepared_content
 
-        return Text(corpus, {}, prepared_content(corpus.prepared))
+        return LoadedText(corpus, {}, prepared_content(corpus.prepared))
     if data.streaming:
         from hf_lm.data.streaming.documents import StreamedDocuments
 
         streams = StreamedDocuments(data, corpus)
-        return Text(corpus, streams, fingerprint(data, corpus, streams.commits), streams.commits)
+        return LoadedText(
+            corpus, streams, fingerprint(data, corpus, streams.commits), streams.commits
+        )
     from hf_lm.data.text.hub_datasets import hub_texts
 
     texts, commits = hub_texts(data, corpus)
     if scan is None or texts:
         scan = scan_documents(data, corpus, texts)
     content = fingerprint(data, corpus, commits)
-    return Text(corpus, Documents(data, corpus, texts, scan.split), content, commits, scan)
+    return LoadedText(corpus, Documents(data, corpus, texts, scan.split), content, commits, scan)
 
 
 def load_blocks(
     data: DataRecipe,
-    text: Text,
+    text: LoadedText,
     tokenizer: Any,
     *,
     seed: int,
-    held_out: int | None = None,
-    share: Share | None = None,
+    num_validation_blocks: int | None = None,
+    shard: StreamShard | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Blocks:
     """The blocks of both parts, what became of their text, and the order of a mixture.
@@ -113,8 +115,8 @@ def load_blocks(
         text: as `load_documents` returns it.
         tokenizer: text to ids.
         seed: of the order of a stream or a mixture.
-        held_out: blocks to hold out of a stream.
-        share: what this process reads of a stream; None is all.
+        num_validation_blocks: blocks to hold out of a stream.
+        shard: what this process reads of a stream; None is all.
         report: told the documents and bytes of each portion that is prepared.
 
     Raises:
@@ -127,14 +129,14 @@ def load_blocks(
     if data.streaming:
         from hf_lm.data.streaming.blocks import stream_blocks
 
-        assert held_out is not None, "checked with the recipe"
+        assert num_validation_blocks is not None, "checked with the recipe"
         return stream_blocks(
             text.documents,
             tokenizer,
             data,
-            held_out=held_out,
+            num_validation_blocks=num_validation_blocks,
             seed=seed,
-            share=share or Share(),
+            shard=shard or StreamShard(),
         )
     from hf_lm.data.blocks.build import build_blocks
     from hf_lm.data.blocks.dataset import open_blocks
@@ -145,7 +147,7 @@ def load_blocks(
 
 def write_blocks(
     data: DataRecipe,
-    text: Text,
+    text: LoadedText,
     tokenizer: Any,
     folder: Path,
     *,
@@ -183,6 +185,6 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     grouping = "concat" if data.train_on == "text" else data.grouping
     whole = data.model_copy(update={"deduplicate": False, "grouping": grouping})
     texts, _ = hub_texts(whole, corpus)
-    parts, counts = blocks_in_memory(Documents(whole, corpus, texts, Split(0)), tokenizer, whole)
+    splits, counts = blocks_in_memory(Documents(whole, corpus, texts, Holdout(0)), tokenizer, whole)
     require_blocks({"train": counts["train"]}, whole)
-    return parts["train"]
+    return splits["train"]

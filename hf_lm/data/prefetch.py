@@ -11,22 +11,22 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def read_ahead(items: Iterator[T], *, taken: int, ahead: int) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T], *, batch_size: int, depth: int) -> Generator[T, None, None]:
     """The same items, read before they are asked for; what it raises is raised here.
 
     Args:
         items: to read.
-        taken: items read at once.
-        ahead: how often that is done before they are asked for.
+        batch_size: items read at once.
+        depth: how often that is done before they are asked for.
     """
 
     def take() -> list[T]:
         """The next few items."""
-        return list(itertools.islice(items, taken))
+        return list(itertools.islice(items, batch_size))
 
     pool = ThreadPoolExecutor(1)
     try:
-        waiting = deque(pool.submit(take) for _ in range(ahead))
+        waiting = deque(pool.submit(take) for _ in range(depth))
         while found := waiting.popleft().result():
             waiting.append(pool.submit(take))
             yield from found

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_lm.evaluation.metrics import metric_class
-from hf_lm.model.loss import IGNORED, LOGIT_BYTES
+from hf_lm.model.loss import IGNORE_INDEX, LOGIT_BYTES
 from hf_lm.recipe import EvaluationRecipe
 
 # Of one evaluated batch, beside LOGIT_BYTES: of a small vocabulary those alone would hold a whole
@@ -31,7 +31,7 @@ Rows = Sequence[dict[str, np.ndarray]]
 Collate = Callable[[Rows], dict[str, torch.Tensor]]
 
 
-def measure(
+def evaluate(
     model: PreTrainedModel,
     blocks: Rows,
     recipe: EvaluationRecipe,
@@ -63,7 +63,7 @@ def measure(
         size = min(LOGIT_BYTES[model.device.type] // logits, BATCH_TOKENS // length) or 1
     table = torch.from_numpy(token_bytes).to(model.device)
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    with undisturbed(model):
+    with evaluation_mode(model):
         rows = [
             row
             for span in spans[rank::world_size]
@@ -88,7 +88,7 @@ def score(
     nll_N = functional.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none"
     )
-    kept_BT = targets_BT != IGNORED
+    kept_BT = targets_BT != IGNORE_INDEX
     sums = {
         "nll": nll_N.view_as(targets_BT).double(),
         "correct": logits_BTV.argmax(dim=-1) == targets_BT,
@@ -100,7 +100,7 @@ def score(
 
 
 @contextmanager
-def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Evaluate without a trace: random streams, training mode and attention are put back."""
     attention, training = str(model.config._attn_implementation), model.training
     devices = [model.device] if model.device.type == "cuda" else []

@@ -13,18 +13,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.errors import RecipeError
-from hf_lm.evaluation.evaluate import undisturbed
+from hf_lm.evaluation.evaluate import evaluation_mode
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # of samples: a little sharper than the model itself
 
 
-def uncompiled(model: PreTrainedModel) -> AbstractContextManager[None]:
+def eager_mode(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Run compiled blocks as they were written: each new length would compile them again."""
     compiled = any(module._compiled_call_impl for module in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-def sample(
+def generate_samples(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -43,11 +43,11 @@ def sample(
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
     found = []
-    with undisturbed(model), uncompiled(model):
+    with evaluation_mode(model), eager_mode(model):
         model.set_attn_implementation("sdpa")  # ours has no mask, which a cache may need
         for prompt in prompts:
             torch.manual_seed(seed)
-            ids = prompt_ids(tokenizer, prompt, limit=max(1, context(model) - 1), chat=chat)
+            ids = prompt_ids(tokenizer, prompt, limit=max(1, context_length(model) - 1), chat=chat)
             added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
             text = tokenizer.decode(added, skip_special_tokens=True)
             found.append({"prompt": prompt, "text": str(text)})
@@ -65,7 +65,7 @@ def continued(
     ends = np.atleast_1d(cast("Any", model).generation_config.eos_token_id)
     added: list[int] = []
     while len(added) < max_new_tokens:
-        room = max(1, min(max_new_tokens - len(added), context(model) - len(ids)))
+        room = max(1, min(max_new_tokens - len(added), context_length(model) - len(ids)))
         inputs = torch.tensor([ids], device=model.device)
         output = cast("Any", model).generate(
             inputs,
@@ -78,11 +78,11 @@ def continued(
         added += new
         if len(new) < room or new[-1] in ends:
             break
-        ids = [*ids, *new][-max(1, context(model) // 2) :]
+        ids = [*ids, *new][-max(1, context_length(model) // 2) :]
     return added
 
 
-def context(model: PreTrainedModel) -> int:
+def context_length(model: PreTrainedModel) -> int:
     """The most tokens the model sees at once."""
     return getattr(model.config, "max_position_embeddings", None) or 2**31
 

@@ -73,7 +73,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return found
 
 
-def refuse_export(folder: Path) -> None:
+def check_export(folder: Path) -> None:
     """Find out, before a model is loaded, whether it could be written.
 
     Raises:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_lm.errors import RecipeError
-from hf_lm.hub.retry import ASKING, retried, told
+from hf_lm.hub.retry import API_DEADLINE, retry, safe_error_message
 from hf_lm.recipe import HubRecipe
 
 REACHING, TRIES = 1.0, 2  # seconds for the Hub to answer at all, before what is cached is used
@@ -26,7 +26,7 @@ REACHING, TRIES = 1.0, 2  # seconds for the Hub to answer at all, before what is
 HUB = "https://huggingface.co"
 
 
-def refuse_access(recipe: HubRecipe, *, create: bool = True) -> list[str]:
+def check_write_access(recipe: HubRecipe, *, create: bool = True) -> list[str]:
     """Find out, before anything is trained, whether the model could be uploaded.
 
     Args:
@@ -42,13 +42,13 @@ def refuse_access(recipe: HubRecipe, *, create: bool = True) -> list[str]:
     """
     key = f"hub.model_id = {json.dumps(recipe.model_id)}"
     remedy = 'or set hub.push to "never" and publish later with `hf-lm publish`'
-    refuse_endpoint()
+    check_endpoint()
     if get_token() is None:
         raise RecipeError(f"{key}: no token; `hf auth login` or set HF_TOKEN, {remedy}")
     try:
         private = find_repository(recipe, create=create)
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        raise RecipeError(f"{key}: {told(error)}; mend it, {remedy}") from None
+        raise RecipeError(f"{key}: {safe_error_message(error)}; mend it, {remedy}") from None
     if recipe.private and private is False:
         raise RecipeError(
             f"{key}: is public, and hub.private = true; make it private, name another, or set "
@@ -61,7 +61,7 @@ def refuse_access(recipe: HubRecipe, *, create: bool = True) -> list[str]:
 def find_repository(recipe: HubRecipe, *, create: bool) -> bool | None:
     """Whether the repository is private, having seen that one may write there; None without one."""
     api, name = HfApi(), str(recipe.model_id)
-    ask = partial(retried, deadline=ASKING)
+    ask = partial(retry, deadline=API_DEADLINE)
     who: Any = ask(api.whoami)
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError("the token may only read")
@@ -77,13 +77,13 @@ def find_repository(recipe: HubRecipe, *, create: bool) -> bool | None:
     return bool(found.private)
 
 
-def settle_offline(say: Callable[[str], object]) -> None:
+def go_offline_if_unreachable(notify: Callable[[str], object]) -> None:
     """Do without a Hub that does not answer: each file would be asked for until its retries end.
 
     Libraries that are imported later are told, too.
 
     Args:
-        say: how a person is.
+        notify: how a person is.
     """
     if constants.HF_HUB_OFFLINE:
         return
@@ -92,14 +92,14 @@ def settle_offline(say: Callable[[str], object]) -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=REACHING)
         except (httpx2.TransportError, OSError) as error:
-            reason = told(error)
+            reason = safe_error_message(error)
         else:
             return
     constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
-    say(f"the Hub does not answer ({reason}); what is cached is used")
+    notify(f"the Hub does not answer ({reason}); what is cached is used")
 
 
-def refuse_endpoint() -> None:
+def check_endpoint() -> None:
     """A token is sent in clear to nobody but this machine."""
     url = urlsplit(constants.ENDPOINT)
     if url.scheme != "https" and url.hostname not in ("127.0.0.1", "localhost", "::1"):

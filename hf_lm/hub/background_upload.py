@@ -13,7 +13,7 @@ from hf_lm.hub.upload import is_published, publish
 from hf_lm.recipe import HubRecipe
 
 
-class Uploads:
+class BackgroundUploader:
     """Uploads of checkpoints beside training: one at a time, of several that wait the newest.
 
     None of them stops or delays a run; what failed is told, and the next one brings it all.
@@ -22,8 +22,8 @@ class Uploads:
         place: a folder for what waits.
         recipe: where to.
         describe: puts the card of a step into a folder.
-        again: the command that publishes the run.
-        say: how a failure is told.
+        retry_command: the command that publishes the run.
+        notify: how a failure is told.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class Uploads:
         recipe: HubRecipe,
         *,
         describe: Callable[[Path, int], None],
-        again: str,
-        say: Callable[[str], None],
+        retry_command: str,
+        notify: Callable[[str], None],
     ) -> None:
         self.place, self.recipe, self.describe = place, recipe, describe
-        self.again, self.say = again, say
+        self.retry_command, self.notify = retry_command, notify
         self.waiting: Path | None = None
         self.changed, self.closed = threading.Condition(), False
         self.thread = threading.Thread(target=self.work, daemon=True)  # a kill waits for none
         self.thread.start()
 
-    def offer(self, checkpoint: Path) -> None:
+    def submit(self, checkpoint: Path) -> None:
         """Upload a checkpoint, which may be deleted meanwhile, unless a newer one comes first."""
         kept = self.place / checkpoint.name / "model"
         try:
@@ -52,7 +52,7 @@ class Uploads:
                 if is_published(path.name):
                     keep(path, kept / path.name)
         except OSError as error:
-            self.say(f"{checkpoint.name} will not be uploaded: {error.strerror}")
+            self.notify(f"{checkpoint.name} will not be uploaded: {error.strerror}")
             return
         self.hand_over(kept)
 
@@ -71,9 +71,9 @@ class Uploads:
             step = int(model.parent.name.split("-")[1])
             try:
                 self.describe(model, step)
-                publish(model, self.recipe, again=self.again, tag=f"step-{step}")
+                publish(model, self.recipe, retry_command=self.retry_command, tag=f"step-{step}")
             except (HfLmError, OSError) as error:
-                self.say(str(error))
+                self.notify(str(error))
             shutil.rmtree(model.parent, ignore_errors=True)
 
     def next(self) -> Path | None:

@@ -13,23 +13,23 @@ from huggingface_hub.errors import (
 )
 
 from hf_lm.errors import RecipeError
-from hf_lm.hub.retry import ASKING, retried, told
-from hf_lm.recipe.published import PRIVATE
-from hf_lm.recipe.strict_json import read_tree
+from hf_lm.hub.retry import API_DEADLINE, retry, safe_error_message
+from hf_lm.recipe.published import PRIVATE_KEYS
+from hf_lm.recipe.strict_json import read_raw
 
 PREFIX = "hub:"
 
 
-def published_tree(name: str) -> dict[str, Any]:
+def fetch_recipe(name: str) -> dict[str, Any]:
     """The recipe of a published model, by `hub:USER/MODEL[@REVISION]`.
 
     A stranger's says neither where the run is written here, nor where its model is published.
     """
-    tree = read_tree(published_file(name, "recipe.json"))
-    return {key: value for key, value in tree.items() if key not in PRIVATE}
+    raw = read_raw(fetch_file(name, "recipe.json"))
+    return {key: value for key, value in raw.items() if key not in PRIVATE_KEYS}
 
 
-def published_file(name: str, file: str) -> Path:
+def fetch_file(name: str, file: str) -> Path:
     """A small file of a published model, by `hub:USER/MODEL[@REVISION]`.
 
     Raises:
@@ -38,10 +38,10 @@ def published_file(name: str, file: str) -> Path:
     model, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
         fetch = partial(hf_hub_download, model, file, revision=revision or None)
-        return Path(retried(fetch, deadline=ASKING))
+        return Path(retry(fetch, deadline=API_DEADLINE))
     except LocalEntryNotFoundError:
         raise RecipeError(f"{name}: {file} is not here, and the Hub is out of reach") from None
     except EntryNotFoundError:
         raise RecipeError(f"{name}: holds no {file}; it was not published by hf_lm") from None
     except Exception as error:  # as above
-        raise RecipeError(f"{name}: {told(error)}") from None
+        raise RecipeError(f"{name}: {safe_error_message(error)}") from None

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lm.evaluation.metrics import metric_rows
 from hf_lm.hub.markdown import LONGEST, code, fenced, plain
-from hf_lm.recipe import Recipe, recipe_tree
+from hf_lm.recipe import Recipe, recipe_dict
 from hf_lm.recipe.paths import HUB_ID
 from hf_lm.recipe.published import published_recipe
 
@@ -67,7 +67,7 @@ def write_card(
         found[name] = json.loads((run / name).read_text(encoding="utf-8"))
     metrics = {name: number(value) for name, value in found.get(METRICS, {}).items()}
     chat = (folder / CHAT_TEMPLATE).is_file()
-    facts = Facts(recipe_tree(recipe), found[PROVENANCE], [*rows], metrics, chat)
+    facts = Facts(recipe_dict(recipe), found[PROVENANCE], [*rows], metrics, chat)
     own = published_recipe(facts.recipe)
     (folder / RECIPE).write_text(json_text(own) + "\n", encoding="utf-8")
     curve = draw_curve(facts.rows, folder / CURVE)
@@ -80,9 +80,9 @@ def number(value: Any) -> Any:
     return float(value) if isinstance(value, str) else value
 
 
-def json_text(tree: Mapping[str, Any]) -> str:
+def json_text(raw: Mapping[str, Any]) -> str:
     """An object as JSON for people."""
-    return json.dumps(tree, indent=2, ensure_ascii=False)
+    return json.dumps(raw, indent=2, ensure_ascii=False)
 
 
 def card_text(facts: Facts, recipe: Mapping[str, Any], *, curve: str, step: int) -> str:

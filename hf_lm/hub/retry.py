@@ -20,19 +20,19 @@ from huggingface_hub.errors import (
 T = TypeVar("T")
 
 
-AGAIN = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
+RETRY_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
 
 
 DEADLINE = 900.0  # seconds in which a try begins
 
 
-ASKING = 15.0  # the same, before training
+API_DEADLINE = 15.0  # the same, before training
 
 
-SILENCE = 60.0  # seconds without a byte, after which a connection counts as cut
+READ_TIMEOUT = 60.0  # seconds without a byte, after which a connection counts as cut
 
 
-def retried(attempt: Callable[[], T], *, deadline: float) -> T:
+def retry(attempt: Callable[[], T], *, deadline: float) -> T:
     """What an attempt returns, tried again while the Hub is busy or out of reach.
 
     Args:
@@ -41,12 +41,12 @@ def retried(attempt: Callable[[], T], *, deadline: float) -> T:
     """
     ends, wait = time.monotonic() + deadline, 1.0
     while True:
-        get_session().timeout = min(SILENCE, deadline)  # the client's own is none at all
+        get_session().timeout = min(READ_TIMEOUT, deadline)  # the client's own is none at all
         try:
             return attempt()
         except Exception as error:
-            pause = max(asked_pause(error), wait * random.uniform(0.5, 1.0))
-            if not passing(error) or time.monotonic() + pause > ends:
+            pause = max(retry_after(error), wait * random.uniform(0.5, 1.0))
+            if not is_transient(error) or time.monotonic() + pause > ends:
                 raise
         time.sleep(pause)
         wait = min(2 * wait, 60.0)
@@ -59,11 +59,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the next try may go better."""
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError):
-            return cause.response is not None and cause.response.status_code in AGAIN
+            return cause.response is not None and cause.response.status_code in RETRY_STATUS
         if isinstance(cause, OfflineModeIsEnabled):  # a ConnectionError that no waiting ends
             return False
         if isinstance(cause, (httpx2.TransportError, json.JSONDecodeError, ConnectionError)):
@@ -71,7 +71,7 @@ def passing(error: BaseException) -> bool:
     return False
 
 
-def asked_pause(error: BaseException) -> float:
+def retry_after(error: BaseException) -> float:
     """The seconds that the Hub asks to wait (RFC 9110, Retry-After)."""
     for cause in causes(error):
         response = getattr(cause, "response", None)
@@ -83,7 +83,7 @@ def asked_pause(error: BaseException) -> float:
     return 0.0
 
 
-def told(error: BaseException) -> str:
+def safe_error_message(error: BaseException) -> str:
     """An error on one line, not longer than a person reads, without the token."""
     status = next((c for c in causes(error) if isinstance(c, HfHubHTTPError)), None)
     message = (status.server_message if status else None) or str(error) or type(error).__name__

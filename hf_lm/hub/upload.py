@@ -23,10 +23,10 @@ from huggingface_hub import HfApi, get_token, logging
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_lm.errors import HfLmError, UploadError
-from hf_lm.hub.retry import DEADLINE, retried, told
+from hf_lm.hub.retry import DEADLINE, retry, safe_error_message
 from hf_lm.recipe import HubRecipe
 
-PUBLISHED = (
+ALLOWED_FILES = (
     *("README.md", "recipe.json", "metrics.json", "provenance.json", "loss.png"),
     *("config.json", "generation_config.json", "model.safetensors.index.json"),
     *("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors"),
@@ -39,13 +39,13 @@ PUBLISHED = (
 STAGING = ".publish"  # beside the model
 
 
-def publish(model: Path, recipe: HubRecipe, *, again: str, tag: str = "") -> str:
+def publish(model: Path, recipe: HubRecipe, *, retry_command: str, tag: str = "") -> str:
     """Upload a model in one commit; whatever the Hub holds of ours besides is deleted in it.
 
     Args:
         model: its folder.
         recipe: where to.
-        again: the command that tries again.
+        retry_command: the command that tries again.
         tag: a name for the commit.
 
     Returns:
@@ -58,13 +58,13 @@ def publish(model: Path, recipe: HubRecipe, *, again: str, tag: str = "") -> str
     try:
         with staged(model) as staging:
             size = sum(path.stat().st_size for path in staging.iterdir())
-            return retried(partial(commit, staging, recipe, tag), deadline=DEADLINE)
+            return retry(partial(commit, staging, recipe, tag), deadline=DEADLINE)
     except HfLmError:
         raise
     except Exception as error:  # refusals, connections, offline mode, a full disk
         raise UploadError(
-            f"{recipe.model_id}: not uploaded ({size / 1e6:,.1f} MB): {told(error)}; the model is "
-            f"in {model}, and `{again}` tries again"
+            f"{recipe.model_id}: not uploaded ({size / 1e6:,.1f} MB): {safe_error_message(error)}; "
+            f"the model is in {model}, and `{retry_command}` tries again"
         ) from None
 
 
@@ -78,7 +78,7 @@ def commit(staging: Path, recipe: HubRecipe, tag: str) -> str:
         repo_id=name,
         folder_path=staging,
         commit_message=f"Model at {tag}" if tag else "Model",
-        delete_patterns=[*PUBLISHED],
+        delete_patterns=[*ALLOWED_FILES],
     )
     if tag:
         api.create_tag(name, tag=tag, revision=done.oid, exist_ok=True)
@@ -122,4 +122,4 @@ def mapped(path: Path) -> mmap.mmap:
 
 def is_published(name: str) -> bool:
     """Whether a file of this name leaves the machine."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED_FILES)

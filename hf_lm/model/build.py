@@ -21,8 +21,8 @@ from transformers import (
 
 from hf_lm.model.config import FAMILIES, GPTConfig, Vocabulary
 from hf_lm.model.lora import add_lora
-from hf_lm.model.loss import use_mean_loss
-from hf_lm.model.pretrained import grow_embeddings, load_pretrained, pretrained_config
+from hf_lm.model.loss import use_linear_cross_entropy
+from hf_lm.model.pretrained import load_pretrained, pretrained_config, resize_embeddings
 from hf_lm.recipe import ModelRecipe
 
 RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what writes into the residual stream
@@ -60,7 +60,7 @@ def build_model(
         with torch.device("meta") if meta else nullcontext():
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
             scale_residual(model)
-    grow_embeddings(model, vocabulary.size)
+    resize_embeddings(model, vocabulary.size)
     model.config.architectures = [type(model).__name__]
     _, bos, eos, pad = vocabulary
     model.config.bos_token_id, model.config.eos_token_id = bos, eos
@@ -74,7 +74,7 @@ def build_model(
         set_seed(seed)
         add_lora(model, recipe.lora)
     if config.model_type in FAMILIES:
-        use_mean_loss(model)
+        use_linear_cross_entropy(model)
         model.set_attn_implementation(attention)
     return model
 
@@ -115,7 +115,7 @@ def scale_residual(model: PreTrainedModel) -> None:
             nn.init.normal_(weight, mean=0.0, std=std)
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the longest list of modules in the network."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len)
@@ -123,5 +123,5 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 
 def compile_blocks(model: nn.Module) -> None:
     """torch.compile each block, in place: one graph serves all, so it takes seconds."""
-    for block in blocks_of(model):
+    for block in transformer_blocks(model):
         block.compile()

@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
         return dropout(input, self.p) if self.training else input
 
 
-def use_cheap_dropout(model: nn.Module) -> None:
+def replace_dropout(model: nn.Module) -> None:
     """Replace every nn.Dropout of a model, none of which has weights."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -33,7 +33,7 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
     found.target_modules = sorted(found.target_modules)  # a set, in whose order it would be saved
 
 
-def merged(model: PreTrainedModel, pretrained: PreTrainedModel) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, pretrained: PreTrainedModel) -> PreTrainedModel:
     """The pretrained network with the adapter of another one added to its weights."""
     from peft import PeftModel
 

@@ -18,13 +18,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-IGNORED = -100  # the target that transformers leaves out of a loss
+IGNORE_INDEX = -100  # the target that transformers leaves out of a loss
 
 
 LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # of fp32 logits at a time
 
 
-class MeanLoss(torch.autograd.Function):
+class LinearCrossEntropy(torch.autograd.Function):
     """The sum of losses over a count, whose gradient is made in the forward pass."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class MeanLoss(torch.autograd.Function):
             for start in range(0, len(targets_N), rows):
                 part = slice(start, start + rows)
                 hidden_CE, targets_C = hidden_NE[part].to(dtype), targets_N[part, None]
-                kept_C = targets_C != IGNORED
+                kept_C = targets_C != IGNORE_INDEX
                 places_C = targets_C.clamp(min=0)
                 logs_CV = functional.log_softmax((hidden_CE @ weight.T).float(), dim=-1)
                 total -= (logs_CV.gather(1, places_C) * kept_C).sum()
@@ -87,12 +87,12 @@ def mean_loss(
         count: to divide the sum by; the targets that are not ignored unless given.
     """
     if count is None:
-        count = (targets != IGNORED).sum()
+        count = (targets != IGNORE_INDEX).sum()
     if not torch.is_grad_enabled():  # which the function itself is not told
         hidden, weight_VE = hidden.detach(), weight_VE.detach()
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind)
-    return MeanLoss.apply(
+    return LinearCrossEntropy.apply(
         hidden.flatten(0, -2),
         weight_VE,
         targets.flatten(),
@@ -101,7 +101,7 @@ def mean_loss(
     )
 
 
-def use_mean_loss(model: PreTrainedModel) -> None:
+def use_linear_cross_entropy(model: PreTrainedModel) -> None:
     """Let a model whose logits are a plain product give its loss without them.
 
     It does so when it is called with `shift_labels`, as the Trainer does; its class, its weights

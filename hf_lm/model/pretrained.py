@@ -15,13 +15,13 @@ from transformers import (
 )
 
 from hf_lm.errors import RecipeError
-from hf_lm.model.lora import merged
+from hf_lm.model.lora import merge_adapter
 from hf_lm.recipe import ModelRecipe
 
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout")
 
 
-def grow_embeddings(model: PreTrainedModel, size: int) -> None:
+def resize_embeddings(model: PreTrainedModel, size: int) -> None:
     """Give a model rows for tokens it was not trained with, if it has none.
 
     They begin as draws from the distribution of the others (Hewitt, 2021,
@@ -96,7 +96,7 @@ def save_model(
     they were trained on, the whole model.
     """
     if base:
-        model = merged(model, load_pretrained(base))
+        model = merge_adapter(model, load_pretrained(base))
     model.config.use_cache = True  # the Trainer turns it off; left so, generate() would crawl
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)

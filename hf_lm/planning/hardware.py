@@ -48,7 +48,7 @@ PEAK_SECONDS = 0.25  # the first product of a process is slow, and a shared mach
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """Where a run takes place."""
 
     device: str  # "cpu" or "cuda"
@@ -58,7 +58,7 @@ class Machine:
     threads: int
     memory: int  # bytes of one process
     precision: str  # "fp32", "bf16" or "fp16"
-    missing: tuple[str, ...]  # what the recipe asks for and is not here, one line each
+    unmet_requirements: tuple[str, ...]  # what the recipe asks for and is not here, one line each
 
     @property
     def is_main(self) -> bool:
@@ -71,7 +71,7 @@ class Machine:
         count = f"{self.world_size} × " if self.world_size > 1 else ""
         return [("machine", f"{count}{self.name}{threads}, {self.precision}")]
 
-    def share(self) -> dict[str, int]:
+    def shard(self) -> dict[str, int]:
         """This process among all."""
         return {"rank": self.rank, "world_size": self.world_size}
 
@@ -105,7 +105,7 @@ class Machine:
         return self.world_size * (listed or measured_flops(self.device, self.dtype))
 
 
-def find_machine(recipe: TrainingRecipe) -> Machine:
+def detect_hardware(recipe: TrainingRecipe) -> Hardware:
     """The machine as launcher and recipe want it used; its threads are set."""
     precision = recipe.precision
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
@@ -114,7 +114,7 @@ def find_machine(recipe: TrainingRecipe) -> Machine:
         precision = "bf16" if computes_bf16(kind) else "fp32"
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    return Machine(
+    return Hardware(
         device=kind,
         name=torch.cuda.get_device_name() if kind == "cuda" else processor_name(),
         world_size=world_size,
@@ -122,7 +122,7 @@ def find_machine(recipe: TrainingRecipe) -> Machine:
         threads=use_cores(local_size) if kind == "cpu" else torch.get_num_threads(),
         memory=free_memory(kind) // (local_size if kind == "cpu" else 1),
         precision=precision,
-        missing=tuple(find_missing(recipe, kind)),
+        unmet_requirements=tuple(find_missing(recipe, kind)),
     )
 
 

@@ -24,8 +24,8 @@ def find_micro_batch(
     *,
     block_size: int,
     dtype: torch.dtype,
-    held: int,
-    recompute: bool,
+    other_memory: int,
+    activation_checkpointing: bool,
 ) -> int:
     """The largest of some sizes on which every process can train; the model is left on its GPU.
 
@@ -34,14 +34,14 @@ def find_micro_batch(
         sizes: in descending order.
         block_size: tokens of a block.
         dtype: of matrix products.
-        held: bytes that a run takes beside weights, gradients and activations.
-        recompute: whether activations are computed again in the backward pass.
+        other_memory: bytes that a run takes beside weights, gradients and activations.
+        activation_checkpointing: whether activations are computed again in the backward pass.
 
     Raises:
         RecipeError: not even the smallest one fits.
     """
     model.to(cast("Any", PartialState().device)).train()
-    if recompute:
+    if activation_checkpointing:
         model.activation_checkpointing_enable()
     untried = iter(sizes)
 
@@ -57,22 +57,22 @@ def find_micro_batch(
     @find_executable_batch_size(starting_batch_size=smaller(), reduce_batch_size_fn=smaller)
     def try_size(size: int) -> int:
         """The size, if a step of it fits."""
-        train_once(model, size, block_size=block_size, dtype=dtype, held=held)
+        probe_step(model, size, block_size=block_size, dtype=dtype, other_memory=other_memory)
         return size
 
     found = min(gather_object([try_size()]))
     model.zero_grad()
-    if recompute:  # the trainer turns it on itself
+    if activation_checkpointing:  # the trainer turns it on itself
         model.activation_checkpointing_disable()
     return found
 
 
-def train_once(
-    model: PreTrainedModel, blocks: int, *, block_size: int, dtype: torch.dtype, held: int
+def probe_step(
+    model: PreTrainedModel, blocks: int, *, block_size: int, dtype: torch.dtype, other_memory: int
 ) -> None:
     """Forward and backward on some blocks, beside the memory that the rest of a run takes."""
     device = model.device
-    rest = torch.empty(held, dtype=torch.uint8, device=device)
+    rest = torch.empty(other_memory, dtype=torch.uint8, device=device)
     ids = torch.zeros(blocks, block_size, dtype=torch.long, device=device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         loss = model(input_ids=ids, labels=ids, shift_labels=ids, use_cache=False).loss

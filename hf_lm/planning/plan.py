@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_lm.errors import RecipeError
-from hf_lm.planning.costs import STATE_BYTES, Network, activation_bytes, flops_per_token
+from hf_lm.planning.costs import STATE_BYTES, ModelSize, activation_bytes, flops_per_token
 from hf_lm.recipe import TrainingRecipe, count_steps
 
 MEMORY_SHARE = 0.8  # of the free memory, for an estimate; the rest is for libraries and fragments
@@ -20,7 +20,7 @@ SPARE = 0.05  # of it, beside a step that was tried, for what grows in a run
 class Plan:
     """One run in numbers."""
 
-    network: Network
+    model_size: ModelSize
     block_size: int
     train_blocks: int | None  # None: a stream
     world_size: int
@@ -28,11 +28,11 @@ class Plan:
     accumulation: int
     max_steps: int
     optimizer: str
-    recompute: bool  # activations, in the backward pass
+    activation_checkpointing: bool  # activations, in the backward pass
     checkpoints: int  # that stand side by side
     free_memory: int  # bytes of one process
 
-    def holding(self, micro_batch_size: int) -> Plan:
+    def with_micro_batch_size(self, micro_batch_size: int) -> Plan:
         """The same run with so many blocks at a time on each process."""
         share = self.micro_batch_size * self.accumulation
         return replace(
@@ -42,26 +42,29 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes of one process, estimated."""
-        n = self.network
+        n = self.model_size
         state = 4 * (n.parameters - n.trained) + n.trained * STATE_BYTES[self.optimizer]
         return state + activation_bytes(
-            self.network, self.micro_batch_size, self.block_size, recompute=self.recompute
+            self.model_size,
+            self.micro_batch_size,
+            self.block_size,
+            activation_checkpointing=self.activation_checkpointing,
         )
 
     @property
     def checkpoint(self) -> int:
         """Bytes of one checkpoint: all that is kept of a trained parameter but its gradient."""
-        return self.network.trained * (STATE_BYTES[self.optimizer] - 4)
+        return self.model_size.trained * (STATE_BYTES[self.optimizer] - 4)
 
     @property
     def disk(self) -> int:
         """Bytes of the run's folder: the checkpoints and the model."""
-        return self.checkpoints * self.checkpoint + 4 * self.network.parameters
+        return self.checkpoints * self.checkpoint + 4 * self.model_size.parameters
 
     @property
-    def held(self) -> int:
+    def other_memory(self) -> int:
         """Bytes taken beside weights, gradients and activations, with some to spare."""
-        trained = self.network.trained
+        trained = self.model_size.trained
         buckets = 4 * trained if self.world_size > 1 else 0  # DDP's copy of all gradients
         return self.checkpoint - 4 * trained + buckets + int(SPARE * self.free_memory)
 
@@ -96,12 +99,12 @@ class Plan:
     @property
     def flops(self) -> float:
         """FLOPs of the whole run."""
-        return self.train_tokens * flops_per_token(self.network, self.block_size)
+        return self.train_tokens * flops_per_token(self.model_size, self.block_size)
 
     @property
     def flops_per_step(self) -> float:
         """FLOPs of one optimizer step."""
-        return self.tokens_per_step * flops_per_token(self.network, self.block_size)
+        return self.tokens_per_step * flops_per_token(self.model_size, self.block_size)
 
     @property
     def micro_batch_sizes(self) -> list[int]:
@@ -109,12 +112,12 @@ class Plan:
         return divisors(self.micro_batch_size * self.accumulation)
 
     @property
-    def missing(self) -> tuple[str, ...]:
+    def unmet_requirements(self) -> tuple[str, ...]:
         """What the run needs and the machine does not have, one line each."""
         if self.memory <= self.free_memory:
             return ()
         return (
-            f"model: {self.network.parameters:,} parameters need about "
+            f"model: {self.model_size.parameters:,} parameters need about "
             f"{self.memory / 1e9:.1f} GB to train, {self.free_memory / 1e9:.1f} GB are free; use a "
             "smaller model, data.block_size or training.micro_batch_size, or "
             "training.activation_checkpointing",
@@ -134,7 +137,7 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """The lines of the plan."""
-        n = self.network
+        n = self.model_size
         epochs = f", {self.epochs:.2f} epochs" if self.epochs else ""
         trained = f", {n.trained:,} of them trained" if n.trained < n.parameters else ""
         return [
@@ -179,7 +182,7 @@ def divisors(number: int) -> list[int]:
 
 def make_plan(
     recipe: TrainingRecipe,
-    network: Network,
+    model_size: ModelSize,
     *,
     block_size: int,
     train_blocks: int | None,
@@ -190,7 +193,7 @@ def make_plan(
 
     Args:
         recipe: how long and in what portions to train.
-        network: its sizes.
+        model_size: its sizes.
         block_size: tokens predicted in a block.
         train_blocks: blocks of one epoch, None for a stream.
         world_size: processes that share a step.
@@ -205,7 +208,7 @@ def make_plan(
     steps = count_max_steps(recipe, blocks, block_size, train_blocks)
     saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
     plan = Plan(
-        network=network,
+        model_size=model_size,
         block_size=block_size,
         train_blocks=train_blocks,
         world_size=world_size,
@@ -213,16 +216,16 @@ def make_plan(
         accumulation=1,
         max_steps=steps,
         optimizer=recipe.optimizer,
-        recompute=recipe.activation_checkpointing,
+        activation_checkpointing=recipe.activation_checkpointing,
         # The best stays too, and the next is written before the oldest goes.
         checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
         free_memory=memory,
     )
     if recipe.micro_batch_size != "auto":
-        return plan.holding(recipe.micro_batch_size)
+        return plan.with_micro_batch_size(recipe.micro_batch_size)
     room = MEMORY_SHARE * memory
-    fitting = (n for n in plan.micro_batch_sizes if plan.holding(n).memory <= room)
-    return plan.holding(next(fitting, 1))
+    fitting = (n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).memory <= room)
+    return plan.with_micro_batch_size(next(fitting, 1))
 
 
 def refuse_step(

@@ -1,6 +1,6 @@
 """The JSON recipe: read, validated and resolved into frozen pydantic models."""
 
-from hf_lm.recipe.load import load_recipe, make_recipe, recipe_text, recipe_tree
+from hf_lm.recipe.load import load_recipe, make_recipe, recipe_dict, recipe_text
 from hf_lm.recipe.sections.base import count_steps
 from hf_lm.recipe.sections.data import DataRecipe, template_fields
 from hf_lm.recipe.sections.evaluation import EvaluationRecipe
@@ -24,8 +24,8 @@ __all__ = [
     "count_steps",
     "load_recipe",
     "make_recipe",
+    "recipe_dict",
     "recipe_text",
-    "recipe_tree",
     "template_fields",
     "warnings",
 ]

@@ -25,7 +25,7 @@ PRETRAINED_RATE = 5e-5  # what transformers fine-tunes with
 LORA_RATE = 2e-4  # of adapters, for GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11)
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_auto(recipe: Recipe) -> Recipe:
     """The recipe with every "auto" of its own numbers replaced; the machine's stay."""
     training, pretrained = recipe.training, recipe.model.pretrained
     optimizer = training.optimizer

@@ -27,12 +27,12 @@ from pydantic import ValidationError
 
 from hf_lm import __version__
 from hf_lm.errors import RecipeError
-from hf_lm.recipe.defaults import settled
-from hf_lm.recipe.paths import path_problems, place, read_template, resolve_paths
+from hf_lm.recipe.defaults import resolve_auto
+from hf_lm.recipe.paths import path_problems, read_template, resolve_paths, set_default_output_dir
 from hf_lm.recipe.schema import SCHEMA_FILE
 from hf_lm.recipe.sections.recipe import Recipe
-from hf_lm.recipe.strict_json import Problem, parse, read_tree, tree_problems
-from hf_lm.recipe.validation.checks import clashes
+from hf_lm.recipe.strict_json import Problem, parse, raw_problems, read_raw
+from hf_lm.recipe.validation.checks import find_conflicts
 from hf_lm.recipe.validation.messages import validate, validation_problems, without
 
 
@@ -52,7 +52,7 @@ def load_recipe(
     """
     path = Path(path).expanduser()
     return make_recipe(
-        read_tree(path),
+        read_raw(path),
         path.absolute().parent,
         name=str(path),
         overrides=overrides,
@@ -61,7 +61,7 @@ def load_recipe(
 
 
 def make_recipe(
-    tree: dict[str, Any],
+    raw: dict[str, Any],
     folder: Path,
     *,
     name: str,
@@ -69,40 +69,40 @@ def make_recipe(
     pretrained: str | None = None,
 ) -> Recipe:
     """The recipe of a JSON object: as `load_recipe`, with the name that its problems begin with."""
-    resolve_paths(tree, folder)
+    resolve_paths(raw, folder)
     if pretrained:
-        start_from(tree, pretrained)
-    problems = [*read_template(tree, folder)]
-    problems += [p for override in overrides for p in apply_override(tree, override)]
-    if pretrained and not (isinstance(tree["model"], dict) and tree["model"].get("pretrained")):
+        use_pretrained(raw, pretrained)
+    problems = [*read_template(raw, folder)]
+    problems += [p for override in overrides for p in apply_override(raw, override)]
+    if pretrained and not (isinstance(raw["model"], dict) and raw["model"].get("pretrained")):
         problems.append(Problem((), "--set model=… takes away what --from gives; set its keys"))
-    place(tree, folder)
-    problems += tree_problems(tree)
-    recipe, found = check(without(tree, problems))
+    set_default_output_dir(raw, folder)
+    problems += raw_problems(raw)
+    recipe, found = check(without(raw, problems))
     problems += found
     if problems or recipe is None:
         raise RecipeError([problem.line(name) for problem in problems])
-    return settled(recipe)
+    return resolve_auto(recipe)
 
 
-def check(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+def check(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     """The recipe of a tree, and all that is wrong with it: single keys first, then clashes."""
     try:
-        recipe, problems = validate(tree), []
+        recipe, problems = validate(raw), []
     except ValidationError as error:
-        problems = validation_problems(error, tree)
+        problems = validation_problems(error, raw)
         try:  # what is left is checked too, so that nothing shows up only at the second try
-            recipe = validate(without(tree, problems))
+            recipe = validate(without(raw, problems))
         except ValidationError:
             return None, problems
     wrong = [problem.path for problem in problems]
-    for clash in clashes(recipe):
+    for clash in find_conflicts(recipe):
         if not any(path[: len(key)] == key for path in wrong for key in clash.keys):
             problems.append(clash)
     return recipe, problems + path_problems(recipe)
 
 
-def apply_override(tree: dict[str, Any], override: str) -> list[Problem]:
+def apply_override(raw: dict[str, Any], override: str) -> list[Problem]:
     """Set one key of the tree from `section.key=value`."""
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.split("."))
@@ -112,38 +112,38 @@ def apply_override(tree: dict[str, Any], override: str) -> list[Problem]:
         value = parse(text)
     except (ValueError, RecursionError):
         value = text
-    section = tree
+    section = raw
     for key in keys[:-1]:
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
     section[keys[-1]] = value
-    resolve_paths(tree, Path.cwd(), only=keys)
-    return [*read_template(tree, Path.cwd(), only=keys)]
+    resolve_paths(raw, Path.cwd(), only=keys)
+    return [*read_template(raw, Path.cwd(), only=keys)]
 
 
-def start_from(tree: dict[str, Any], pretrained: str) -> None:
+def use_pretrained(raw: dict[str, Any], pretrained: str) -> None:
     """Turn a recipe into one that fine-tunes `pretrained`, with that model's tokenizer."""
-    given = tree.get("model")
+    given = raw.get("model")
     kept = given if isinstance(given, dict) else {}
     kept = {key: kept[key] for key in ("dropout", "lora") if key in kept}
-    tree["model"] = {**kept, "pretrained": pretrained}
-    given = tree.get("tokenizer")
+    raw["model"] = {**kept, "pretrained": pretrained}
+    given = raw.get("tokenizer")
     kept = given if isinstance(given, dict) else {}
     kept = {key: kept[key] for key in ("add_tokens", "chat_template") if key in kept}
-    tree["tokenizer"] = {**kept, "pretrained": pretrained}
-    resolve_paths(tree, Path.cwd(), only=("model", "pretrained"))
-    resolve_paths(tree, Path.cwd(), only=("tokenizer", "pretrained"))
+    raw["tokenizer"] = {**kept, "pretrained": pretrained}
+    resolve_paths(raw, Path.cwd(), only=("model", "pretrained"))
+    resolve_paths(raw, Path.cwd(), only=("tokenizer", "pretrained"))
 
 
-def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """A recipe as a JSON object with every default written out, and the version that reads it."""
     return {**recipe.model_dump(mode="json", by_alias=True), "hf_lm_version": __version__}
 
 
 def recipe_text(recipe: Recipe, folder: Path) -> str:
     """A recipe as JSON with every default written out, to be kept in the folder it runs in."""
-    tree = recipe_tree(recipe)
-    tree["$schema"] = os.path.relpath(SCHEMA_FILE, folder)
-    tree["output_dir"] = "."
-    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    raw = recipe_dict(recipe)
+    raw["$schema"] = os.path.relpath(SCHEMA_FILE, folder)
+    raw["output_dir"] = "."
+    return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"

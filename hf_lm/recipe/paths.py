@@ -50,35 +50,33 @@ def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
         return [absolute(item, folder, key) for item in value]
     if isinstance(value, dict) and "source" in value:
         return value | {"source": absolute(value["source"], folder, key)}
-    if not isinstance(value, str) or value in ("", EMBEDDED) or unusable(value):
+    if not isinstance(value, str) or value in ("", EMBEDDED) or invalid_path_reason(value):
         return value
     if key not in ALWAYS_PATH and ("://" in value or not is_path(value, folder)):
         return value
     return os.path.normpath(folder / Path(value).expanduser())
 
 
-def resolve_paths(
-    tree: dict[str, Any], folder: Path, *, only: tuple[str, ...] | None = None
-) -> Any:
+def resolve_paths(raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] | None = None) -> Any:
     """Make the paths of a tree absolute, in place: all of them, or those under one key."""
     for key in PATH_KEYS:
         if only and key[: len(only)] != only and only[: len(key)] != key:
             continue
-        section: Any = tree
+        section: Any = raw
         for name in key[:-1]:
             section = section.get(name) if isinstance(section, dict) else None
         if isinstance(section, dict) and key[-1] in section:
             section[key[-1]] = absolute(section[key[-1]], folder, key)
-    return tree
+    return raw
 
 
 def read_template(
-    tree: dict[str, Any], folder: Path, *, only: tuple[str, ...] = ()
+    raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] = ()
 ) -> Iterator[Problem]:
     """Put the text of a chat template in the place of its file, in place: a recipe is all there is.
 
     Args:
-        tree: the recipe.
+        raw: the recipe.
         folder: where a relative path starts.
         only: a key; nothing is done unless the template is under it.
 
@@ -87,9 +85,9 @@ def read_template(
     """
     if TEMPLATE[: len(only)] != only:
         return
-    section: Any = tree.get(TEMPLATE[0])
+    section: Any = raw.get(TEMPLATE[0])
     name = section.get(TEMPLATE[1]) if isinstance(section, dict) else None
-    if not isinstance(name, str) or not name.endswith(".jinja") or unusable(name):
+    if not isinstance(name, str) or not name.endswith(".jinja") or invalid_path_reason(name):
         return
     try:
         text = (folder / Path(name).expanduser()).read_text(encoding="utf-8")
@@ -100,13 +98,13 @@ def read_template(
         section[TEMPLATE[1]] = text
 
 
-def place(tree: dict[str, Any], folder: Path) -> None:
+def set_default_output_dir(raw: dict[str, Any], folder: Path) -> None:
     """Give a recipe without a folder for its run the one of its name."""
-    name = tree.get("name", Recipe.model_fields["name"].default)
-    tree.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))
+    name = raw.get("name", Recipe.model_fields["name"].default)
+    raw.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))
 
 
-def unusable(text: str) -> str | None:
+def invalid_path_reason(text: str) -> str | None:
     """Why no file system takes this name, if none does."""
     if not text.isprintable():
         return "holds a control character"
@@ -136,7 +134,7 @@ def path_problems(recipe: Recipe) -> list[Problem]:
 
 def name_rule(key: tuple[str, ...], text: str) -> str | None:
     """The rule that a path or Hub id breaks, if any."""
-    if reason := unusable(text):
+    if reason := invalid_path_reason(text):
         return reason
     if "://" in text:
         return "is a URL; download it first, or name a Hub id"

@@ -9,16 +9,18 @@ from typing import Any
 
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as others may read it: local paths are names, its owner's address is left out."""
-    return {name: placeless(value) for name, value in recipe.items() if name not in PRIVATE}
+    return {
+        name: strip_local_paths(value) for name, value in recipe.items() if name not in PRIVATE_KEYS
+    }
 
 
-def placeless(value: Any) -> Any:
+def strip_local_paths(value: Any) -> Any:
     """A value whose local paths are names: a project may be moved, and its text has a hash."""
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name
     if isinstance(value, Mapping):
-        return {key: placeless(item) for key, item in value.items()}
-    return [placeless(item) for item in value] if isinstance(value, list) else value
+        return {key: strip_local_paths(item) for key, item in value.items()}
+    return [strip_local_paths(item) for item in value] if isinstance(value, list) else value
 
 
-PRIVATE = ("$schema", "output_dir", "hub")  # keys of a recipe that are its owner's business
+PRIVATE_KEYS = ("$schema", "output_dir", "hub")  # keys of a recipe that are its owner's business

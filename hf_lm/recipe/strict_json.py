@@ -98,9 +98,9 @@ def parse(text: str) -> Any:
 
     def pairs(items: list[tuple[str, Any]]) -> Pairs:
         keys = [key for key, _ in items]
-        tree = Pairs(items)
-        tree.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
-        return tree
+        raw = Pairs(items)
+        raw.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
+        return raw
 
     return json.loads(
         text,
@@ -111,22 +111,22 @@ def parse(text: str) -> Any:
     )
 
 
-def read_tree(path: Path) -> Pairs:
+def read_raw(path: Path) -> Pairs:
     """The JSON object of a recipe file."""
     text = read_text(path)
     if not text.strip():
         raise RecipeError(f"{path}: is empty, expected a JSON object")
     try:
-        tree = parse(text)
+        raw = parse(text)
     except RecursionError:
         raise RecipeError(f"{path}: is nested too deeply for a recipe") from None
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path}: {syntax_problem(text, error)}") from None
-    if not isinstance(tree, Pairs):
+    if not isinstance(raw, Pairs):
         raise RecipeError(
-            f"{path}: the top level is {show(tree)}, expected an object of sections {{…}}"
+            f"{path}: the top level is {show(raw)}, expected an object of sections {{…}}"
         )
-    return tree
+    return raw
 
 
 def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
@@ -144,19 +144,19 @@ def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
     return f"line {error.lineno} column {error.colno}: {error.msg}{hint}: {show(line)}"
 
 
-def tree_problems(tree: Any, path: tuple[str, ...] = ()) -> list[Problem]:
+def raw_problems(raw: Any, path: tuple[str, ...] = ()) -> list[Problem]:
     """Repeated keys, numbers JSON does not have, and values that look like a secret."""
-    if isinstance(tree, NotFinite):
-        return [Problem(path, "is not a finite number in range", tree)]
-    if isinstance(tree, str):
-        found = SECRET.search(tree)
+    if isinstance(raw, NotFinite):
+        return [Problem(path, "is not a finite number in range", raw)]
+    if isinstance(raw, str):
+        found = SECRET.search(raw)
         rule = "looks like a secret; remove it and use `hf auth login` or HF_TOKEN instead"
         return [Problem(path, rule)] if found else []
-    if isinstance(tree, list):
-        return [p for i, item in enumerate(tree) for p in tree_problems(item, (*path, str(i)))]
-    if not isinstance(tree, dict):
+    if isinstance(raw, list):
+        return [p for i, item in enumerate(raw) for p in raw_problems(item, (*path, str(i)))]
+    if not isinstance(raw, dict):
         return []
     twice = [
-        Problem((*path, key), "is given twice; keep one") for key in getattr(tree, "repeated", ())
+        Problem((*path, key), "is given twice; keep one") for key in getattr(raw, "repeated", ())
     ]
-    return twice + [p for key, item in tree.items() for p in tree_problems(item, (*path, key))]
+    return twice + [p for key, item in raw.items() for p in raw_problems(item, (*path, key))]

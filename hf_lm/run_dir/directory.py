@@ -22,7 +22,7 @@ from hf_lm.recipe import Recipe, recipe_text
 from hf_lm.run_dir import compatibility as changes
 from hf_lm.run_dir.lock import LOCK, locked
 from hf_lm.run_dir.log import line_of
-from hf_lm.system.files import size_of, strict, sync
+from hf_lm.system.files import fsync, json_safe, size_of
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
 
@@ -30,15 +30,15 @@ RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
 METRICS, STATUS, MODEL = "metrics.json", "status.json", "model"
 
 
-class RunFolder:
+class RunDirectory:
     """The folder of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / MODEL
-        self.writes = os.environ.get("RANK", "0") == "0"  # of all processes, one
+        self.is_main_process = os.environ.get("RANK", "0") == "0"  # of all processes, one
         self.step, self.state = 0, ""
-        self.unwritten = ""  # why a row of the log is missing
+        self.log_error = ""  # why a row of the log is missing
 
     @property
     def started(self) -> bool:
@@ -46,7 +46,7 @@ class RunFolder:
         return (self.path / RECIPE).is_file() and (self.path / STATUS).is_file()
 
     @property
-    def claimed(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether one was about to be: its state is written first."""
         try:
             return {"state", "reason"} <= self.read(STATUS).keys()
@@ -54,7 +54,7 @@ class RunFolder:
             return False
 
     @property
-    def done(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the run here has finished."""
         return self.started and self.read(STATUS).get("state") == "done"
 
@@ -69,23 +69,23 @@ class RunFolder:
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """One of our JSON files, strict and whole."""
-        text = json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         self.write_text(name, text)
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the folder, whole: beside its name, then into place."""
-        if self.writes:
+        if self.is_main_process:
             staging = self.path / f".{name}"
             try:
                 staging.write_text(text, encoding="utf-8")
-                sync(staging)
+                fsync(staging)
                 staging.replace(self.path / name)
-                sync(self.path)
+                fsync(self.path)
             finally:
                 staging.unlink(missing_ok=True)
 
     @contextmanager
-    def held(self, *, force: bool = False) -> Iterator[list[str]]:
+    def lock(self, *, force: bool = False) -> Iterator[list[str]]:
         """Hold the folder against other runs; one process does it for all.
 
         Args:
@@ -98,15 +98,15 @@ class RunFolder:
             RecipeError: it is somebody else's, or cannot be written to.
             LockedError: another run holds it.
         """
-        self.refuse_others()
-        if not self.writes:
+        self.check_owner()
+        if not self.is_main_process:
             yield []
             return
         with ExitStack() as stack:
             try:
                 exclusive = stack.enter_context(locked(self.path, force=force))
                 notes = [] if exclusive else [UNLOCKED.format(self.path)]
-                notes += probe(self.path)
+                notes += check_filesystem(self.path)
             except OSError as error:
                 raise RecipeError(
                     f"output_dir = {json.dumps(str(self.path))}: cannot be written to "
@@ -120,7 +120,7 @@ class RunFolder:
         content = {name: self.provenance[name] for name in ("data", "tokenizer", "world_size")}
         return {"recipe": recipe, **content, "hf_lm": __version__}
 
-    def refuse_others(self) -> None:
+    def check_owner(self) -> None:
         """Refuse a folder that is somebody else's, or a file.
 
         Raises:
@@ -130,10 +130,10 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RecipeError(f"{key}: is a file; name a folder")
         found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if found and LOCK not in found and not self.claimed:
+        if found and LOCK not in found and not self.is_ours:
             raise RecipeError(f"{key}: is not empty and holds no run of hf_lm; name a new folder")
 
-    def refuse_changes(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:
+    def check_compatible(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:
         """Compare the recipe with the one the run here was started with.
 
         Returns:
@@ -145,14 +145,14 @@ class RunFolder:
         if not self.started:
             return {}
         now = json.loads(recipe_text(recipe, self.path))
-        return changes.refuse_recipe(self.path, self.read(RECIPE), now, accepted)
+        return changes.check_same_recipe(self.path, self.read(RECIPE), now, accepted)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """That of the run here; empty before there is one."""
         return self.read(PROVENANCE) if (self.path / PROVENANCE).is_file() else {}
 
-    def missing_disk(self, needed: int) -> tuple[str, ...]:
+    def disk_shortfall(self, needed: int) -> tuple[str, ...]:
         """A line, if there is no room for so many bytes of checkpoints and model."""
         there = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
         own = [size_of(path) for path in self.path.glob("checkpoint-*[0-9]") if path.is_dir()]
@@ -166,7 +166,7 @@ class RunFolder:
         )
 
     @contextmanager
-    def recorded(
+    def track_status(
         self, recipe: Recipe, provenance: Mapping[str, Any], accepted: Sequence[str]
     ) -> Iterator[None]:
         """Claim the folder for a run, and say in status.json how it ended.
@@ -175,14 +175,14 @@ class RunFolder:
             MismatchError: the text, the tokenizer or the number of processes is another.
         """
         before = self.provenance
-        changed = changes.refuse_content(self.path, before, provenance, accepted)
-        if self.writes:
+        changed = changes.check_same_content(self.path, before, provenance, accepted)
+        if self.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
         self.status("preparing")
         self.write_text(RECIPE, recipe_text(recipe, self.path))
         accepted = sorted({*before.get("accepted_changes", []), *accepted, *changed})
-        drift = [*before.get("drift", []), *changes.drift(before, provenance)]
-        accepts = {"accepted_changes": accepted, "drift": drift}
+        numerics_changes = [*before.get("drift", []), *changes.numerics_changes(before, provenance)]
+        accepts = {"accepted_changes": accepted, "drift": numerics_changes}
         self.write(PROVENANCE, {**provenance, **accepts})
         try:
             yield
@@ -214,7 +214,7 @@ class RunFolder:
     def secure_log(self) -> None:
         """Have the rows so far on the disk, as a checkpoint behind them will be."""
         if (self.path / LOG).is_file():
-            sync(self.path / LOG)
+            fsync(self.path / LOG)
 
     def continue_log(self, checkpoint: Path | None) -> None:
         """Drop the rows behind a checkpoint, which will be written again."""
@@ -232,20 +232,20 @@ class RunFolder:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(line_of(row) + "\n")
         except OSError as error:  # a full disk: the checkpoint will say so, and matters more
-            self.unwritten = self.unwritten or f"{LOG}: {error.strerror}"
+            self.log_error = self.log_error or f"{LOG}: {error.strerror}"
 
     def save_model(self, save: Callable[[Path], None]) -> None:
         """Let `save` fill a folder beside "model" and put it in place."""
-        if not self.writes:
+        if not self.is_main_process:
             return
         staging = self.path / f".{MODEL}"
         shutil.rmtree(staging, ignore_errors=True)
         save(staging)
         for path in (*staging.iterdir(), staging):
-            sync(path)
+            fsync(path)
         shutil.rmtree(self.model, ignore_errors=True)
         staging.rename(self.model)
-        sync(self.path)
+        fsync(self.path)
 
 
 UNLOCKED = "{}: its file system has no locks, so a second run here would not be noticed"
@@ -254,7 +254,7 @@ UNLOCKED = "{}: its file system has no locks, so a second run here would not be 
 UNSECURED = "{}: its file system has no fsync, so a checkpoint may be lost when power is cut"
 
 
-def probe(folder: Path) -> list[str]:
+def check_filesystem(folder: Path) -> list[str]:
     """Try what a checkpoint needs of a file system: to write, secure and rename.
 
     Returns:
@@ -266,7 +266,7 @@ def probe(folder: Path) -> list[str]:
     first, second = folder / ".probe", folder / ".probed"
     try:
         first.write_bytes(b"\0")
-        secured = sync(first)
+        secured = fsync(first)
         first.replace(second)
     finally:
         first.unlink(missing_ok=True)
@@ -274,7 +274,7 @@ def probe(folder: Path) -> list[str]:
     return [] if secured else [UNSECURED.format(folder)]
 
 
-def fresh_path(path: Path) -> Path:
+def next_free_path(path: Path) -> Path:
     """The first of PATH, PATH-2, PATH-3 … that does not exist."""
     taken, number = path, 1
     while taken.exists():

@@ -20,7 +20,7 @@ UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems without f
 Write = Callable[[Path], None]
 
 
-def sync(path: Path) -> bool:
+def fsync(path: Path) -> bool:
     """Have a file, or the names in a folder, on the disk.
 
     Returns:
@@ -57,19 +57,19 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def strict(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """JSON has no NaN and no infinity: they are written as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {key: strict(item) for key, item in value.items()}
+        return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
+        return [json_safe(item) for item in value]
     return value
 
 
 @contextmanager
-def system_errors(path: Path | str) -> Iterator[None]:
+def unwrap_os_errors(path: Path | str) -> Iterator[None]:
     """Raise what the system said, which libraries written in Rust hide in a text.
 
     Raises:

@@ -20,10 +20,10 @@ from hf_lm.errors import StoppedError
 from hf_lm.system.processes import end_with_launcher, launched
 
 # SIGUSR1 is how SLURM announces the end of a job, SIGHUP how a terminal or a launcher goes.
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-SECOND = (signal.SIGTERM, signal.SIGINT)
+REPEATABLE_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 FORWARDED = 2.0  # seconds in which a launcher sends on the signal that its processes got as well
@@ -41,7 +41,7 @@ class Signals:
             self.received, self.time = number, time.monotonic()
             return
         forwarded = launched() and time.monotonic() - self.time < FORWARDED
-        if number in SECOND and not forwarded:
+        if number in REPEATABLE_SIGNALS and not forwarded:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -55,12 +55,12 @@ SIGNALS = Signals()  # of this process, as the handlers are
 
 
 @contextmanager
-def noted() -> Iterator[Signals]:
+def defer_signals() -> Iterator[Signals]:
     """Note signals, meanwhile; one that came before and was lost in a finalizer counts."""
     if SIGNALS.received:
         raise KeyboardInterrupt
     try:
-        with handled(SIGNALS.note):
+        with signal_handlers(SIGNALS.note):
             yield SIGNALS
     except BaseException:
         SIGNALS.received = 0
@@ -68,14 +68,14 @@ def noted() -> Iterator[Signals]:
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def signals_as_errors() -> Iterator[None]:
     """Let a signal end this process as an error does, so that all it holds is let go.
 
     Raises:
         StoppedError: one did.
     """
     SIGNALS.received = 0
-    with handled(SIGNALS.stop):
+    with signal_handlers(SIGNALS.stop):
         try:
             end_with_launcher()
             yield
@@ -90,11 +90,13 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+def signal_handlers(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> Iterator[None]:
     """Handle signals in a way, meanwhile, but those that are ignored, as under nohup."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in HEEDED:
+        for number in HANDLED_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
     try:
@@ -104,13 +106,13 @@ def handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) 
             signal.signal(number, earlier)
 
 
-def at_once() -> AbstractContextManager[None]:
+def default_signal_handlers() -> AbstractContextManager[None]:
     """Leave signals to the operating system, meanwhile.
 
     Processes find each other in C, and where one is gone the others wait there for minutes: a
     handler in Python would not be called.
     """
-    return handled(signal.SIG_DFL)
+    return signal_handlers(signal.SIG_DFL)
 
 
 def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:
@@ -120,7 +122,7 @@ def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:
         then: how it begins otherwise.
         number: of the worker.
     """
-    for heeded in HEEDED:
+    for heeded in HANDLED_SIGNALS:
         signal.signal(heeded, signal.SIG_IGN)
     if then is not None:
         then(number)

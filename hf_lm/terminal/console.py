@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hf_lm.terminal.streams import PatientStream
+from hf_lm.terminal.streams import SafeStream
 
 # Of all processes, the first speaks.
 console = Console(
-    file=cast("TextIO", PatientStream("stdout")),
+    file=cast("TextIO", SafeStream("stdout")),
     highlight=False,
     soft_wrap=True,
     quiet=os.environ.get("RANK", "0") != "0",

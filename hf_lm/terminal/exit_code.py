@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable
 
 from hf_lm.errors import EXIT_IO, HfLmError
-from hf_lm.system.signals import raised
-from hf_lm.terminal.streams import PatientStream
+from hf_lm.system.signals import signals_as_errors
+from hf_lm.terminal.streams import SafeStream
 
 
-def guarded(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object]) -> int:
     """Run a command; a person's mistake is one line a problem on stderr, and an exit code."""
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        with raised():
+        with signals_as_errors():
             command()
     except HfLmError as error:
         lines, code = error.problems, error.exit_code
@@ -25,5 +25,5 @@ def guarded(command: Callable[[], object]) -> int:
     else:
         return 0
     for line in lines if speaks else ():
-        PatientStream("stderr").write(f"{line}\n")
+        SafeStream("stderr").write(f"{line}\n")
     return code

@@ -10,7 +10,7 @@ import sys
 from typing import TextIO
 
 
-class PatientStream:
+class SafeStream:
     """sys.stdout or sys.stderr as they stand, silent once nobody reads them.
 
     Has what rich writes to: `write`, `flush`, `isatty`, `fileno` and `encoding`.

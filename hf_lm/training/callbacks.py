@@ -13,11 +13,11 @@ from hf_lm.system.signals import Signals
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
-def make_harmless(callback: TrainerCallback, *, say: Callable[[str], None]) -> None:
+def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None]) -> None:
     """Let a tracker fail without ending the run; it is told once, and not called again."""
     failed: list[Exception] = []
 
-    def guarded(event: Callable[..., Any]) -> Callable[..., Any]:
+    def isolated(event: Callable[..., Any]) -> Callable[..., Any]:
         """The same event, tried."""
 
         @wraps(event)
@@ -29,7 +29,7 @@ def make_harmless(callback: TrainerCallback, *, say: Callable[[str], None]) -> N
                 event(*args, **options)
             except Exception as error:
                 failed.append(error)
-                say(
+                notify(
                     f"{type(callback).__name__}: {type(error).__name__}: {error}; "
                     "training goes on without it"
                 )
@@ -37,24 +37,24 @@ def make_harmless(callback: TrainerCallback, *, say: Callable[[str], None]) -> N
         return tried
 
     for name in EVENTS:
-        setattr(callback, name, guarded(getattr(callback, name)))
+        setattr(callback, name, isolated(getattr(callback, name)))
 
 
 class StopOnSignal(TrainerCallback):
     """Ends training behind the step in which a signal came, on all processes at the same one.
 
     Args:
-        agree: this process's number to the highest of all processes.
+        all_reduce_max: this process's number to the highest of all processes.
     """
 
-    def __init__(self, agree: Callable[[int], int]) -> None:
-        self.agree, self.signals = agree, Signals()
+    def __init__(self, all_reduce_max: Callable[[int], int]) -> None:
+        self.all_reduce_max, self.signals = all_reduce_max, Signals()
         self.step: int | None = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop."""
-        if self.agree(self.signals.received):
+        if self.all_reduce_max(self.signals.received):
             self.step = state.global_step
             control.should_save = control.should_training_stop = True

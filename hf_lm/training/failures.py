@@ -21,7 +21,7 @@ TOLD = 1.0  # seconds within which the system tells of a killed process
 
 
 @contextmanager
-def explained(micro_batch_size: int) -> Iterator[None]:
+def explain_failures(micro_batch_size: int) -> Iterator[None]:
     """Say what to do when memory runs out or a worker is killed.
 
     Raises:
@@ -29,7 +29,7 @@ def explained(micro_batch_size: int) -> Iterator[None]:
         DataError: a worker of the DataLoader is gone.
     """
     try:
-        with told_of_workers():
+        with surface_worker_death():
             yield
     except (MemoryError, RuntimeError) as error:
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -48,7 +48,7 @@ def explained(micro_batch_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def told_of_workers() -> Iterator[None]:
+def surface_worker_death() -> Iterator[None]:
     """Let torch say that a worker was killed, where its cut connection is met first."""
     try:
         yield

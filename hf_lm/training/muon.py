@@ -49,7 +49,7 @@ def orthogonalize(matrices: torch.Tensor, *, dtype: torch.dtype = torch.float32)
     return (x if wide else x.mT).to(matrices.dtype)
 
 
-def shared_out(
+def over_ranks(
     function: Callable[[torch.Tensor], torch.Tensor], matrices: torch.Tensor
 ) -> torch.Tensor:
     """A function of each matrix [n, R, C], every process doing its share of them."""
@@ -100,12 +100,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             if trained and "matrices" in group:
-                self.step_matrices(trained, group)
+                self.step_muon(trained, group)
             elif trained:
-                self.step_others(trained, group)
+                self.step_adamw(trained, group)
         return loss
 
-    def step_matrices(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+    def step_muon(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """Muon with Nesterov's momentum and decoupled weight decay."""
         for weight in weights:
             if not self.state[weight]:
@@ -120,7 +120,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momentums, grads, 1 - group["momentum"])
         ahead = torch.stack(torch._foreach_lerp(grads, momentums, group["momentum"]))
         stacked = ahead.unflatten(-1, (group["matrices"], -1)).transpose(1, 2).flatten(0, 1)
-        steps = shared_out(lambda share: orthogonalize(share, dtype=self.dtype), stacked)
+        steps = over_ranks(lambda share: orthogonalize(share, dtype=self.dtype), stacked)
         rows, columns = stacked.shape[-2:]
         outputs, inputs = (columns, rows) if group["transposed"] else (rows, columns)
         rate = group["lr"] * math.sqrt(max(1, outputs / inputs))
@@ -130,7 +130,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(weights, 1 - decay)
         torch._foreach_add_(weights, list(steps.unbind()), alpha=-rate)
 
-    def step_others(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+    def step_adamw(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """AdamW as torch has it."""
         for weight in weights:
             if not self.state[weight]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,31 +20,44 @@ from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from hf_lm.checkpoints.manifest import NUMBERS, OPTIMIZER, RANDOM, TRAINER_STATE, WEIGHTS, verify
+from hf_lm.checkpoints.async_writer import AsyncWriter
+from hf_lm.checkpoints.manifest import (
+    OPTIMIZER,
+    RNG_STATE,
+    STATE_JSON,
+    TRAINER_STATE,
+    WEIGHTS,
+    verify,
+)
 from hf_lm.checkpoints.state import (
     digest,
     frozen_weights,
+    model_state,
     optimizer_state,
-    random_state,
     read_tensors,
     restore_optimizer,
-    restore_random,
+    restore_rng,
     restore_schedule,
     restore_weights,
+    rng_state,
     tensor_file,
-    weights_of,
 )
-from hf_lm.checkpoints.store import Checkpoints
-from hf_lm.checkpoints.validation import Kinds, reading, refuse_kinds, refuse_state
+from hf_lm.checkpoints.store import CheckpointStore
+from hf_lm.checkpoints.validation import (
+    FieldTypes,
+    check_trainer_state,
+    check_types,
+    invalid_checkpoint_errors,
+)
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.system.files import json_file, read_json, text_file
-from hf_lm.system.signals import at_once, noted
+from hf_lm.system.signals import default_signal_handlers, defer_signals
 from hf_lm.training.callbacks import StopOnSignal
 
 CONFIG = "config.json"  # so that AutoModelForCausalLM reads a checkpoint, too
 
 
-KINDS: Kinds = {  # of what state.json holds, and of each of its `ranks`
+KINDS: FieldTypes = {  # of what state.json holds, and of each of its `ranks`
     "schedule": (int,),
     "scaler": (dict, type(None)),
     "ended": (bool,),
@@ -54,7 +66,7 @@ KINDS: Kinds = {  # of what state.json holds, and of each of its `ranks`
 }
 
 
-OWN_KINDS: Kinds = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
+OWN_KINDS: FieldTypes = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
 
 
 class ResumableTrainer(Trainer):
@@ -62,24 +74,23 @@ class ResumableTrainer(Trainer):
 
     Args:
         checkpoints: of the run.
-        say: takes a note for people.
+        notify: takes a note for people.
     """
 
     def __init__(
-        self, *, checkpoints: Checkpoints, say: Callable[[str], None], **trainer_args: Any
+        self, *, checkpoints: CheckpointStore, notify: Callable[[str], None], **trainer_args: Any
     ) -> None:
-        self.checkpoints, self.say = checkpoints, say
-        self.writer, self.writing = ThreadPoolExecutor(1), cast("Future[Path] | None", None)
-        self.saved = 0  # the step whose checkpoint was written last, or is being written
+        self.checkpoints, self.notify = checkpoints, notify
+        self.writer = AsyncWriter(checkpoints, notify=notify)
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
         self.own: dict[str, Any] = {}  # what that has of this process
         super().__init__(**trainer_args)
-        self.stopping = StopOnSignal(self.agree)
+        self.stopping = StopOnSignal(self.all_reduce_max)
         self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
-        self.ranks = None  # all processes' hosts, whatever their devices talk through
+        self.cpu_group = None  # all processes' hosts, whatever their devices talk through
         if self.args.world_size > 1:
-            with at_once():
-                self.ranks = distributed.new_group(backend="gloo")
+            with default_signal_handlers():
+                self.cpu_group = distributed.new_group(backend="gloo")
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint if there is one; it is all on the disk then.
@@ -90,59 +101,43 @@ class ResumableTrainer(Trainer):
             MismatchError: it is one of another network.
             OSError: a checkpoint could not be written; the one before is whole.
         """
-        with noted() as self.stopping.signals:
+        with defer_signals() as self.stopping.signals:
             try:
                 if checkpoint is None:
                     self.train()
-                elif self.continue_from(checkpoint):
+                elif self.load_state(checkpoint):
                     self.train(resume_from_checkpoint=str(checkpoint))
                 else:
-                    self.take(checkpoint)
+                    self.restore_finished_run(checkpoint)
             finally:
-                self.settle()
-            received = self.agree(self.stopping.signals.received)  # all wait for who writes
+                self.writer.wait()
+            received = self.all_reduce_max(
+                self.stopping.signals.received
+            )  # all wait for who writes
         received, self.stopping.signals.received = received or self.stopping.signals.received, 0
         if received:
             raise StoppedError(received, self.stopping.step)
 
-    def agree(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """This process's number to the highest of all processes."""
-        if self.ranks is None:
+        if self.cpu_group is None:
             return number
         highest = torch.tensor([number])
-        distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.ranks)
+        distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.cpu_group)
         return int(highest)
-
-    def settled(self) -> OSError | None:
-        """Wait as `settle` does, and return what went wrong."""
-        try:
-            self.settle()
-        except OSError as error:
-            return error
-        return None
-
-    def settle(self) -> None:
-        """Wait for the checkpoint that is being written.
-
-        Raises:
-            OSError: it could not be; the one before is whole.
-        """
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Copy the state of all processes into memory, and write it while training goes on."""
         self.find_best()
-        ranks = gather_object([self.own_state()])
-        writes = self.is_world_process_zero()
-        if not writes and not self.is_fsdp_enabled:  # whose shards are put together by all
+        ranks = gather_object([self.rank_state()])
+        is_main_process = self.is_world_process_zero()
+        if not is_main_process and not self.is_fsdp_enabled:  # whose shards are put together by all
             return
-        failed = self.settled()
+        failed = self.writer.pending_error()
         network: Any = self.accelerator.unwrap_model(self.model)
-        weights, moments = weights_of(network), optimizer_state(self.optimizer)
+        weights, moments = model_state(network), optimizer_state(self.optimizer)
         frozen = self.frozen
-        if not writes:
+        if not is_main_process:
             return
         self.note_callbacks()
         config = copy.deepcopy(network.config)
@@ -155,23 +150,19 @@ class ResumableTrainer(Trainer):
             "logged_step": self._globalstep_last_logged,
             "frozen": frozen,
             "ranks": [own for _, own in ranks],
-            **self.own_numbers(),
+            **self.extra_state(),
         }
         chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
         files = {
             **({} if frozen else {CONFIG: text_file(config.to_json_string())}),
             WEIGHTS: tensor_file(weights),
             OPTIMIZER: tensor_file(moments),
-            RANDOM: tensor_file(chances),
-            NUMBERS: json_file(numbers),
+            RNG_STATE: tensor_file(chances),
+            STATE_JSON: json_file(numbers),
             TRAINER_STATE: json_file(asdict(self.state)),
         }
         step, best = self.state.global_step, self.state.best_global_step or None
-        lost, self.saved = self.saved, step
-        self.writing = self.writer.submit(self.checkpoints.write, step, files, best=best)
-        if failed:  # the disk is tried once more before the run is given up
-            self.settle()
-            self.say(f"checkpoint-{lost} was not written, checkpoint-{step} was: {failed}")
+        self.writer.write(step, files, best=best, failed=failed)
 
     @cached_property
     def frozen(self) -> str | None:
@@ -188,15 +179,15 @@ class ResumableTrainer(Trainer):
             if isinstance(callback, EarlyStoppingCallback)
         )
 
-    def own_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def rank_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What this process holds alone: random numbers, the loss to log, the place in a stream."""
-        tensors, numbers = random_state()
+        tensors, numbers = rng_state()
         numbers["loss"] = float(self._tr_loss)
         if isinstance(self.train_dataset, IterableDataset):
             numbers["stream"] = cast("Any", self.train_dataset).state_dict()
         return tensors, numbers
 
-    def own_numbers(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """What a subclass keeps; it is back in `restored`."""
         return {}
 
@@ -213,7 +204,7 @@ class ResumableTrainer(Trainer):
             best = self.checkpoints.path(self.state.best_global_step)
             self.state.best_model_checkpoint = str(best)
 
-    def continue_from(self, checkpoint: Path) -> bool:
+    def load_state(self, checkpoint: Path) -> bool:
         """Read what the stock loading has no place for; before `train()`, which is given the path.
 
         The stock Trainer reads and drops every batch of a stream, and is wrong in a second pass.
@@ -221,23 +212,23 @@ class ResumableTrainer(Trainer):
         Returns:
             Whether there are steps left.
         """
-        with reading(checkpoint):
-            self.restored = read_json(checkpoint / NUMBERS)
+        with invalid_checkpoint_errors(checkpoint):
+            self.restored = read_json(checkpoint / STATE_JSON)
             if self.restored.get("frozen") != self.frozen:
                 raise MismatchError(
                     f"{checkpoint}: its adapters are for other weights than model.pretrained has; "
                     "bring those back, or start anew with --fresh"
                 )
             state = read_json(checkpoint / TRAINER_STATE)
-            refuse_state(state)
-            refuse_kinds(NUMBERS, self.restored, KINDS)
-            self.own = self.share(checkpoint)
+            check_trainer_state(state)
+            check_types(STATE_JSON, self.restored, KINDS)
+            self.own = self.state_of_rank(checkpoint)
             if "stream" in self.own:
                 cast("Any", self.train_dataset).load_state_dict(self.own["stream"])
                 self.args.ignore_data_skip = True
             return not self.restored["ended"] and state["global_step"] < self.args.max_steps
 
-    def share(self, checkpoint: Path) -> dict[str, Any]:
+    def state_of_rank(self, checkpoint: Path) -> dict[str, Any]:
         """What a checkpoint has of this process.
 
         Raises:
@@ -251,7 +242,7 @@ class ResumableTrainer(Trainer):
                 "--fresh"
             )
         own = ranks[self.args.process_index]
-        refuse_kinds(NUMBERS, own, OWN_KINDS)
+        check_types(STATE_JSON, own, OWN_KINDS)
         return own
 
     def continue_sums(self) -> None:
@@ -260,9 +251,9 @@ class ResumableTrainer(Trainer):
             self._globalstep_last_logged = self.restored["logged_step"]
             self._tr_loss += self.own["loss"]
 
-    def take(self, checkpoint: Path) -> None:
+    def restore_finished_run(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed behind its last step."""
-        with reading(checkpoint):
+        with invalid_checkpoint_errors(checkpoint):
             self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if self.is_world_process_zero():
             best = self.state.best_global_step or None
@@ -275,7 +266,7 @@ class ResumableTrainer(Trainer):
         """Load every weight, strictly."""
         folder = Path(resume_from_checkpoint)
         network = self.accelerator.unwrap_model(model or self.model)
-        with reading(folder):
+        with invalid_checkpoint_errors(folder):
             weights = read_tensors(folder / WEIGHTS)
         try:
             restore_weights(network, weights)
@@ -285,7 +276,7 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer and the schedule."""
         if checkpoint is not None:
-            with reading(Path(checkpoint)):
+            with invalid_checkpoint_errors(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
                 restore_optimizer(self.optimizer, moments)
                 restore_schedule(cast("Any", self.lr_scheduler), self.restored["schedule"])
@@ -299,10 +290,10 @@ class ResumableTrainer(Trainer):
         """Go on with this process's random numbers."""
         if checkpoint is not None:
             rank = self.args.process_index
-            with reading(Path(checkpoint)):
-                tensors = read_tensors(Path(checkpoint) / RANDOM)
+            with invalid_checkpoint_errors(Path(checkpoint)):
+                tensors = read_tensors(Path(checkpoint) / RNG_STATE)
                 own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
-                restore_random(own, self.own)
+                restore_rng(own, self.own)
 
     def _load_callback_state(self) -> None:
         """Give callbacks back what they said of themselves, and nothing that they did not.
@@ -324,7 +315,7 @@ class ResumableTrainer(Trainer):
         Raises:
             CheckpointError: its checkpoint is gone, or damaged.
         """
-        self.settle()
+        self.writer.wait()
         self.accelerator.wait_for_everyone()
         folder = self.checkpoints.path(cast("int", self.state.best_global_step))
         problems = list(verify(folder))

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hf_lm.recipe import TrainingRecipe, count_steps
 
 
-def rate_factor(step: int, recipe: TrainingRecipe, total: int) -> float:
+def lr_multiplier(step: int, recipe: TrainingRecipe, total: int) -> float:
     """The share of the peak rate in use at a step, counted from 0.
 
     Warmup rises as 1/n, 2/n … 1: it does not waste step one at rate 0. What follows decays over the
@@ -30,8 +30,8 @@ def rate_factor(step: int, recipe: TrainingRecipe, total: int) -> float:
     return recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * left
 
 
-def build_schedule(
+def build_lr_schedule(
     optimizer: torch.optim.Optimizer, total: int, *, recipe: TrainingRecipe
 ) -> LambdaLR:
     """The learning rate of each of `total` optimizer steps."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, recipe, total))
+    return LambdaLR(optimizer, lambda step: lr_multiplier(step, recipe, total))

@@ -17,7 +17,7 @@ from torch import distributed
 WINDOW = 128  # steps that a spike is judged by, as in OLMo-core's SkipStepOptimizer
 
 
-TAKEN, EMPTY, SPIKE, NONFINITE = range(4)  # the highest of all processes holds for all
+APPLIED, EMPTY, SPIKE, NONFINITE = range(4)  # the highest of all processes holds for all
 
 
 KINDS = ("taken", "empty", "spike", "nonfinite")
@@ -38,33 +38,33 @@ class Step(NamedTuple):
         return int(self.seen[0])
 
 
-class FiniteGuard:
+class StepGuard:
     """Looks at every step, without making a device wait.
 
     Args:
         lag: steps after which a step is asked about.
-        spikes: standard deviations above the mean of the last steps at which a loss or a gradient
-            norm is a spike; None looks for none.
+        spike_threshold: standard deviations above the mean of the last steps at which a loss or
+            a gradient norm is a spike; None looks for none.
     """
 
-    def __init__(self, lag: int, *, spikes: float | None = None) -> None:
-        self.lag, self.spikes, self.waiting = lag, spikes, deque[Step]()
+    def __init__(self, lag: int, *, spike_threshold: float | None = None) -> None:
+        self.lag, self.spike_threshold, self.waiting = lag, spike_threshold, deque[Step]()
         self.counts = dict.fromkeys(KINDS[1:], 0)  # of steps that were not taken
         self.history = torch.full((WINDOW, 2), torch.nan)  # losses and norms of steps taken
         self.finite_loss: tuple[float, int] | None = None  # the last one, and its step
 
     def state_dict(self) -> dict[str, Any]:
         """What it knows, as JSON can hold it."""
-        history = self.history.tolist() if self.spikes else []
+        history = self.history.tolist() if self.spike_threshold else []
         return {"counts": self.counts, "history": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what it knew."""
         self.counts = {kind: int(state["counts"][kind]) for kind in self.counts}
-        if self.spikes and state["history"]:
+        if self.spike_threshold and state["history"]:
             self.history = torch.tensor(state["history"]).reshape(WINDOW, 2)
 
-    def watch(
+    def check_step(
         self,
         loss: torch.Tensor,
         norm: torch.Tensor | None,
@@ -91,21 +91,21 @@ class FiniteGuard:
         """
         values = torch.stack([loss, loss if norm is None else norm]).detach().float()
         kind = (~torch.isfinite(values).all()).float() * NONFINITE
-        if self.spikes:
-            kind = torch.where(kind == TAKEN, self.spike(values), kind)
+        if self.spike_threshold:
+            kind = torch.where(kind == APPLIED, self.spike(values), kind)
         if items is not None:
             kind = torch.where(torch.as_tensor(items, device=kind.device) == 0, EMPTY, kind)
         if distributed.is_initialized():
             distributed.all_reduce(kind, distributed.ReduceOp.MAX)
         if self.lag:
-            optimizer.found_inf = (kind > TAKEN).float()
+            optimizer.found_inf = (kind > APPLIED).float()
         seen = torch.stack([kind, values[0]])
         host, copied = seen.to("cpu", non_blocking=True), None
         if seen.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
         if not self.lag:  # the host knows already, and an unmarked step is the faster one
-            optimizer.found_inf = torch.ones(()) if host[0] > TAKEN else None
+            optimizer.found_inf = torch.ones(()) if host[0] > APPLIED else None
         self.waiting.append(Step(number, rate, blocks, host, copied))
         return kind
 
@@ -119,19 +119,19 @@ class FiniteGuard:
             values /= distributed.get_world_size()
         self.history = self.history.to(values.device)
         spread, mean = torch.std_mean(self.history, dim=0)  # NaN until the window is full
-        leaps = (values > mean + float(self.spikes or 0) * spread).any()
+        leaps = (values > mean + float(self.spike_threshold or 0) * spread).any()
         joined = torch.cat([self.history[1:], values[None]])
         self.history = torch.where(leaps | ~torch.isfinite(values).all(), self.history, joined)
         return leaps.float() * SPIKE
 
-    def left_out(self, *, lag: int = 0) -> list[Step]:
+    def skipped_steps(self, *, lag: int = 0) -> list[Step]:
         """The steps that were not taken, as far as is known; the last `lag` ones stay for later."""
         found = []
         while len(self.waiting) > lag:
             step = self.waiting.popleft()
             if step.copied is not None:
                 step.copied.synchronize()
-            if step.kind == TAKEN:
+            if step.kind == APPLIED:
                 self.finite_loss = (float(step.seen[1]), step.number)
             else:
                 self.counts[KINDS[step.kind]] += 1

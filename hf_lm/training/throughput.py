@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Clock:
+class ThroughputMeter:
     """Monotonic seconds since the first step, and those of them spent training."""
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -24,7 +24,7 @@ class Clock:
         """Seconds since the run's first step, earlier parts included."""
         return self.before + (0.0 if self.start is None else time.monotonic() - self.start)
 
-    def speed(self, tokens: int) -> float | None:
+    def tokens_per_second(self, tokens: int) -> float | None:
         """Tokens a second since the last call, evaluations and checkpoints left out."""
         if self.start is None or self.mark is None:
             return None

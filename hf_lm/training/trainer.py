@@ -32,19 +32,19 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_lm.checkpoints.manifest import NUMBERS
-from hf_lm.checkpoints.validation import Kinds, reading, refuse_kinds
+from hf_lm.checkpoints.manifest import STATE_JSON
+from hf_lm.checkpoints.validation import FieldTypes, check_types, invalid_checkpoint_errors
 from hf_lm.errors import NonFiniteError
 from hf_lm.recipe import TrainingRecipe
 from hf_lm.system.signals import ignore_signals
 from hf_lm.training.resumable_trainer import ResumableTrainer
-from hf_lm.training.skip_step import KINDS, NONFINITE, TAKEN, FiniteGuard, Step
-from hf_lm.training.throughput import Clock
+from hf_lm.training.skip_step import APPLIED, KINDS, NONFINITE, Step, StepGuard
+from hf_lm.training.throughput import ThroughputMeter
 
 Row = dict[str, Any]
 
 
-OWN_KINDS: Kinds = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
+OWN_KINDS: FieldTypes = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
 
 
 NAMED = 8  # blocks of a batch that an error lists; the log has them all
@@ -54,45 +54,47 @@ EVALUATED = ("loss", "perplexity", "accuracy", "bits_per_byte")  # of what `meas
 
 
 @dataclass(frozen=True)
-class Hooks:
+class TrainerHooks:
     """What a trainer is given to call; none of it is the trainer's own business.
 
     Attributes:
         make_optimizer: model to optimizer.
         make_schedule: optimizer and number of steps to learning rates.
-        measure: model to metrics, on all processes.
-        sample: model to texts, on the main process.
+        evaluate: model to metrics, on all processes.
+        generate_samples: model to texts, on the main process.
         write_row: takes a row of log.jsonl, on the main process.
         flops_per_token: FLOPs to train on one token.
         peak_flops: FLOP/s of all devices.
         sampler: the order of the training blocks; None is a random one.
-        budget: steps that may be left out because they are not finite.
-        spikes: standard deviations that make a spike; None leaves none out.
+        max_nonfinite_steps: steps that may be left out because they are not finite.
+        spike_threshold: standard deviations that make a spike; None leaves none out.
     """
 
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
     make_schedule: Callable[[Any, int], LambdaLR]
-    measure: Callable[[Any], dict[str, float]]
-    sample: Callable[[Any], list[dict[str, str]]]
+    evaluate: Callable[[Any], dict[str, float]]
+    generate_samples: Callable[[Any], list[dict[str, str]]]
     write_row: Callable[[Row], None]
     flops_per_token: float
     peak_flops: float
     sampler: Sampler[int] | None = None
-    budget: int = 0
-    spikes: float | None = None
+    max_nonfinite_steps: int = 0
+    spike_threshold: float | None = None
 
 
 class LMTrainer(ResumableTrainer):
     """A causal language model's Trainer."""
 
-    def __init__(self, *, hooks: Hooks, **trainer_args: Any) -> None:
-        self.hooks, self.clock = hooks, Clock()
+    def __init__(self, *, hooks: TrainerHooks, **trainer_args: Any) -> None:
+        self.hooks, self.clock = hooks, ThroughputMeter()
         self.counted: list[Any] = []  # of the steps since the last look
         # Anything but an Optimizer class is called, and what it returns is called with the model.
         factory: Any = (lambda: hooks.make_optimizer, {})
         super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
-        self.guard = FiniteGuard(lag=int(self.args.device.type == "cuda"), spikes=hooks.spikes)
-        self.blocks, self.left_out, self.logged_step = cast("list[int]", []), 0, 0
+        self.guard = StepGuard(
+            lag=int(self.args.device.type == "cuda"), spike_threshold=hooks.spike_threshold
+        )
+        self.blocks, self.skipped_steps, self.logged_step = cast("list[int]", []), 0, 0
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -155,7 +157,7 @@ class LMTrainer(ResumableTrainer):
         With fp16 the loss alone is looked at: its scaler skips infinite gradients by design.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        kind = self.guard.watch(
+        kind = self.guard.check_step(
             self._tr_loss - self.loss_before,
             None if self.args.fp16 else torch.as_tensor(grad_norm),
             items=self.counted[-1],
@@ -164,7 +166,7 @@ class LMTrainer(ResumableTrainer):
             blocks=self.blocks,
             optimizer=cast("Any", self.optimizer).optimizer,  # without accelerate's wrapper
         )
-        self._tr_loss.copy_(torch.where(kind > TAKEN, self.loss_before, self._tr_loss))
+        self._tr_loss.copy_(torch.where(kind > APPLIED, self.loss_before, self._tr_loss))
         self.note_left_out(lag=self.guard.lag)
         return grad_norm
 
@@ -174,17 +176,20 @@ class LMTrainer(ResumableTrainer):
         Args:
             lag: as many of the last steps are left for later.
         """
-        for step in self.guard.left_out(lag=lag):
+        for step in self.guard.skipped_steps(lag=lag):
             blocks = gather_object([*step.blocks])
             row = {"learning_rate": step.rate, "blocks": blocks}
-            if step.kind != NONFINITE or self.guard.counts["nonfinite"] <= self.hooks.budget:
-                self.left_out += 1
+            if (
+                step.kind != NONFINITE
+                or self.guard.counts["nonfinite"] <= self.hooks.max_nonfinite_steps
+            ):
+                self.skipped_steps += 1
                 self.write_row({"skipped": KINDS[step.kind], **row}, step=step.number)
             else:
                 self.write_row({"loss": float("nan"), **row}, step=step.number)
-                raise NonFiniteError(self.explained(step, blocks))
+                raise NonFiniteError(self.nonfinite_message(step, blocks))
 
-    def explained(self, step: Step, blocks: list[int]) -> str:
+    def nonfinite_message(self, step: Step, blocks: list[int]) -> str:
         """What is known of a step that was not finite, and what to do."""
         before = "no loss before it was finite"
         if self.guard.finite_loss:
@@ -198,18 +203,18 @@ class LMTrainer(ResumableTrainer):
             'to "fp32", or allow for some such steps with training.skip_nonfinite_steps'
         )
 
-    def own_numbers(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """The time so far, and what was left out of it."""
         guard = self.guard.state_dict()
-        return {"seconds": self.clock.seconds, "left_out": self.left_out, "guard": guard}
+        return {"seconds": self.clock.seconds, "left_out": self.skipped_steps, "guard": guard}
 
-    def continue_from(self, checkpoint: Path) -> bool:
+    def load_state(self, checkpoint: Path) -> bool:
         """Go on with the time so far, and what was left out of it."""
-        steps_left = super().continue_from(checkpoint)
-        with reading(checkpoint):
-            refuse_kinds(NUMBERS, self.restored, OWN_KINDS)
-            self.clock = Clock(self.restored["seconds"])
-            self.left_out = self.restored["left_out"]
+        steps_left = super().load_state(checkpoint)
+        with invalid_checkpoint_errors(checkpoint):
+            check_types(STATE_JSON, self.restored, OWN_KINDS)
+            self.clock = ThroughputMeter(self.restored["seconds"])
+            self.skipped_steps = self.restored["left_out"]
             self.guard.load_state_dict(self.restored["guard"])
         return steps_left
 
@@ -219,9 +224,9 @@ class LMTrainer(ResumableTrainer):
         """Sum over tokens and processes, so that no batch size and no world size shows."""
         self.note_left_out()
         began = time.monotonic()
-        measured = self.hooks.measure(self.model)
+        measured = self.hooks.evaluate(self.model)
         metrics = {f"{metric_key_prefix}_{name}": measured[name] for name in EVALUATED}
-        samples = self.hooks.sample(self.model) if self.is_world_process_zero() else []
+        samples = self.hooks.generate_samples(self.model) if self.is_world_process_zero() else []
         super().log(dict(metrics))
         self.write_row({**metrics, "samples": samples})
         self.control = self.callback_handler.on_evaluate(
@@ -241,9 +246,9 @@ class LMTrainer(ResumableTrainer):
                 self.state.global_step - self.logged_step,
                 self.state.global_step,
             )
-            taken, self.left_out = steps - self.left_out, 0
+            taken, self.skipped_steps = steps - self.skipped_steps, 0
             logs["loss"] = logs["loss"] * steps / taken if taken else float("nan")
-            speed = self.clock.speed(self.tokens)
+            speed = self.clock.tokens_per_second(self.tokens)
             if speed:
                 logs["tokens_per_second"] = speed
                 logs["mfu"] = speed * self.hooks.flops_per_token / self.hooks.peak_flops
@@ -273,7 +278,7 @@ def build_trainer(
     recipe: TrainingRecipe,
     args: TrainingArguments,
     *,
-    hooks: Hooks,
+    hooks: TrainerHooks,
     callbacks: list[TrainerCallback],
     **trainer_args: Any,
 ) -> LMTrainer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm.errors import DataError
-from hf_lm.workflows.stages import load, reach_hub, refuse_missing
+from hf_lm.workflows.stages import check_model_path, load, reach_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ def evaluate(given: argparse.Namespace) -> None:
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
 
-    refuse_missing(given.model)
+    check_model_path(given.model)
     recipe = evaluated_recipe(given)
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
@@ -41,22 +41,22 @@ def evaluate(given: argparse.Namespace) -> None:
         tokenizer.chat_template = recipe.tokenizer.chat_template
 
     from hf_lm.data.collator import make_collate
-    from hf_lm.evaluation.evaluate import measure
-    from hf_lm.evaluation.generate import context
+    from hf_lm.evaluation.evaluate import evaluate as evaluate_model
+    from hf_lm.evaluation.generate import context_length
     from hf_lm.evaluation.metrics import metric_rows
     from hf_lm.terminal import console
     from hf_lm.tokenizer import token_bytes
 
     data = recipe.data
     if given.source and not any(key.startswith("data.block_size=") for key in given.overrides):
-        size = min(context(model), LONGEST_BLOCK)
+        size = min(context_length(model), LONGEST_BLOCK)
         data = data.model_copy(update={"block_size": size})
     recipe = recipe.model_copy(update={"data": data})
-    metrics = measure(
+    metrics = evaluate_model(
         model,
         evaluated_blocks(recipe, corpus, scan, tokenizer, whole=bool(given.source)),
         recipe.evaluation,
-        collate=make_collate(data, tokenizer, part="validation"),
+        collate=make_collate(data, tokenizer, split="validation"),
         token_bytes=token_bytes(tokenizer),
     )
     if given.json:
@@ -74,8 +74,8 @@ def evaluated_blocks(
     if whole:
         return text_blocks(recipe.data, corpus, tokenizer)
     text = load_documents(recipe.data, corpus, scan)
-    options = {"seed": recipe.seed, "held_out": recipe.evaluation.max_blocks}
-    return load_blocks(recipe.data, text, tokenizer, **options).parts["validation"]
+    options = {"seed": recipe.seed, "num_validation_blocks": recipe.evaluation.max_blocks}
+    return load_blocks(recipe.data, text, tokenizer, **options).splits["validation"]
 
 
 def evaluated_recipe(given: argparse.Namespace) -> Recipe:
@@ -89,8 +89,8 @@ def evaluated_recipe(given: argparse.Namespace) -> Recipe:
     if given.source:
         data = {"source": given.source, "deduplicate": False}
         tokenizer = {"pretrained": given.model}
-        tree = {"data": data, "tokenizer": tokenizer, "training": {"max_steps": 1}}
-        return make_recipe(tree, Path.cwd(), name="--source", overrides=given.overrides)
+        raw = {"data": data, "tokenizer": tokenizer, "training": {"max_steps": 1}}
+        return make_recipe(raw, Path.cwd(), name="--source", overrides=given.overrides)
     own = Path(given.model).parent / "recipe.json"
     if not own.is_file():
         raise DataError(f"{given.model}: no run around it (no {own}); name the text with --source")
@@ -99,12 +99,12 @@ def evaluated_recipe(given: argparse.Namespace) -> Recipe:
 
 def generate(given: argparse.Namespace) -> None:
     """Print each prompt with what the model adds to it."""
-    refuse_missing(given.model)
+    check_model_path(given.model)
     model, tokenizer = load(given.model)
 
-    from hf_lm.evaluation.generate import sample
+    from hf_lm.evaluation.generate import generate_samples
 
-    written = sample(
+    written = generate_samples(
         model,
         tokenizer,
         given.prompt or [""],
@@ -120,12 +120,12 @@ def generate(given: argparse.Namespace) -> None:
 
 def export(given: argparse.Namespace) -> None:
     """Write a model for another runtime."""
-    refuse_missing(given.model)
+    check_model_path(given.model)
 
-    from hf_lm.export.onnx import export_onnx, refuse_export
+    from hf_lm.export.onnx import check_export, export_onnx
     from hf_lm.terminal import console
 
-    refuse_export(given.output)
+    check_export(given.output)
     model, tokenizer = load(given.model, device="cpu")
     difference = export_onnx(model, tokenizer, given.output)
     rows = [

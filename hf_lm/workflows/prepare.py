@@ -19,7 +19,7 @@ def prepare(given: argparse.Namespace) -> None:
         DataError: the folder is somebody else's.
     """
     from hf_lm.data.text.scan import scan_documents
-    from hf_lm.data.text.sources import find_corpus, refuse_foreign
+    from hf_lm.data.text.sources import check_foreign_directory, find_corpus
     from hf_lm.recipe import load_recipe
     from hf_lm.terminal import console
 
@@ -27,7 +27,7 @@ def prepare(given: argparse.Namespace) -> None:
     if recipe.data.streaming:
         raise RecipeError("data.streaming = true: a stream is not prepared; set it to false")
     folder = Path(given.output).resolve()
-    refuse_foreign(folder)
+    check_foreign_directory(folder)
     corpus = find_corpus(recipe.data)
     if corpus.prepared:
         raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
@@ -73,7 +73,7 @@ def push_prepared(folder: Path, name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    from hf_lm.hub.retry import DEADLINE, retried, told
+    from hf_lm.hub.retry import DEADLINE, retry, safe_error_message
 
     api = HfApi()
 
@@ -88,10 +88,10 @@ def push_prepared(folder: Path, name: str) -> str:
         )
 
     try:
-        done = retried(upload, deadline=DEADLINE)
+        done = retry(upload, deadline=DEADLINE)
     except Exception as error:  # HTTP errors, connections, offline mode, a name that is none
         raise DataError(
-            f"{name}: not uploaded: {told(error)}; the blocks are in {folder}, and "
+            f"{name}: not uploaded: {safe_error_message(error)}; the blocks are in {folder}, and "
             f"`hf upload --repo-type dataset {name} {folder}` tries again"
         ) from None
     return str(done.commit_url)

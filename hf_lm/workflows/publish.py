@@ -14,25 +14,25 @@ from functools import partial
 from pathlib import Path
 
 from hf_lm.recipe import Recipe
-from hf_lm.run_dir.directory import RunFolder
+from hf_lm.run_dir.directory import RunDirectory
 from hf_lm.terminal import console
 
 
 @contextmanager
-def published(folder: RunFolder, recipe: Recipe) -> Iterator[None]:
+def published(folder: RunDirectory, recipe: Recipe) -> Iterator[None]:
     """What trains within is uploaded behind it, and before it this was found to be possible."""
-    asked = recipe.hub.push != "never" and folder.writes
+    asked = recipe.hub.push != "never" and folder.is_main_process
     if asked:
-        from hf_lm.hub.access import refuse_access
+        from hf_lm.hub.access import check_write_access
 
-        for note in refuse_access(recipe.hub):
+        for note in check_write_access(recipe.hub):
             console.show_note(note)
     yield
     if asked:
         publish(folder, recipe)
 
 
-def publish(folder: RunFolder, recipe: Recipe) -> None:
+def publish(folder: RunDirectory, recipe: Recipe) -> None:
     """Upload the finished model.
 
     Raises:
@@ -41,44 +41,44 @@ def publish(folder: RunFolder, recipe: Recipe) -> None:
     from hf_lm.hub import upload as hub
 
     describe(folder, recipe, folder.model)  # which may be published under another name by now
-    url = hub.publish(folder.model, recipe.hub, again=command(folder, recipe))
+    url = hub.publish(folder.model, recipe.hub, retry_command=command(folder, recipe))
     console.show_rows("published", [("model", url)])
 
 
-def describe(folder: RunFolder, recipe: Recipe, model: Path, step: int = 0) -> None:
+def describe(folder: RunDirectory, recipe: Recipe, model: Path, step: int = 0) -> None:
     """Put the card of a run beside the weights of a model, or of a step that is saved."""
     from hf_lm.hub.model_card import write_card
 
     write_card(model, folder.path, recipe, folder.rows(), step=step)
 
 
-def command(folder: RunFolder, recipe: Recipe) -> str:
+def command(folder: RunDirectory, recipe: Recipe) -> str:
     """What publishes the run, whatever hub section its folder has."""
     where = shlex.quote(console.short(folder.path))
     return f"hf-lm publish {where} --set hub.model_id={recipe.hub.model_id}"
 
 
 @contextmanager
-def saves(folder: RunFolder, recipe: Recipe) -> Iterator[Callable[[Path], None]]:
+def saves(folder: RunDirectory, recipe: Recipe) -> Iterator[Callable[[Path], None]]:
     """Upload what is saved, beside training, if the recipe asks for it.
 
     Yields:
         A function to call with each checkpoint, before an older one is deleted.
     """
-    if recipe.hub.push != "every_save" or not folder.writes:
+    if recipe.hub.push != "every_save" or not folder.is_main_process:
         yield lambda checkpoint: None
         return
-    from hf_lm.hub.background_upload import Uploads
+    from hf_lm.hub.background_upload import BackgroundUploader
     from hf_lm.hub.upload import STAGING
 
     place = folder.path / STAGING
     shutil.rmtree(place, ignore_errors=True)  # what a killed run left
-    uploads = Uploads(
+    uploads = BackgroundUploader(
         place,
         recipe.hub,
         describe=partial(describe, folder, recipe),
-        again=command(folder, recipe),
-        say=console.show_note,
+        retry_command=command(folder, recipe),
+        notify=console.show_note,
     )
-    yield uploads.offer
+    yield uploads.submit
     uploads.close()  # a run that a signal or an error ends waits for no upload

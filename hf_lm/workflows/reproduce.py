@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lm.errors import RecipeError
-from hf_lm.hub.download import PREFIX, published_file
-from hf_lm.run_dir.compatibility import CONTENT, DRIFTING, flat
-from hf_lm.run_dir.directory import METRICS, PROVENANCE, RECIPE, RunFolder
+from hf_lm.hub.download import PREFIX, fetch_file
+from hf_lm.run_dir.compatibility import CONTENT, NUMERICS_KEYS, flatten
+from hf_lm.run_dir.directory import METRICS, PROVENANCE, RECIPE, RunDirectory
 from hf_lm.system.files import sha256
 
 MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
@@ -19,7 +19,7 @@ MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
 
-CAUSES = {*CONTENT, *CONTENT.values(), *DRIFTING, "commits", "hf_lm"}  # of another result
+CAUSES = {*CONTENT, *CONTENT.values(), *NUMERICS_KEYS, "commits", "hf_lm"}  # of another result
 
 
 class Published(NamedTuple):
@@ -40,12 +40,12 @@ class Published(NamedTuple):
         if not name.startswith(PREFIX):
             raise RecipeError(f"{name}: is no published model; name one as hub:USER/MODEL")
         metrics, provenance = (
-            json.loads(published_file(name, file).read_text(encoding="utf-8"))
+            json.loads(fetch_file(name, file).read_text(encoding="utf-8"))
             for file in (METRICS, PROVENANCE)
         )
-        model = json.loads(published_file(name, RECIPE).read_text(encoding="utf-8"))["model"]
+        model = json.loads(fetch_file(name, RECIPE).read_text(encoding="utf-8"))["model"]
         weights = ADAPTER if model["lora"] and not model["lora"]["merge"] else WEIGHTS
-        return cls(metrics, provenance, weights, sha256(published_file(name, weights)))
+        return cls(metrics, provenance, weights, sha256(fetch_file(name, weights)))
 
 
 def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -54,12 +54,12 @@ def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[st
     Returns:
         Rows of a name and both results, and what in text, versions or machine is another.
     """
-    folder = RunFolder(run)
+    folder = RunDirectory(run)
     here = folder.read(METRICS)
     rows = [(name, beside(float(there.metrics[name]), float(here[name]))) for name in MEASURED]
     same = there.digest == sha256(folder.model / there.weights)
     rows.append(("weights", "the same bits" if same else "other bits"))
-    old, new = flat(there.provenance), flat(folder.provenance)
+    old, new = flatten(there.provenance), flatten(folder.provenance)
     notes = [
         f"{key} was {old.get(key)}, is {new.get(key)} here"
         for key in sorted({*old, *new})

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_lm.errors import RecipeError
-from hf_lm.terminal.streams import PatientStream
+from hf_lm.terminal.streams import SafeStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_lm.data.blocks.dataset import Blocks
-    from hf_lm.data.load import Text
+    from hf_lm.data.load import LoadedText
     from hf_lm.data.text.scan import Scan
     from hf_lm.data.text.sources import Corpus
     from hf_lm.model.config import Vocabulary
-    from hf_lm.planning.hardware import Machine
+    from hf_lm.planning.hardware import Hardware
     from hf_lm.planning.kernels import Kernels
     from hf_lm.planning.plan import Plan
     from hf_lm.recipe import Recipe
-    from hf_lm.run_dir.directory import RunFolder
+    from hf_lm.run_dir.directory import RunDirectory
 
 
 def read_corpus(recipe: Recipe) -> tuple[Corpus, Scan]:
@@ -46,12 +46,14 @@ def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
     names = (recipe.model.pretrained, recipe.tokenizer.pretrained)
     named = any(name and not Path(name).is_absolute() for name in names)
     if recipe.hub.push == "never" and (named or not corpus.local):
-        from hf_lm.hub.access import settle_offline
+        from hf_lm.hub.access import go_offline_if_unreachable
 
-        settle_offline(console.show_note)
+        go_offline_if_unreachable(console.show_note)
 
 
-def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrainedTokenizerBase]:
+def read_text(
+    recipe: Recipe, corpus: Corpus, scan: Scan
+) -> tuple[LoadedText, PreTrainedTokenizerBase]:
     """The documents of the recipe and the tokenizer for them."""
     from hf_lm.data.load import load_documents
     from hf_lm.tokenizer import build_tokenizer
@@ -62,22 +64,22 @@ def read_text(recipe: Recipe, corpus: Corpus, scan: Scan) -> tuple[Text, PreTrai
 
 
 def make_blocks(
-    recipe: Recipe, text: Text, tokenizer: PreTrainedTokenizerBase, **place: int
+    recipe: Recipe, text: LoadedText, tokenizer: PreTrainedTokenizerBase, **place: int
 ) -> Blocks:
     """The blocks of those documents, with a bar for whoever waits while they are prepared."""
     from hf_lm.data.load import load_blocks
-    from hf_lm.data.streaming.blocks import Share
+    from hf_lm.data.streaming.blocks import StreamShard
     from hf_lm.terminal import console
 
-    share = Share(**place, threads=max(1, recipe.training.dataloader_num_workers))
+    shard = StreamShard(**place, threads=max(1, recipe.training.dataloader_num_workers))
     with console.preparing("tokenize", text.size) as report:
         return load_blocks(
             recipe.data,
             text,
             tokenizer,
             seed=recipe.seed,
-            held_out=recipe.evaluation.max_blocks,
-            share=share,
+            num_validation_blocks=recipe.evaluation.max_blocks,
+            shard=shard,
             report=report,
         )
 
@@ -97,17 +99,17 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTra
 
 
 def plan_run(
-    recipe: Recipe, vocabulary: Vocabulary, machine: Machine, counts: Mapping[str, Any]
+    recipe: Recipe, vocabulary: Vocabulary, machine: Hardware, counts: Mapping[str, Any]
 ) -> tuple[Plan, Kernels]:
     """What the run will do on this machine and how, from a network without weights."""
-    from hf_lm.planning.costs import describe_network
+    from hf_lm.planning.costs import describe_model
     from hf_lm.planning.kernels import choose_kernels
     from hf_lm.planning.plan import make_plan
 
     model = make_model(recipe, vocabulary, meta=True)
     plan = make_plan(
         recipe.training,
-        describe_network(model),
+        describe_model(model),
         block_size=recipe.data.block_size,
         train_blocks=counts["train"].blocks if "train" in counts else None,
         world_size=machine.world_size,
@@ -126,9 +128,9 @@ def plan_run(
 def make_planned(
     recipe: Recipe,
     vocabulary: Vocabulary,
-    machine: Machine,
+    machine: Hardware,
     counts: Mapping[str, Any],
-    folder: RunFolder,
+    folder: RunDirectory,
 ) -> tuple[PreTrainedModel, Plan, Kernels]:
     """The network, and the plan with a number for the micro-batch "auto".
 
@@ -136,12 +138,12 @@ def make_planned(
     run keeps the one its folder has, whatever else fills the memory by now.
     """
     plan, kernels = plan_run(recipe, vocabulary, machine, counts)
-    refuse((*plan.missing, *folder.missing_disk(plan.disk)))
+    require((*plan.unmet_requirements, *folder.disk_shortfall(plan.disk)))
     model = make_model(recipe, vocabulary, attention=kernels.attention)
     if recipe.training.micro_batch_size != "auto":
         return model, plan, kernels
     if folder.micro_batch_size in plan.micro_batch_sizes:
-        plan = plan.holding(folder.micro_batch_size)
+        plan = plan.with_micro_batch_size(folder.micro_batch_size)
     elif machine.device == "cuda":
         from hf_lm.planning.micro_batch import find_micro_batch
 
@@ -150,20 +152,20 @@ def make_planned(
             plan.micro_batch_sizes,
             block_size=plan.block_size,
             dtype=machine.dtype,
-            held=plan.held,
-            recompute=plan.recompute,
+            other_memory=plan.other_memory,
+            activation_checkpointing=plan.activation_checkpointing,
         )
-        plan = plan.holding(size)
+        plan = plan.with_micro_batch_size(size)
     return model, plan, kernels
 
 
-def refuse(missing: Sequence[str]) -> None:
+def require(missing: Sequence[str]) -> None:
     """End a run that its machine cannot do; a check, which may be of a run elsewhere, says it."""
     if missing:
         raise RecipeError(missing)
 
 
-def refuse_missing(name: str) -> None:
+def check_model_path(name: str) -> None:
     """Refuse a model that is plainly a path, and not there, before anything is loaded."""
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise RecipeError(f"{name}: no such folder (current folder: {Path.cwd()})")
@@ -171,9 +173,9 @@ def refuse_missing(name: str) -> None:
 
 def reach_hub() -> None:
     """Find out whether the Hub answers; what is said of it is not in the way of what is printed."""
-    from hf_lm.hub.access import settle_offline
+    from hf_lm.hub.access import go_offline_if_unreachable
 
-    settle_offline(lambda note: PatientStream("stderr").write(f"note: {note}\n"))
+    go_offline_if_unreachable(lambda note: SafeStream("stderr").write(f"note: {note}\n"))
 
 
 def load(
@@ -185,7 +187,7 @@ def load(
         RecipeError: there is no such model.
     """
     from hf_lm.model.pretrained import load_pretrained
-    from hf_lm.planning.hardware import find_machine
+    from hf_lm.planning.hardware import detect_hardware
     from hf_lm.recipe import TrainingRecipe
     from hf_lm.terminal import console
     from hf_lm.tokenizer import load_tokenizer
@@ -193,6 +195,6 @@ def load(
     console.quiet_libraries()
     if not Path(name).is_dir():
         reach_hub()
-    machine = find_machine(TrainingRecipe(device=device))
+    machine = detect_hardware(TrainingRecipe(device=device))
     tokenizer = load_tokenizer(name)
     return load_pretrained(name).to(machine.device), tokenizer

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import CheckpointError, DataError
-from hf_lm.run_dir.directory import LOG, STATUS, RunFolder
+from hf_lm.run_dir.directory import LOG, STATUS, RunDirectory
 from hf_lm.run_dir.lock import holder_of, is_here
 from hf_lm.system.files import size_of
 from hf_lm.terminal.console import duration
@@ -25,10 +25,10 @@ def verify(given: argparse.Namespace) -> None:
         CheckpointError: some are damaged.
     """
     from hf_lm.checkpoints.manifest import verify
-    from hf_lm.checkpoints.store import Checkpoints
+    from hf_lm.checkpoints.store import CheckpointStore
     from hf_lm.terminal.console import show_rows
 
-    checkpoints = Checkpoints(given.run)
+    checkpoints = CheckpointStore(given.run)
     paths = [checkpoints.path(step) for step in checkpoints.steps()]
     found = {path.name: list(verify(path)) for path in paths}
     if not found:
@@ -45,7 +45,7 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
     Raises:
         DataError: there is none in that folder.
     """
-    folder = RunFolder(path)
+    folder = RunDirectory(path)
     if not folder.started:
         raise DataError(f"{path}: holds no run of hf_lm (current folder: {Path.cwd()})")
     rows = list(folder.rows())
@@ -61,7 +61,7 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def state_text(folder: RunFolder) -> str:
+def state_text(folder: RunDirectory) -> str:
     """The state, and whether somebody is at it."""
     status, holder = folder.read(STATUS), holder_of(folder.path)
     state, reason = status["state"], status["reason"]
@@ -83,7 +83,7 @@ def lives(holder: Mapping[str, Any]) -> bool:
     return True
 
 
-def step_text(folder: RunFolder, last: Mapping[str, Any]) -> str:
+def step_text(folder: RunDirectory, last: Mapping[str, Any]) -> str:
     """How far it is, and how long it will take from here."""
     step, total = last.get("step", 0), folder.provenance.get("max_steps")
     text = f"{step:,}" + (f" of {total:,}" if total else "")
@@ -111,7 +111,7 @@ def learning_rows(last: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def checkpoints_text(path: Path) -> str:
     """Which there are, unverified."""
-    found = Checkpoints(path)
+    found = CheckpointStore(path)
     steps = found.steps()
     size = sum(size_of(found.path(step)) for step in steps)
     if not steps:

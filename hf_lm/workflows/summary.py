@@ -15,16 +15,15 @@ from hf_lm.terminal import console
 from hf_lm.terminal.console import duration, short, show_rows
 
 if TYPE_CHECKING:
-    from hf_lm.data.blocks.dataset import PartCounts
-    from hf_lm.data.load import Text
-    from hf_lm.planning.hardware import Machine
+    from hf_lm.data.blocks.dataset import SplitCounts
+    from hf_lm.planning.hardware import Hardware
     from hf_lm.planning.kernels import Kernels
     from hf_lm.planning.plan import Plan
     from hf_lm.recipe import Recipe
 
 
 def run_rows(
-    recipe: Recipe, plan: Plan, machine: Machine, kernels: Kernels
+    recipe: Recipe, plan: Plan, machine: Hardware, kernels: Kernels
 ) -> list[tuple[str, str]]:
     """The lines of the plan about the run; those about its text go before them."""
     rates = rate_row(recipe.training, plan.max_steps)
@@ -79,13 +78,13 @@ def show_complete(model: Path) -> None:
 
 
 def text_rows(
-    data: DataRecipe, counts: Mapping[str, PartCounts], *, about: bool = False
+    data: DataRecipe, counts: Mapping[str, SplitCounts], *, about: bool = False
 ) -> list[tuple[str, str]]:
     """The lines of the plan about the text; `about` marks an estimate."""
     mark, uncounted = "about " if about else "", "a stream" if data.streaming else "on the Hub"
     rows = []
-    for part, label in (("train", "text"), ("validation", "held out")):
-        c = counts.get(part)
+    for split, label in (("train", "text"), ("validation", "held out")):
+        c = counts.get(split)
         line = uncounted
         if c:
             padded = f", {c.padded_tokens:,} padded" if c.padded_tokens else ""

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from processes import in_child
 
-from hf_lm.checkpoints.manifest import MANIFEST, REQUIRED, sealed, verify
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.manifest import MANIFEST, REQUIRED, manifest_text, verify
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import CheckpointError, MismatchError
 
 FILES = sorted(REQUIRED)
@@ -27,13 +27,13 @@ CHANGES = ("rename", "fsync", "unlink", "rmdir", "mkdir")  # calls that change w
 def write(folder: Path, step: int, *, limit: int | None = 2, best: int | None = None) -> Path:
     """A checkpoint whose files hold their step."""
     files = {name: lambda path: path.write_text(f"{path.name} {step} " * 99) for name in FILES}
-    found = Checkpoints(folder, limit=limit)
+    found = CheckpointStore(folder, limit=limit)
     return found.write(step, files, best=best)
 
 
 def whole(folder: Path) -> list[int]:
     """Steps whose checkpoints verify; no other may have the name of one."""
-    found = Checkpoints(folder)
+    found = CheckpointStore(folder)
     assert all(not list(verify(found.path(step))) for step in found.steps())
     return found.steps()
 
@@ -129,7 +129,7 @@ def test_t2_a_crash_at_any_call_leaves_the_older_checkpoint(
         code = in_child(crash)
         assert code in (0, 137)
         assert whole(folder)[-1] in (2, 3)
-        Checkpoints(folder).clean()
+        CheckpointStore(folder).remove_leftovers()
         assert {path.name for path in folder.iterdir()} == {
             f"checkpoint-{step}" for step in whole(folder)
         }
@@ -154,7 +154,7 @@ def test_71_73_a_failing_disk_takes_nothing_with_it(kind: int, tmp_path: Path) -
         assert raised in (None, kind)  # some calls are of a clean-up that may fail
         assert whole(folder)[-1] in (2, 3)
         assert len(whole(folder)) >= 2
-        Checkpoints(folder).clean()
+        CheckpointStore(folder).remove_leftovers()
         write(folder, 4)
         assert whole(folder)[-1] == 4
         if disk.calls < number:
@@ -224,7 +224,9 @@ def test_74_78_a_damaged_checkpoint_is_named_and_set_aside(
     said: list[str] = []
     signal.alarm(5)  # a pipe would wait for ever
     try:
-        assert Checkpoints(tmp_path).newest(say=said.append) == tmp_path / "checkpoint-1"
+        assert (
+            CheckpointStore(tmp_path).latest_valid(notify=said.append) == tmp_path / "checkpoint-1"
+        )
     finally:
         signal.alarm(0)
     if (name, damage) == (MANIFEST, "deleted"):  # never was one of ours
@@ -258,7 +260,7 @@ def test_79_a_run_never_starts_over_by_itself(tmp_path: Path) -> None:
         flip(tmp_path / f"checkpoint-{step}" / "state.json", 0.5)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="--fresh") as error:
-            Checkpoints(tmp_path).newest()
+            CheckpointStore(tmp_path).latest_valid()
         assert error.value.exit_code == 3
         assert len(error.value.problems) == 3
         assert "checkpoint-1: state.json is damaged" in error.value.problems[1]
@@ -275,9 +277,9 @@ def test_81_what_is_not_ours_is_neither_read_nor_deleted(tmp_path: Path) -> None
     (tmp_path / "checkpoint-8").symlink_to(tmp_path / "checkpoint-6")
     for step in range(10, 15):
         write(tmp_path, step)
-    found = Checkpoints(tmp_path)
-    found.clean()
-    assert found.newest() == tmp_path / "checkpoint-14"
+    found = CheckpointStore(tmp_path)
+    found.remove_leftovers()
+    assert found.latest_valid() == tmp_path / "checkpoint-14"
     left = {path.name for path in tmp_path.iterdir()} - {"checkpoint-13", "checkpoint-14"}
     assert left == {*others, "checkpoint-5", "checkpoint-6", "checkpoint-8"}
     assert (tmp_path / "checkpoint-6" / "mine").read_text() == "mine"
@@ -305,7 +307,7 @@ def test_t5_rotation_keeps_the_last_and_the_best_whatever_happens(tmp_path: Path
             assert best is None or best in found
             older = [n for n in found if n < step and n != best]
             assert len(older) <= limit
-        Checkpoints(folder).clean()
+        CheckpointStore(folder).remove_leftovers()
         assert all(path.name.startswith("checkpoint-") for path in folder.iterdir())
 
 
@@ -320,7 +322,7 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
         ".hidden.json",
     ):
         with pytest.raises(ValueError, match="name"):
-            Checkpoints(tmp_path).write(1, {name: lambda path: None})
+            CheckpointStore(tmp_path).write(1, {name: lambda path: None})
 
 
 def test_80_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_80_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> No
     for name in ours | others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
-    Checkpoints(tmp_path).clean()
+    CheckpointStore(tmp_path).remove_leftovers()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"} | others
 
 
@@ -339,9 +341,9 @@ def test_84_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path
     (tmp_path / "checkpoint-1").rename(tmp_path / "big-disk")
     (tmp_path / "checkpoint-1").symlink_to(tmp_path / "big-disk")
     with pytest.raises(CheckpointError, match=r"checkpoint-1: is a link; move"):
-        Checkpoints(tmp_path).newest()
+        CheckpointStore(tmp_path).latest_valid()
     write(tmp_path, 2)
-    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-2"
+    assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-2"
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -362,10 +364,10 @@ def test_81_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_p
 def test_t5_a_deletion_that_fails_costs_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stuck(self: Checkpoints, path: Path) -> None:
+    def stuck(self: CheckpointStore, path: Path) -> None:
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Checkpoints, "discard", stuck)
+    monkeypatch.setattr(CheckpointStore, "delete", stuck)
     for step in (1, 2, 3):
         write(tmp_path, step, limit=1)
     assert whole(tmp_path) == [1, 2, 3]
@@ -391,9 +393,9 @@ def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> Non
     path = tmp_path / "checkpoint-2" / MANIFEST
     manifest = {**json.loads(path.read_text()), "format": 2}
     del manifest["sha256"]
-    path.write_text(sealed(manifest))
+    path.write_text(manifest_text(manifest))
     with pytest.raises(MismatchError, match=r"checkpoint-2: is of format 2, .* reads 1; install"):
-        Checkpoints(tmp_path).newest()
+        CheckpointStore(tmp_path).latest_valid()
     assert path.exists()
 
 
@@ -401,7 +403,7 @@ def test_86_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> Non
     write(tmp_path, 1)
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-9")
     said: list[str] = []
-    assert Checkpoints(tmp_path).newest(say=said.append) == tmp_path / "checkpoint-1"
+    assert CheckpointStore(tmp_path).latest_valid(notify=said.append) == tmp_path / "checkpoint-1"
     assert said == ["checkpoint-9 is damaged (manifest.json is of step 1); continuing from step 1"]
 
 
@@ -420,7 +422,7 @@ def test_s4_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_p
 )
 def test_76_a_manifest_that_lists_too_little_is_none(names: list[str], tmp_path: Path) -> None:
     files = {name: lambda path: path.write_text("{}") for name in names}
-    Checkpoints(tmp_path).write(1, files)
+    CheckpointStore(tmp_path).write(1, files)
     assert list(verify(tmp_path / "checkpoint-1"))
 
 
@@ -434,5 +436,5 @@ def test_71_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(
         OSError, match=r"No space.*: a checkpoint needs about .* GB, .* GB are free"
     ):
-        Checkpoints(tmp_path).write(2, {"state.json": full})
+        CheckpointStore(tmp_path).write(2, {"state.json": full})
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"}

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from trainers import stopped, trainer_of
 
-from hf_lm.checkpoints.manifest import MANIFEST, describe, read_manifest, sealed, verify
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.manifest import MANIFEST, file_digest, manifest_text, read_manifest, verify
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import CheckpointError, HfLmError, MismatchError
 
 PICKLES = (
@@ -52,8 +52,8 @@ def seal(checkpoint: Path) -> None:
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     del manifest["sha256"]
     names = [path.name for path in checkpoint.iterdir() if path.name != MANIFEST]
-    manifest["files"] = {name: describe(checkpoint / name) for name in names}
-    (checkpoint / MANIFEST).write_text(sealed(manifest))
+    manifest["files"] = {name: file_digest(checkpoint / name) for name in names}
+    (checkpoint / MANIFEST).write_text(manifest_text(manifest))
 
 
 class Canary:
@@ -68,7 +68,7 @@ class Canary:
 
 def test_what_is_crafted_well_is_read(crafted: Callable[..., Path]) -> None:
     checkpoint = crafted()
-    assert Checkpoints(checkpoint.parent).newest() == checkpoint
+    assert CheckpointStore(checkpoint.parent).latest_valid() == checkpoint
     trainer = trainer_of(checkpoint.parent, {})
     trainer.train_from(checkpoint)
     assert trainer.state.global_step == 9
@@ -85,7 +85,7 @@ def test_s3_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
             seal(checkpoint)
         assert list(verify(checkpoint))
         with pytest.raises(CheckpointError):
-            Checkpoints(checkpoint.parent).newest()
+            CheckpointStore(checkpoint.parent).latest_valid()
     assert not (tmp_path / "canary").exists()
 
 
@@ -97,7 +97,9 @@ def test_s3_a_pickle_under_a_name_of_ours_is_not_run(
     (checkpoint / name).write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
     seal(checkpoint)
     with pytest.raises(CheckpointError, match=r"checkpoint-3: was not written by hf_lm"):
-        trainer_of(checkpoint.parent, {}).train_from(Checkpoints(checkpoint.parent).newest())
+        trainer_of(checkpoint.parent, {}).train_from(
+            CheckpointStore(checkpoint.parent).latest_valid()
+        )
     assert not (tmp_path / "canary").exists()
 
 
@@ -129,7 +131,7 @@ def test_s4_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., 
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     del manifest["sha256"]
     manifest["files"][name] = {"size": 0, "sha256": ""}
-    (checkpoint / MANIFEST).write_text(sealed(manifest))
+    (checkpoint / MANIFEST).write_text(manifest_text(manifest))
     assert read_manifest(checkpoint) is None
 
 
@@ -190,7 +192,7 @@ def test_77_s5_a_state_that_was_not_written_by_us_is_one_line(
     checkpoint = crafted(name, **changes)
     trainer = trainer_of(checkpoint.parent, {"early_stopping_patience": 3, "eval_steps": 3})
     with pytest.raises(HfLmError, match=r"checkpoint-3: ") as caught:
-        trainer.train_from(Checkpoints(checkpoint.parent).newest())
+        trainer.train_from(CheckpointStore(checkpoint.parent).latest_valid())
     assert caught.value.exit_code in (CheckpointError.exit_code, MismatchError.exit_code)
     assert len(caught.value.problems) == 1
 

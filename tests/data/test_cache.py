@@ -31,7 +31,7 @@ def prepared(path: Path) -> list[list[int]]:
     text = load_documents(recipe.data, find_corpus(recipe.data))
     tokenizer = build_tokenizer(recipe.tokenizer, text.documents)
     blocks = load_blocks(recipe.data, text, tokenizer, seed=0)
-    return [row["input_ids"].tolist() for row in blocks.parts["train"]]
+    return [row["input_ids"].tolist() for row in blocks.splits["train"]]
 
 
 def builds() -> set[str]:
@@ -183,10 +183,13 @@ def test_a_scan_is_kept_for_the_next_run(write_recipe: Callable[..., Path]) -> N
     recipe = load_recipe(write_recipe())
     corpus = find_corpus(recipe.data)
     first = scan_documents(recipe.data, corpus, keep=True)
-    told: list[int] = []
+    safe_error_message: list[int] = []
     again = scan_documents(
-        recipe.data, corpus, keep=True, report=lambda documents, _: told.append(documents)
+        recipe.data,
+        corpus,
+        keep=True,
+        report=lambda documents, _: safe_error_message.append(documents),
     )
     assert again == first == scan_documents(recipe.data, corpus)
-    assert told == []
+    assert safe_error_message == []
     assert json.loads(next(cache_root().rglob("scan.json")).read_text())["documents"] > 9

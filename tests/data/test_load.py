@@ -37,8 +37,8 @@ TEXTS = st.lists(
 def ids_of(tokenizer: Any, texts: list[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """The ids of some documents, end to end, and the place behind each one's last."""
     tokenize = Tokenize(tokenizer, **{"append_eos": True, **options})
-    portion = tokenize({"text": texts})
-    return portion["input_ids"], portion["ends"]
+    batch = tokenize({"text": texts})
+    return batch["input_ids"], batch["ends"]
 
 
 def added(grouper: Any, ids: np.ndarray, ends: np.ndarray, *, portions: int) -> np.ndarray:
@@ -100,12 +100,12 @@ def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
     data = DataRecipe(grouping="best_fit")
     row = {"input_ids": np.array([0, 5, 0, 6, 0, 0, 0], np.uint16), "number": 3}
     targets = {
-        part: make_collate(data, tokenizer, part=part)([row])["shift_labels"].tolist()
-        for part in ("train", "validation")
+        split: make_collate(data, tokenizer, split=split)([row])["shift_labels"].tolist()
+        for split in ("train", "validation")
     }
     assert targets["train"] == [[5, 0, 6, 0, -100, -100]]
     assert targets["validation"] == [[5, 0, 6, 0, 0, 0]]
-    plain = make_collate(DataRecipe(), tokenizer, part="train")([row])
+    plain = make_collate(DataRecipe(), tokenizer, split="train")([row])
     assert plain["shift_labels"].tolist() == targets["validation"]
 
 
@@ -147,9 +147,9 @@ def prepared(path: Path) -> Blocks:
     return load_blocks(recipe.data, text, tokenizer, seed=recipe.seed)
 
 
-def ids(blocks: Blocks, part: str = "train") -> list[list[int]]:
+def ids(blocks: Blocks, split: str = "train") -> list[list[int]]:
     """All blocks of a part."""
-    return [row["input_ids"].tolist() for row in blocks.parts[part]]
+    return [row["input_ids"].tolist() for row in blocks.splits[split]]
 
 
 @pytest.mark.parametrize("kind", ["concat", "best_fit"])
@@ -162,13 +162,13 @@ def test_the_counts_are_those_of_the_text(
     documents = load_documents(recipe.data, find_corpus(recipe.data)).documents
     tokenizer = build_tokenizer(recipe.tokenizer, documents)
     blocks = prepared(path)
-    for part, counts in blocks.counts.items():
-        texts = [row["text"] for row in documents[part]]
+    for split, counts in blocks.counts.items():
+        texts = [row["text"] for row in documents[split]]
         assert counts.documents == len(texts)
         assert counts.bytes == sum(len(text.encode()) for text in texts)
         assert counts.tokens == len(ids_of(tokenizer, texts)[0])
-        assert counts.blocks == len(blocks.parts[part])
-        if kind == "best_fit" and part == "train":
+        assert counts.blocks == len(blocks.splits[split])
+        if kind == "best_fit" and split == "train":
             assert 0 < counts.padded_tokens < 0.1 * counts.tokens
             assert counts.tokens + counts.padded_tokens == counts.blocks * 16
         else:

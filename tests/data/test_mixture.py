@@ -108,10 +108,12 @@ def test_the_sampler_of_a_recipe_gives_the_shares_of_its_weights(
     path = write_recipe(**write_mixture(tmp_path, repeated(60)))
     blocks, tokenizer = mixture(path)
     order = list(blocks.sampler)[:2_000]
-    texts = [tokenizer.decode(blocks.parts["train"][place]["input_ids"]) for place in order]
+    texts = [tokenizer.decode(blocks.splits["train"][place]["input_ids"]) for place in order]
     share = sum(text.count("a") > text.count("b") for text in texts) / len(texts)
     assert abs(share - 0.75) < 0.01
-    assert blocks.counts["train"].blocks == len(blocks.parts["train"])
-    held_out = "".join(tokenizer.decode(row["input_ids"]) for row in blocks.parts["validation"])
-    assert "aaaa" in held_out
-    assert "bbbb" in held_out
+    assert blocks.counts["train"].blocks == len(blocks.splits["train"])
+    num_validation_blocks = "".join(
+        tokenizer.decode(row["input_ids"]) for row in blocks.splits["validation"]
+    )
+    assert "aaaa" in num_validation_blocks
+    assert "bbbb" in num_validation_blocks

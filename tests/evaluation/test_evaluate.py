@@ -18,12 +18,12 @@ from hf_lm.data.collator import collate, make_collate
 from hf_lm.data.load import load_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.evaluation import evaluate as evaluation
-from hf_lm.evaluation.evaluate import measure
-from hf_lm.evaluation.generate import continued, prompt_ids, sample
+from hf_lm.evaluation.evaluate import evaluate
+from hf_lm.evaluation.generate import continued, generate_samples, prompt_ids
 from hf_lm.evaluation.metrics import averages, metric_class
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
-from hf_lm.model.loss import IGNORED
+from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import EvaluationRecipe, ModelRecipe, load_recipe
 from hf_lm.tokenizer import token_bytes
 
@@ -46,7 +46,7 @@ def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary() -> 
     model = network()
     with torch.no_grad():
         model.transformer.wte.weight.zero_()
-    found = measure(
+    found = evaluate(
         model,
         random_blocks(),
         EvaluationRecipe(),
@@ -64,11 +64,11 @@ def test_what_is_not_predicted_counts_in_no_figure() -> None:
     def second_half(rows: Any) -> dict[str, torch.Tensor]:
         """A batch whose first targets are left out."""
         batch = collate(rows)
-        batch["shift_labels"][:, : T // 2] = IGNORED
+        batch["shift_labels"][:, : T // 2] = IGNORE_INDEX
         return batch
 
     model, blocks, table = network(), random_blocks(), np.arange(1, V + 1)
-    found = measure(model, blocks, EvaluationRecipe(), collate=second_half, token_bytes=table)
+    found = evaluate(model, blocks, EvaluationRecipe(), collate=second_half, token_bytes=table)
     ids = torch.tensor(np.stack(blocks["input_ids"]).astype(np.int64))
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[:, T // 2 :]
@@ -83,7 +83,7 @@ def test_no_figure_depends_on_the_batch_size_or_the_order_of_processes() -> None
     model, blocks = network(), random_blocks()
     table = np.arange(V)
     found = [
-        measure(
+        evaluate(
             model, blocks, EvaluationRecipe(batch_size=size), collate=collate, token_bytes=table
         )
         for size in (1, 3, 7, 16)
@@ -109,7 +109,7 @@ def test_a_batch_is_bounded_by_its_tokens_and_by_its_logits(
     monkeypatch.setattr(evaluation, "BATCH_TOKENS", tokens)
     monkeypatch.setitem(evaluation.LOGIT_BYTES, "cpu", logits)
     table = np.ones(V, dtype=np.int64)
-    measure(network(), random_blocks(), EvaluationRecipe(), collate=watched, token_bytes=table)
+    evaluate(network(), random_blocks(), EvaluationRecipe(), collate=watched, token_bytes=table)
     assert sizes == expected
 
 
@@ -117,8 +117,8 @@ def test_only_the_first_blocks_are_scored_on_request() -> None:
     model, blocks = network(), random_blocks()
     first = blocks.select(range(3))
     options = {"collate": collate, "token_bytes": np.ones(V, dtype=np.int64)}
-    some = measure(model, blocks, EvaluationRecipe(max_blocks=3), **options)
-    assert some == measure(model, first, EvaluationRecipe(), **options)
+    some = evaluate(model, blocks, EvaluationRecipe(max_blocks=3), **options)
+    assert some == evaluate(model, first, EvaluationRecipe(), **options)
 
 
 def independent(folder: Path, *, batch: int) -> dict[str, float]:
@@ -170,13 +170,13 @@ def test_measuring_the_saved_model_gives_the_reported_figures(tiny_run: Path) ->
     recipe = load_recipe(tiny_run / "recipe.json")
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     documents = load_documents(recipe.data, find_corpus(recipe.data)).documents
-    parts, _ = blocks_in_memory(documents, tokenizer, recipe.data)
+    splits, _ = blocks_in_memory(documents, tokenizer, recipe.data)
     for size in (1, 3, 16):
-        found = measure(
+        found = evaluate(
             AutoModelForCausalLM.from_pretrained(tiny_run / "model"),
-            parts["validation"],
+            splits["validation"],
             recipe.evaluation.model_copy(update={"batch_size": size}),
-            collate=make_collate(recipe.data, tokenizer, part="validation"),
+            collate=make_collate(recipe.data, tokenizer, split="validation"),
             token_bytes=token_bytes(tokenizer),
         )
         for name, value in found.items():
@@ -206,11 +206,11 @@ def test_samples_repeat_and_leave_no_trace(tiny_run: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     before = torch.random.get_rng_state()
     options = {"max_new_tokens": 6, "temperature": 1.0}
-    first = sample(model, tokenizer, ["The ", ""], **options)
+    first = generate_samples(model, tokenizer, ["The ", ""], **options)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert model.training
-    assert first == sample(model, tokenizer, ["The ", ""], **options)
-    assert first != sample(model, tokenizer, ["The ", ""], **options, seed=1)
+    assert first == generate_samples(model, tokenizer, ["The ", ""], **options)
+    assert first != generate_samples(model, tokenizer, ["The ", ""], **options, seed=1)
     assert [piece["prompt"] for piece in first] == ["The ", ""]
 
 
@@ -221,7 +221,7 @@ def test_a_sample_is_what_a_prompt_without_a_cache_would_give(tiny_run: Path) ->
     for _ in range(4):
         with torch.no_grad():
             ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
-    greedy = sample(model, tokenizer, ["A run"], max_new_tokens=4, temperature=0)
+    greedy = generate_samples(model, tokenizer, ["A run"], max_new_tokens=4, temperature=0)
     assert greedy[0]["text"] == tokenizer.decode(ids[-4:], skip_special_tokens=True)
 
 

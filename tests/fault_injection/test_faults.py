@@ -128,8 +128,12 @@ class Bench:
     def go_on(self, server: Server, case: dict[str, Any], hit: str, *, rows: bool) -> list[str]:
         """The same command again, without a fault; what is wrong before and behind it."""
         folder = Path(case["folder"])
-        told = Path(case["prints"][0]).read_text() if Path(case["prints"][0]).exists() else ""
-        unsaved = set(re.findall(r"(checkpoint-\d+) was not written, checkpoint-\d+ was", told))
+        safe_error_message = (
+            Path(case["prints"][0]).read_text() if Path(case["prints"][0]).exists() else ""
+        )
+        unsaved = set(
+            re.findall(r"(checkpoint-\d+) was not written, checkpoint-\d+ was", safe_error_message)
+        )
         wrong = unverified(folder, hit)
         again = server.run({**case, "level": "none"})
         if again.code:

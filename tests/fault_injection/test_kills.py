@@ -7,7 +7,7 @@ import pytest
 from harness import Left, campaign, problems, run_of
 
 from hf_lm.checkpoints.manifest import REQUIRED
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def test_t3_89_90_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path:
 def test_a_signal_answers_for_the_steps_of_its_own_start_alone(again: bool, tmp_path: Path) -> None:
     """Of what an earlier kill has cost, nothing is taken back before a start trains."""
     run = run_of(tmp_path, "run", "prepared", tmp_path)
-    Checkpoints(run.folder).write(1, dict.fromkeys(REQUIRED, Path.touch))
+    CheckpointStore(run.folder).write(1, dict.fromkeys(REQUIRED, Path.touch))
     (run.folder / "status.json").write_text('{"state": "stopped", "reason": ""}')
     log = run.folder / "log.jsonl"
     log.write_text("".join(f'{{"step": {step}, "seconds": 0.5}}\n' for step in (1, 2, 3)))

@@ -105,7 +105,7 @@ def rank_that_is_missed(recipe: Path, pids: Path) -> None:
     """The same, but the second one is killed before the two have found each other."""
     from hf_lm.workflows import train as fit
 
-    find = fit.newest
+    find = fit.latest_valid
 
     def missed(*args: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
@@ -113,7 +113,7 @@ def rank_that_is_missed(recipe: Path, pids: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return find(*args, **options)
 
-    fit.newest = missed
+    fit.latest_valid = missed
     rank(recipe, pids)
 
 
@@ -167,7 +167,7 @@ def strike(process: Any, run: Run, order: list[tuple[int, float]], number: int) 
                 os.kill(pid, number)
 
 
-def settle(process: Any, run: Run, seconds: float) -> list[str]:
+def settle_processes(process: Any, run: Run, seconds: float) -> list[str]:
     """What did not end in time, which is then made to tell where it stands, and killed."""
     began, found = time.monotonic(), []
     pids = pids_of(run)
@@ -198,7 +198,7 @@ def struck(run: Run, targets: tuple[int, ...], number: int, chance: random.Rando
     done = process.exitcode is not None or not left  # to kill what has ended is no kill
     order = [(who, chance.uniform(0, SKEW) if i else 0.0) for i, who in enumerate(targets)]
     strike(process, run, order, number)
-    found = settle(process, run, limit)
+    found = settle_processes(process, run, limit)
     path = run.folder / f"checkpoint-{newest(run.folder)}"
     taken = max((row["step"] for row in rows_of(run.folder)), default=0)
     if path.exists():
@@ -243,13 +243,13 @@ def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
     number: signal.Signals, who: str, expected: tuple[Path, Whole]
 ) -> None:
     """A SIGTERM ends all at one step, behind which nothing is lost."""
-    base, undisturbed = expected
+    base, evaluation_mode = expected
     limit = GONE if number == signal.SIGKILL else LIMIT
     for seed in range(SEED, SEED + SIGNALS):
         run = run_of(base, f"{number.name}-{who}-{seed}".replace(" ", "-"))
         chance = random.Random(f"{number.name} {who} {seed}")
-        found = struck(run, TARGETS[who], number, chance, undisturbed.seconds, limit)
-        found += completed(run, undisturbed)
+        found = struck(run, TARGETS[who], number, chance, evaluation_mode.seconds, limit)
+        found += completed(run, evaluation_mode)
         assert not found, f"seed {seed}: " + "\n".join(found)
 
 
@@ -259,7 +259,7 @@ def test_t11_93_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> No
     process = run.start()
     assert wait_until(lambda: len(pids_of(run)) == 2)
     assert wait_until(lambda: not alive(pids_of(run)[1])), run.tail()
-    assert not settle(process, run, GONE), run.tail()
+    assert not settle_processes(process, run, GONE), run.tail()
     assert process.exitcode == 1
 
 
@@ -286,7 +286,7 @@ def test_t8_99_what_is_infinite_on_one_process_ends_all_before_the_step(
     run = Run(two_ranks, (*run.arguments, entry), run.folder, run.home)
     process = run.start()
     assert wait_until(lambda: len(rows_of(run.folder)) >= 5, seconds=LIMIT), run.tail()
-    assert not settle(process, run, GONE), run.tail()
+    assert not settle_processes(process, run, GONE), run.tail()
     assert process.exitcode == 1
     status = json.loads((run.folder / "status.json").read_text())
     assert status["state"] == "failed"

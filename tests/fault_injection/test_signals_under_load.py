@@ -61,15 +61,15 @@ def behind_the_last_look(recipe: Path) -> None:
     from hf_lm import run
     from hf_lm.training.resumable_trainer import ResumableTrainer
 
-    agree = ResumableTrainer.agree
+    all_reduce_max = ResumableTrainer.all_reduce_max
 
     def late(self: ResumableTrainer, number: int) -> int:
-        found = agree(self, number)
+        found = all_reduce_max(self, number)
         if sys._getframe(1).f_code.co_name == "train_from":
             send()
         return found
 
-    ResumableTrainer.agree = late
+    ResumableTrainer.all_reduce_max = late
     sys.exit(run.main([str(recipe)]))
 
 

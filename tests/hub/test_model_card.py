@@ -11,7 +11,7 @@ import yaml
 from hf_lm.hub.markdown import code, fenced, plain
 from hf_lm.hub.model_card import write_card
 from hf_lm.recipe import make_recipe
-from hf_lm.recipe.strict_json import read_tree
+from hf_lm.recipe.strict_json import read_raw
 from recipes import TINY, merged
 
 PROVENANCE = {
@@ -151,7 +151,7 @@ def test_the_page_shows_what_was_measured_and_how_to_go_on(tmp_path: Path) -> No
 def test_the_recipe_is_whole_and_reads_back_without_its_owners_paths(tmp_path: Path) -> None:
     text = card(tmp_path, {"data.source": "corpus.txt"})
     block = re.findall(r"```json\n(.*?)\n```", text, flags=re.DOTALL)[-1]
-    published = read_tree(tmp_path / "recipe.json")
+    published = read_raw(tmp_path / "recipe.json")
     assert json.loads(block) == published
     assert published["data"]["source"] == "corpus.txt"
     assert not {"output_dir", "hub", "$schema"} & published.keys()

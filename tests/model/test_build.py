@@ -12,7 +12,7 @@ import torch
 
 from hf_lm.errors import RecipeError
 from hf_lm.model.attention import FUSED, PLAIN
-from hf_lm.model.build import blocks_of, build_model, compile_blocks
+from hf_lm.model.build import build_model, compile_blocks, transformer_blocks
 from hf_lm.model.config import FAMILIES, Vocabulary
 from hf_lm.model.pretrained import load_pretrained, save_model
 from hf_lm.recipe import ModelRecipe, TokenizerRecipe, TrainTokenizer
@@ -86,13 +86,13 @@ def test_compiled_blocks_give_the_same_logits() -> None:
     ids = torch.randint(0, 97, (2, 8))
     with torch.no_grad():
         before = model(ids).logits
-        for block in blocks_of(model):
+        for block in transformer_blocks(model):
             block.compile(backend="eager")  # what is compiled is tested here, not the compiler
         torch.testing.assert_close(model(ids).logits, before)
     names = list(model.state_dict())
     compile_blocks(model)
     assert list(model.state_dict()) == names
-    assert len(blocks_of(model)) == 4
+    assert len(transformer_blocks(model)) == 4
 
 
 def saved(family: str, folder: Path) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 from hf_lm.model.config import MODERN, GPTConfig
 
-NUMBERS: dict[str, Any] = {
+STATE_JSON: dict[str, Any] = {
     "vocab_size": 100,
     "n_positions": 64,
     "n_embd": 48,
@@ -19,7 +19,7 @@ NUMBERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("family", ["gpt2", *MODERN])
 def test_every_family_speaks_the_same_words(family: str) -> None:
-    native = GPTConfig(**NUMBERS, family=family, dropout=0.25).to_native()
+    native = GPTConfig(**STATE_JSON, family=family, dropout=0.25).to_native()
     assert native.model_type == family
     assert type(native).__module__.startswith("transformers.")
     assert native.num_hidden_layers == 3
@@ -35,21 +35,21 @@ def test_every_family_speaks_the_same_words(family: str) -> None:
 
 @pytest.mark.parametrize("family", MODERN)
 def test_modern_families_have_whole_heads_and_no_shared_ones(family: str) -> None:
-    native = GPTConfig(**NUMBERS, family=family).to_native()
+    native = GPTConfig(**STATE_JSON, family=family).to_native()
     assert native.head_dim == 12
     assert native.num_key_value_heads == 4
 
 
 def test_a_gated_mlp_is_two_thirds_as_wide() -> None:
-    assert GPTConfig(**NUMBERS).inner == 192
-    assert GPTConfig(**NUMBERS, family="qwen3").inner == 128
-    assert GPTConfig(**NUMBERS, family="arcee").inner == 192
-    assert GPTConfig(**NUMBERS, family="qwen3", n_inner=77).inner == 77
+    assert GPTConfig(**STATE_JSON).inner == 192
+    assert GPTConfig(**STATE_JSON, family="qwen3").inner == 128
+    assert GPTConfig(**STATE_JSON, family="arcee").inner == 192
+    assert GPTConfig(**STATE_JSON, family="qwen3", n_inner=77).inner == 77
 
 
 def test_the_vocabulary_is_padded_on_request() -> None:
-    assert GPTConfig(**NUMBERS).vocab_size == 100
-    assert GPTConfig(**NUMBERS, pad_vocab_to_multiple_of=64).to_native().vocab_size == 128
+    assert GPTConfig(**STATE_JSON).vocab_size == 100
+    assert GPTConfig(**STATE_JSON, pad_vocab_to_multiple_of=64).to_native().vocab_size == 128
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_the_vocabulary_is_padded_on_request() -> None:
 )
 def test_wrong_numbers_are_refused(change: dict[str, Any], rule: str) -> None:
     with pytest.raises(Exception, match=rule):
-        GPTConfig(**{**NUMBERS, **change})
+        GPTConfig(**{**STATE_JSON, **change})

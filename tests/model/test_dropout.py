@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_lm.model.build import build_model
 from hf_lm.model.config import FAMILIES, Vocabulary
-from hf_lm.model.dropout import Dropout, dropout, use_cheap_dropout
+from hf_lm.model.dropout import Dropout, dropout, replace_dropout
 from hf_lm.recipe import ModelRecipe
 
 
@@ -46,7 +46,7 @@ def test_every_dropout_of_a_model_is_replaced_and_nothing_else(family: str) -> N
     network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16, dropout=0.25)
     model = build_model(network, Vocabulary(50, 0, 0), block_size=8)
     names = list(model.state_dict())
-    use_cheap_dropout(model)
+    replace_dropout(model)
     found: list[Any] = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     assert {(type(m), m.p) for m in found} <= {(Dropout, 0.25)}
     assert len(found) == (7 if family == "gpt2" else 0)

@@ -11,7 +11,7 @@ from hf_lm.model import loss
 from hf_lm.model.attention import PLAIN
 from hf_lm.model.build import build_model
 from hf_lm.model.config import FAMILIES, Vocabulary
-from hf_lm.model.loss import IGNORED, mean_loss
+from hf_lm.model.loss import IGNORE_INDEX, mean_loss
 from hf_lm.recipe import ModelRecipe
 
 N, E, V = 23, 12, 37
@@ -29,7 +29,7 @@ def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden = torch.randn(N, E, generator=chance, requires_grad=True)
     weight = torch.randn(V, E, generator=chance, requires_grad=True)
     targets = torch.randint(0, V, (N,), generator=chance)
-    targets[[3, 11]] = IGNORED
+    targets[[3, 11]] = IGNORE_INDEX
     return hidden, weight, targets
 
 
@@ -55,7 +55,7 @@ def test_bf16_products_keep_an_fp32_loss() -> None:
         found = mean_loss(hidden, weight, targets)
     assert found.dtype == torch.float32
     rounded = functional.cross_entropy(
-        (hidden.bfloat16() @ weight.bfloat16().T).float(), targets, ignore_index=IGNORED
+        (hidden.bfloat16() @ weight.bfloat16().T).float(), targets, ignore_index=IGNORE_INDEX
     )
     torch.testing.assert_close(found, rounded, rtol=1e-6, atol=0)
     torch.testing.assert_close(found, exact, rtol=1e-2, atol=0)

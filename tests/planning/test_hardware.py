@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lm.planning import hardware as machine
-from hf_lm.planning.hardware import find_machine, peak_memory
+from hf_lm.planning.hardware import detect_hardware, peak_memory
 from hf_lm.recipe import TrainingRecipe
 
 
@@ -23,20 +23,20 @@ def _no_cuda(monkeypatch: Any) -> Any:
 
 def test_31_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
     monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
-    assert find_machine(TrainingRecipe()).missing == ()
+    assert detect_hardware(TrainingRecipe()).unmet_requirements == ()
     for keys, rule in (
         ({"device": "cuda"}, 'device = "cuda": no CUDA device was found; use "auto"'),
         ({"precision": "fp16"}, 'precision = "fp16": needs a CUDA device; use "auto" or "fp32"'),
         ({"precision": "bf16"}, 'precision = "bf16": this processor only emulates it, '),
     ):
-        (line,) = find_machine(TrainingRecipe(**keys)).missing
+        (line,) = detect_hardware(TrainingRecipe(**keys)).unmet_requirements
         assert line.startswith(f"training.{rule}")
 
 
 def test_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch: Any) -> None:
     for able, chosen in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(machine, "computes_bf16", lambda kind, able=able: able)
-        assert find_machine(TrainingRecipe()).precision == chosen
+        assert detect_hardware(TrainingRecipe()).precision == chosen
 
 
 def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeypatch: Any) -> None:
@@ -44,20 +44,20 @@ def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     torch.set_num_threads(1)
-    assert find_machine(TrainingRecipe()).threads == 2
+    assert detect_hardware(TrainingRecipe()).threads == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert find_machine(TrainingRecipe()).threads == 1
+    assert detect_hardware(TrainingRecipe()).threads == 1
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     torch.set_num_threads(1)
-    assert find_machine(TrainingRecipe()).threads == 1
+    assert detect_hardware(TrainingRecipe()).threads == 1
 
 
 def test_a_process_knows_its_place(monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
-    found = find_machine(TrainingRecipe())
-    assert found.share() == {"rank": 3, "world_size": 4}
+    found = detect_hardware(TrainingRecipe())
+    assert found.shard() == {"rank": 3, "world_size": 4}
     assert not found.is_main
     assert found.arguments()["use_cpu"] is True
     assert found.peak_flops > 4e8  # measured, of four processes
@@ -65,7 +65,7 @@ def test_a_process_knows_its_place(monkeypatch: Any) -> None:
 
 
 def test_memory_is_counted_in_bytes() -> None:
-    assert find_machine(TrainingRecipe()).memory > 10**8
+    assert detect_hardware(TrainingRecipe()).memory > 10**8
     assert peak_memory("cpu") > 10**7
 
 
@@ -104,6 +104,6 @@ def test_what_was_freed_before_is_given_back_and_what_is_freed_then_is_kept() ->
 
 @pytest.mark.gpu
 def test_a_gpu_is_found_with_its_peak() -> None:
-    found = find_machine(TrainingRecipe())
+    found = detect_hardware(TrainingRecipe())
     assert found.device == "cuda"
     assert found.precision == "bf16"

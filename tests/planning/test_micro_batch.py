@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from hf_lm import run
-from hf_lm.data.blocks.dataset import PartCounts
+from hf_lm.data.blocks.dataset import SplitCounts
 from hf_lm.errors import RecipeError
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
 from hf_lm.planning import micro_batch
-from hf_lm.planning.hardware import find_machine
+from hf_lm.planning.hardware import detect_hardware
 from hf_lm.planning.micro_batch import find_micro_batch
 from hf_lm.recipe import ModelRecipe, load_recipe
-from hf_lm.run_dir.directory import RunFolder
+from hf_lm.run_dir.directory import RunDirectory
 
 T = 4
 SIZES = [12, 6, 4, 3, 2, 1]
@@ -47,23 +47,32 @@ def tried(monkeypatch: pytest.MonkeyPatch, room: int, **options: Any) -> Tried:
         return forward(**batch)
 
     monkeypatch.setattr(model, "forward", limited)
-    given = {"block_size": T, "dtype": torch.float32, "held": 8, "recompute": False}
+    given = {
+        "block_size": T,
+        "dtype": torch.float32,
+        "other_memory": 8,
+        "activation_checkpointing": False,
+    }
     return Tried(find_micro_batch(model, SIZES, **{**given, **options}), sizes, states, model)
 
 
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("activation_checkpointing", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_largest_that_fits_is_taken(
-    monkeypatch: pytest.MonkeyPatch, recompute: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, activation_checkpointing: bool, dtype: torch.dtype
 ) -> None:
-    found, sizes, states, model = tried(monkeypatch, 4, recompute=recompute, dtype=dtype)
+    found, sizes, states, model = tried(
+        monkeypatch, 4, activation_checkpointing=activation_checkpointing, dtype=dtype
+    )
     assert (found, sizes) == (4, [12, 6, 4])
-    assert states == {(True, recompute, dtype == torch.bfloat16)}  # as it will be trained
+    assert states == {
+        (True, activation_checkpointing, dtype == torch.bfloat16)
+    }  # as it will be trained
     assert all(weight.grad is None for weight in model.parameters())
     assert not model.is_activation_checkpointing
 
 
-@pytest.mark.parametrize("options", [{"room": 0}, {"room": 12, "held": 2**60}])
+@pytest.mark.parametrize("options", [{"room": 0}, {"room": 12, "other_memory": 2**60}])
 def test_a_gpu_too_small_for_one_block_is_named(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
 ) -> None:
@@ -94,22 +103,22 @@ def test_a_gpu_is_tried_unless_an_earlier_part_of_the_run_has_found_what_still_f
         return 2
 
     monkeypatch.setattr(micro_batch, "find_micro_batch", find)
-    gpu = replace(find_machine(recipe.training), device="cuda", precision="bf16", memory=10**9)
-    folder = RunFolder(recipe.folder)
+    gpu = replace(detect_hardware(recipe.training), device="cuda", precision="bf16", memory=10**9)
+    folder = RunDirectory(recipe.folder)
     if earlier:
         folder.path.mkdir()
         folder.write("provenance.json", {"micro_batch_size": earlier})
     model, plan, _ = run.make_planned(
-        recipe, Vocabulary(320, 0, 0), gpu, {"train": PartCounts(blocks=100)}, folder
+        recipe, Vocabulary(320, 0, 0), gpu, {"train": SplitCounts(blocks=100)}, folder
     )
     assert (plan.micro_batch_size, plan.accumulation) == (found, 4 // found)
     state = 8 * sum(weight.numel() for weight in model.parameters() if weight.ndim != 2)
     assert given == {} if earlier == 1 else given["sizes"] == [4, 2, 1]
     if given:
         assert given["dtype"] == torch.bfloat16
-        assert given["recompute"]
+        assert given["activation_checkpointing"]
         assert given["block_size"] == 16
-        assert given["held"] >= state + 0.05 * 10**9
+        assert given["other_memory"] >= state + 0.05 * 10**9
 
 
 def test_a_continued_run_keeps_its_micro_batch(
@@ -119,7 +128,7 @@ def test_a_continued_run_keeps_its_micro_batch(
     auto = {"training.micro_batch_size": "auto", "training.tokens_per_step": 64}
     path = write_recipe(**{**auto, "training.max_steps": 2})
     run.train(load_recipe(path))
-    folder = RunFolder(load_recipe(path).folder)
+    folder = RunDirectory(load_recipe(path).folder)
     before = folder.micro_batch_size
     assert before == 64 // load_recipe(path).data.block_size
 
@@ -135,7 +144,12 @@ def test_a_gpu_is_filled_and_not_overrun() -> None:
         ModelRecipe(n_layer=2, n_head=2, n_embd=128), Vocabulary(50_257, 0, 0), block_size=1024
     )
     sizes = [2**n for n in range(14, -1, -1)]
-    given = {"block_size": 1024, "dtype": torch.bfloat16, "held": 10**9, "recompute": False}
+    given = {
+        "block_size": 1024,
+        "dtype": torch.bfloat16,
+        "other_memory": 10**9,
+        "activation_checkpointing": False,
+    }
     found = find_micro_batch(model, sizes, **given)
     assert 1 < found < sizes[0]
     assert torch.cuda.memory_allocated() < 10**9  # nothing of the trial is left

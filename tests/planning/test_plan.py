@@ -15,7 +15,7 @@ from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import RecipeError
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
-from hf_lm.planning.costs import describe_network, flops_per_token
+from hf_lm.planning.costs import describe_model, flops_per_token
 from hf_lm.planning.plan import make_plan, readable
 from hf_lm.recipe import ModelRecipe, TrainingRecipe, load_recipe
 from hf_lm.workflows.check import check
@@ -30,11 +30,11 @@ def plan(
     recipe = TrainingRecipe.model_validate_json(
         json.dumps({"tokens_per_step": 512, "optimizer": "adamw", **keys})
     )
-    network = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
-    model = build_model(network, Vocabulary(50, 0, 0), block_size=16, meta=True)
+    model_size = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
+    model = build_model(model_size, Vocabulary(50, 0, 0), block_size=16, meta=True)
     return make_plan(
         recipe,
-        describe_network(model),
+        describe_model(model),
         block_size=16,
         train_blocks=blocks,
         world_size=world_size,
@@ -44,17 +44,17 @@ def plan(
 
 def test_gpt2_small_has_its_published_size_and_cost() -> None:
     model = build_model(GPT2, Vocabulary(50257, 50256, 50256), block_size=1024, meta=True)
-    network = describe_network(model)
-    assert network.parameters == 124_439_808
+    model_size = describe_model(model)
+    assert model_size.parameters == 124_439_808
     # 6·(85 M of blocks + 38.6 M of output matrix) and attention over 512 tokens on average
-    assert flops_per_token(network, 1024) == pytest.approx(7.98e8, rel=0.01)
+    assert flops_per_token(model_size, 1024) == pytest.approx(7.98e8, rel=0.01)
 
 
 def test_an_untied_output_matrix_is_counted_once() -> None:
     tied = build_model(GPT2, Vocabulary(1000, 0, 0), block_size=8, meta=True)
     untied_recipe = GPT2.model_copy(update={"tie_word_embeddings": False})
     untied = build_model(untied_recipe, Vocabulary(1000, 0, 0), block_size=8, meta=True)
-    both = describe_network(tied), describe_network(untied)
+    both = describe_model(tied), describe_model(untied)
     assert both[0].matrix_parameters == both[1].matrix_parameters
     assert both[1].parameters - both[0].parameters == 1000 * 768
 
@@ -100,8 +100,8 @@ def test_16_57_what_cannot_be_done_is_refused_with_numbers(keys: dict[str, Any],
 
 
 def test_36_a_network_that_does_not_fit_is_named_with_numbers() -> None:
-    assert plan(max_steps=1).missing == ()
-    (line,) = plan(max_steps=1, memory=1000).missing
+    assert plan(max_steps=1).unmet_requirements == ()
+    (line,) = plan(max_steps=1, memory=1000).unmet_requirements
     assert re.match(r"model: 7,\d\d\d parameters need about .* GB are free; use a smaller", line)
 
 
@@ -129,8 +129,8 @@ def test_an_estimate_is_near_what_all_text_gives(
         "".join(f"{line} of {number}\n" for line in range(9000 // files)) for number in range(files)
     ]
     text = write_jsonl(tmp_path / "a.jsonl", texts)
-    held = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
-    validation = {"source": str(held)} if own else {"holdout": 0.2}
+    other_memory = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
+    validation = {"source": str(other_memory)} if own else {"holdout": 0.2}
     data = data_recipe(text, validation=validation)
     corpus = find_corpus(data)
     found = []
@@ -139,7 +139,7 @@ def test_an_estimate_is_near_what_all_text_gives(
         sample = sample_documents(data, corpus, scanned(data))
         assert sample.whole == (limit == 10**9)
         counts = sample_counts(data, sample, tokenizer_of("byte", []))
-        found.append({part: row.tokens for part, row in counts.items()})
+        found.append({split: row.tokens for split, row in counts.items()})
     whole, estimated = found
     assert sum(estimated.values()) == pytest.approx(sum(whole.values()), rel=0.1)
     if own:

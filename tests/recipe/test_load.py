@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import Recipe, load_recipe, recipe_text, warnings
 from hf_lm.recipe.schema import SCHEMA_FILE, readme_text, schema_text
-from hf_lm.recipe.validation.extra_args import REFUSED, SAID_BY, training_arguments
+from hf_lm.recipe.validation.extra_args import COVERED_BY, REFUSED, training_arguments
 from hf_lm.recipe.validation.messages import key_names, sections
-from hf_lm.recipe.validation.suggestions import FOREIGN, meant
+from hf_lm.recipe.validation.suggestions import ALIASES, closest_key
 from recipes import TINY, merged
 
 ROOT = Path(__file__).parents[2]
@@ -427,7 +427,7 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
 
 
 @pytest.mark.parametrize(
-    ("changes", "pretrained", "settled"),
+    ("changes", "pretrained", "resolved"),
     [
         ({}, None, ("muon", 0.08, 0.02)),
         ({"training__optimizer": "adamw", "model__n_embd": 230}, None, ("adamw", 0.002, "auto")),
@@ -440,7 +440,7 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
 def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
     changes: dict[str, Any],
     pretrained: str | None,
-    settled: tuple[Any, ...],
+    resolved: tuple[Any, ...],
     write_recipe: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
@@ -448,7 +448,7 @@ def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
     recipe = load_recipe(write_recipe(**given), pretrained=pretrained)
     training = recipe.training
     found = training.optimizer, training.learning_rate, training.matrix_learning_rate
-    assert found == pytest.approx(settled)
+    assert found == pytest.approx(resolved)
     (tmp_path / "kept.json").write_text(recipe_text(recipe, tmp_path))
     assert load_recipe(tmp_path / "kept.json").training == training
 
@@ -464,7 +464,7 @@ def test_surprising_values_are_warned_about(write_recipe: Callable[..., Path]) -
 def test_every_foreign_name_leads_to_a_key() -> None:
     known = {key for model in sections().values() for key in key_names(model)}
     known |= {"holdout", "kind"}
-    assert not {word for word, key in FOREIGN.items() if key not in known}
+    assert not {word for word, key in ALIASES.items() if key not in known}
 
 
 def test_every_named_argument_is_a_field_of_training_arguments() -> None:
@@ -474,8 +474,8 @@ def test_every_named_argument_is_a_field_of_training_arguments() -> None:
 
     real = {field.name for field in fields(TrainingArguments)}
     assert set(training_arguments()) == real
-    assert set(SAID_BY) | set(REFUSED) <= real
-    assert not set(SAID_BY) & set(REFUSED)
+    assert set(COVERED_BY) | set(REFUSED) <= real
+    assert not set(COVERED_BY) & set(REFUSED)
 
 
 LEAVES = [
@@ -512,7 +512,7 @@ def test_one_wrong_letter_is_traced_back_to_the_key(data: st.DataObject) -> None
     typo = data.draw(
         st.sampled_from([key[:place] + key[place + 1 :], key[:place] + letter + key[place:]])
     )
-    assert typo in known or meant(typo, known) == key
+    assert typo in known or closest_key(typo, known) == key
 
 
 @settings(max_examples=200, deadline=None)

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import load_recipe
 from hf_lm.run import main
 from hf_lm.run_dir import directory as run_folder
 from hf_lm.run_dir import lock
-from hf_lm.run_dir.directory import RunFolder, probe
-from hf_lm.terminal.streams import PatientStream
+from hf_lm.run_dir.directory import RunDirectory, check_filesystem
+from hf_lm.terminal.streams import SafeStream
 from hf_lm.workflows.check import check
 
 
@@ -41,7 +41,7 @@ def test_69_a_folder_that_cannot_be_written_to_is_told_before_anything_is_done(
 def test_69_whatever_call_the_probe_fails_at_it_is_one_line(
     code: int, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = RunFolder(load_recipe(write_recipe()).folder)
+    folder = RunDirectory(load_recipe(write_recipe()).folder)
     for name in ("write_bytes", "replace", "mkdir"):
         with monkeypatch.context() as patch:
 
@@ -51,7 +51,7 @@ def test_69_whatever_call_the_probe_fails_at_it_is_one_line(
             patch.setattr(Path, name, fail)
             with (
                 pytest.raises(RecipeError, match=r"cannot be written to \(") as caught,
-                folder.held(),
+                folder.lock(),
             ):
                 pytest.fail("it was held")
         assert os.strerror(code) in str(caught.value)
@@ -69,16 +69,16 @@ def test_70_a_file_system_without_locks_or_fsync_is_told_and_used(
 
     monkeypatch.setattr(fcntl, "lockf", unlockable)
     monkeypatch.setattr(os, "fsync", unsynced)
-    with RunFolder(tmp_path / "run").held() as notes:
+    with RunDirectory(tmp_path / "run").lock() as notes:
         first, second = notes
     assert "has no locks, so a second run here would not be noticed" in first
     assert "has no fsync, so a checkpoint may be lost when power is cut" in second
     files = dict.fromkeys(("state.json",), lambda path: path.write_text("{}"))
-    assert Checkpoints(tmp_path).write(1, files).is_dir()
+    assert CheckpointStore(tmp_path).write(1, files).is_dir()
 
 
 def test_70_an_ordinary_file_system_needs_no_note(tmp_path: Path) -> None:
-    assert probe(tmp_path) == []
+    assert check_filesystem(tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
@@ -105,8 +105,8 @@ def test_72_checkpoints_that_are_there_need_no_more_room(
     )
     none = SimpleNamespace(total=10**9, used=0, free=0)
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: none)
-    assert RunFolder(tiny_run).missing_disk(there) == ()
-    assert RunFolder(tiny_run).missing_disk(there + 1)
+    assert RunDirectory(tiny_run).disk_shortfall(there) == ()
+    assert RunDirectory(tiny_run).disk_shortfall(there + 1)
 
 
 def test_72_what_was_planned_is_what_a_run_takes(tiny_run: Path) -> None:
@@ -128,7 +128,7 @@ def test_85_a_clock_that_jumps_moves_no_checkpoint_and_no_duration(
     monkeypatch.setattr(time, "time", lambda: 1.6e9 + next(jumps))
     changes = {"training__save_steps": 2, "training__save_total_limit": 1}
     assert main([str(write_recipe(**changes))]) == 0
-    assert Checkpoints(tmp_path / "run").steps() == [8]
+    assert CheckpointStore(tmp_path / "run").steps() == [8]
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
@@ -206,7 +206,7 @@ def test_103_nobody_has_to_read_what_is_printed(
 ) -> None:
     for stream in (Gone(error), None):
         monkeypatch.setattr(sys, "stdout", stream)
-        patient = PatientStream("stdout")
+        patient = SafeStream("stdout")
         assert patient.write("a\n") == 2
         assert patient.write("b") == 1
         assert not patient.isatty()
@@ -218,12 +218,12 @@ def test_103_nobody_has_to_read_what_is_printed(
 def test_103_a_log_that_cannot_be_written_costs_rows_and_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.write_row({"step": 0, "loss": 1.0})
     (tmp_path / "log.jsonl").unlink()
     (tmp_path / "log.jsonl").mkdir()
     folder.write_row({"step": 2, "loss": 1.0})
-    assert folder.unwritten == "log.jsonl: Is a directory"
+    assert folder.log_error == "log.jsonl: Is a directory"
     assert folder.step == 2
 
 
@@ -255,12 +255,12 @@ def test_96_a_folder_in_use_is_not_touched(
     path = write_recipe(training__max_steps=99)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
 
-    def holding() -> None:
+    def with_micro_batch_size() -> None:
         with lock.locked(tmp_path / "run"):
             (tmp_path / "held").touch()
             time.sleep(60)
 
-    pid = child(holding)
+    pid = child(with_micro_batch_size)
     wait_for(tmp_path / "held")
     assert main([str(path)]) == 75
     assert f"another run holds it, process {pid} on " in capsys.readouterr().err

@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 from hf_lm.errors import MismatchError
 from hf_lm.recipe import Recipe
 from hf_lm.run import main
-from hf_lm.run_dir.compatibility import DRIFTING, ENDS, FREE, drift, refuse_content, refuse_recipe
+from hf_lm.run_dir.compatibility import (
+    EXTENDABLE_KEYS,
+    IGNORED_KEYS,
+    NUMERICS_KEYS,
+    check_same_content,
+    check_same_recipe,
+    numerics_changes,
+)
 from recipes import TINY, merged
 
 REFUSED = {
@@ -68,8 +75,8 @@ def keys() -> set[str]:
 
 def test_t6_every_key_has_a_class() -> None:
     """Whoever adds a key decides here whether a run may be continued with another value."""
-    assert keys() == {*FREE, *ENDS, *REFUSED}
-    assert len(keys()) == len(FREE) + len(ENDS) + len(REFUSED)
+    assert keys() == {*IGNORED_KEYS, *EXTENDABLE_KEYS, *REFUSED}
+    assert len(keys()) == len(IGNORED_KEYS) + len(EXTENDABLE_KEYS) + len(REFUSED)
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
@@ -78,34 +85,34 @@ def test_67_t6_a_key_that_the_weights_depend_on_is_refused_with_both_values(
 ) -> None:
     before, now = merged({}, {key: 1}), merged({}, {key: 2})
     with pytest.raises(MismatchError) as caught:
-        refuse_recipe(tmp_path, before, now, ())
+        check_same_recipe(tmp_path, before, now, ())
     assert caught.value.exit_code == 4
     assert caught.value.problems == [
         f"{tmp_path}: {key} was 1, is now 2",
         f"continue the run with --accept-change {key}, or start anew with --fresh",
     ]
-    assert refuse_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
+    assert check_same_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
 
 
 def test_t6_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
-    for value, told in (("text", set()), ("completion", {"data.train_on"})):
+    for value, safe_error_message in (("text", set()), ("completion", {"data.train_on"})):
         before, now = {"seed": 1}, {"seed": 1, "data": {"train_on": value}}
-        assert {*refuse_recipe(tmp_path, before, now, ["data.train_on"])} == told
+        assert {*check_same_recipe(tmp_path, before, now, ["data.train_on"])} == safe_error_message
 
 
-@pytest.mark.parametrize("key", sorted(FREE))
+@pytest.mark.parametrize("key", sorted(IGNORED_KEYS))
 def test_t6_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
-    assert refuse_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}
+    assert check_same_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}
 
 
-@pytest.mark.parametrize("key", sorted(ENDS))
+@pytest.mark.parametrize("key", sorted(EXTENDABLE_KEYS))
 def test_t6_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
     before, now = merged({}, {key: 8}), merged({}, {key: 9})
-    assert refuse_recipe(tmp_path, before, now, ()) == {key: f"{key} was 8, is now 9"}
+    assert check_same_recipe(tmp_path, before, now, ()) == {key: f"{key} was 8, is now 9"}
     with pytest.raises(MismatchError):
-        refuse_recipe(tmp_path, now, before, ())
+        check_same_recipe(tmp_path, now, before, ())
     with pytest.raises(MismatchError):
-        refuse_recipe(tmp_path, before, merged({}, {key: None}), ())
+        check_same_recipe(tmp_path, before, merged({}, {key: None}), ())
 
 
 @pytest.mark.parametrize(
@@ -118,29 +125,29 @@ def test_62_97_t6_changed_content_is_refused_with_both_values(
     before, now = {"data": "a", "tokenizer": "b", "world_size": 1}, {}
     now = {**before, name: "other"}
     with pytest.raises(MismatchError, match=f"{name} was {before[name]}, is now other"):
-        refuse_content(tmp_path, before, now, ())
-    assert refuse_content(tmp_path, before, now, [key]) == [key]
+        check_same_content(tmp_path, before, now, ())
+    assert check_same_content(tmp_path, before, now, [key]) == [key]
 
 
 def test_86_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> None:
     sources = [[{"source": f"/{home}/{name}", "weight": 1.0}] for home, name in ("ab", "cb", "cd")]
     one, moved, other = ({"data": {"source": source}} for source in sources)
-    assert refuse_recipe(tmp_path, one, moved, ()) == {}
+    assert check_same_recipe(tmp_path, one, moved, ()) == {}
     with pytest.raises(MismatchError):
-        refuse_recipe(tmp_path, one, other, ())
+        check_same_recipe(tmp_path, one, other, ())
 
 
 def test_98_another_machine_or_version_is_told() -> None:
-    before: dict[str, Any] = dict.fromkeys(DRIFTING - {"packages"}, "a")
+    before: dict[str, Any] = dict.fromkeys(NUMERICS_KEYS - {"packages"}, "a")
     before |= {"packages": {"torch": "2.13.0", "datasets": "5.2.0"}, "git": "f00", "hf_lm": "0.1"}
-    assert drift(before, copy.deepcopy(before)) == []
+    assert numerics_changes(before, copy.deepcopy(before)) == []
     now = {**before, "threads": "b", "packages": {"torch": "2.14.0", "datasets": "5.2.0"}}
     now |= {"git": "f00-dirty", "hf_lm": "0.2"}
-    assert drift(before, now) == [
+    assert numerics_changes(before, now) == [
         "packages.torch was 2.13.0, is now 2.14.0: the weights will not be the same bits",
         "threads was a, is now b: the weights will not be the same bits",
     ]
-    assert drift({}, now) == []
+    assert numerics_changes({}, now) == []
 
 
 @pytest.fixture

@@ -9,21 +9,21 @@ import pytest
 
 from hf_lm.errors import MismatchError, RecipeError
 from hf_lm.recipe import load_recipe
-from hf_lm.run_dir.compatibility import flat
-from hf_lm.run_dir.directory import RunFolder, fresh_path
+from hf_lm.run_dir.compatibility import flatten
+from hf_lm.run_dir.directory import RunDirectory, next_free_path
 from hf_lm.run_dir.log import line_of
 from hf_lm.run_dir.provenance import describe_run
 
 FACTS = {"world_size": 1, "device": "cpu", "threads": 1, "precision": "fp32"}
 
 
-def started(path: Path, **changes: Any) -> tuple[RunFolder, Any]:
+def started(path: Path, **changes: Any) -> tuple[RunDirectory, Any]:
     """A folder in which a run has begun and stopped."""
     recipe = load_recipe(path)
-    folder = RunFolder(recipe.folder)
+    folder = RunDirectory(recipe.folder)
     with (
         pytest.raises(KeyboardInterrupt),
-        folder.recorded(recipe, describe_run("d1", "t1", FACTS), ()),
+        folder.track_status(recipe, describe_run("d1", "t1", FACTS), ()),
     ):
         folder.write_row({"step": 3, "tokens": 10, "seconds": 1.5, "loss": float("nan")})
         raise KeyboardInterrupt
@@ -38,13 +38,13 @@ def test_a_run_says_how_it_ended(write_recipe: Callable[..., Path]) -> None:
         "step": 3,
     }
     provenance = describe_run("d1", "t1", FACTS)
-    with pytest.raises(ValueError, match="boom"), folder.recorded(recipe, provenance, ()):
+    with pytest.raises(ValueError, match="boom"), folder.track_status(recipe, provenance, ()):
         assert folder.read("status.json")["state"] == "preparing"
         raise ValueError("boom")
     assert folder.read("status.json")["reason"] == "ValueError: boom"
-    with folder.recorded(recipe, provenance, ()):
+    with folder.track_status(recipe, provenance, ()):
         pass
-    assert folder.done
+    assert folder.is_complete
     assert folder.read("provenance.json")["packages"]["torch"]
 
 
@@ -54,14 +54,14 @@ def test_67_a_changed_recipe_is_refused_key_by_key(write_recipe: Callable[..., P
         write_recipe(training__learning_rate=0.5, model__n_layer=3, training__logging_steps=7)
     )
     with pytest.raises(MismatchError) as caught:
-        RunFolder(changed.folder).refuse_changes(changed, ())
+        RunDirectory(changed.folder).check_compatible(changed, ())
     lines = caught.value.problems
     assert any(line.endswith("model.n_layer was 2, is now 3") for line in lines)
     assert any(line.endswith("training.learning_rate was 0.01, is now 0.5") for line in lines)
     assert "--accept-change model.n_layer --accept-change training.learning_rate" in lines[-1]
     assert len(lines) == 3  # logging_steps changes no weight
     accepted = ("model.n_layer", "training.learning_rate")
-    assert RunFolder(changed.folder).refuse_changes(changed, accepted) == {
+    assert RunDirectory(changed.folder).check_compatible(changed, accepted) == {
         "model.n_layer": "model.n_layer was 2, is now 3",
         "training.learning_rate": "training.learning_rate was 0.01, is now 0.5",
     }
@@ -70,11 +70,11 @@ def test_67_a_changed_recipe_is_refused_key_by_key(write_recipe: Callable[..., P
 def test_a_longer_run_goes_on(write_recipe: Callable[..., Path]) -> None:
     started(write_recipe())
     longer = load_recipe(write_recipe(training__max_steps=20))
-    allowed = RunFolder(longer.folder).refuse_changes(longer, ())
+    allowed = RunDirectory(longer.folder).check_compatible(longer, ())
     assert allowed == {"training.max_steps": "training.max_steps was 8, is now 20"}
     shorter = load_recipe(write_recipe(training__max_steps=5))
     with pytest.raises(MismatchError):
-        RunFolder(shorter.folder).refuse_changes(shorter, ())
+        RunDirectory(shorter.folder).check_compatible(shorter, ())
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_62_97_changed_text_tokens_or_processes_are_refused(
     provenance: dict[str, Any], rule: str, write_recipe: Callable[..., Path]
 ) -> None:
     folder, recipe = started(write_recipe())
-    with pytest.raises(MismatchError, match=rule), folder.recorded(recipe, provenance, ()):
+    with pytest.raises(MismatchError, match=rule), folder.track_status(recipe, provenance, ()):
         pytest.fail("the run must not begin")
     name = "data.source" if "data" in rule else rule.split()[0]
-    with folder.recorded(recipe, provenance, (name,)):
+    with folder.track_status(recipe, provenance, (name,)):
         pass
     assert name in folder.read("provenance.json")["accepted_changes"]
 
@@ -101,20 +101,20 @@ def test_68_69_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "thesis.doc").write_text("years")
     with pytest.raises(RecipeError, match="is not empty and holds no run"):
-        RunFolder(tmp_path / "own").refuse_others()
+        RunDirectory(tmp_path / "own").check_owner()
     with pytest.raises(RecipeError, match="is a file; name a folder"):
-        RunFolder(tmp_path / "own" / "thesis.doc").refuse_others()
-    RunFolder(tmp_path / "new").refuse_others()
+        RunDirectory(tmp_path / "own" / "thesis.doc").check_owner()
+    RunDirectory(tmp_path / "new").check_owner()
 
 
 def test_71_a_folder_whose_run_got_no_further_than_its_state_is_ours(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.status("failed", reason="No space left on device")
-    folder.refuse_others()
+    folder.check_owner()
     assert not folder.started
     (tmp_path / "status.json").write_text('{"mine": 1}')
     with pytest.raises(RecipeError, match="is not empty and holds no run"):
-        folder.refuse_others()
+        folder.check_owner()
 
 
 def test_rows_are_strict_json() -> None:
@@ -124,7 +124,7 @@ def test_rows_are_strict_json() -> None:
 
 
 def test_a_continued_log_drops_rows_behind_the_checkpoint(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     rows = [{"step": n, "seconds": n / 2} for n in (2, 4, 6)]
     text = "".join(line_of(row) + "\n" for row in rows)
     (tmp_path / "log.jsonl").write_text(text + '{"step": 8, "sec')
@@ -135,19 +135,19 @@ def test_a_continued_log_drops_rows_behind_the_checkpoint(tmp_path: Path) -> Non
 
 
 def test_a_fresh_run_takes_the_next_free_name(tmp_path: Path) -> None:
-    assert fresh_path(tmp_path / "a") == tmp_path / "a"
+    assert next_free_path(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").mkdir()
-    assert fresh_path(tmp_path / "a") == tmp_path / "a-3"
+    assert next_free_path(tmp_path / "a") == tmp_path / "a-3"
 
 
 def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RANK", "1")
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.write("status.json", {})
     folder.save_model(lambda path: path.mkdir())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nested_keys_become_dotted_ones() -> None:
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".png")  # kept as LFS objects
-SILENCE = 20  # seconds in which a reply does not come
+READ_TIMEOUT = 20  # seconds in which a reply does not come
 OTHERS = "other"  # a user in whose name nobody else writes
 
 
@@ -88,8 +88,8 @@ class Repository:
             if base != Path() and base not in Path(name).parents:
                 continue
             relative = Path(name).relative_to(base)
-            depths = range(1, len(relative.parts) + 1) if recursive else [1]
-            names |= {str(base / Path(*relative.parts[:depth])) for depth in depths}
+            depths = range(1, len(relative.splits) + 1) if recursive else [1]
+            names |= {str(base / Path(*relative.splits[:depth])) for depth in depths}
         return self.entries(sorted(names))
 
 
@@ -138,38 +138,38 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         """Route a request."""
         url = urlsplit(self.path)
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        splits = [unquote(part) for part in url.path.strip("/").split("/")]
         body = self.body()
         self.server.requests.append(f"{self.command} {self.path}")
         self.server.sent.append(bytes(self.headers) + body)
         self.lost = False
         if self.failed(self.server.fault(self.path)):
             return
-        for pattern, answer in self.routes(parts, parse_qs(url.query), body).items():
+        for pattern, answer in self.routes(splits, parse_qs(url.query), body).items():
             if fnmatch(url.path, pattern):
                 answer()
                 return
         self.missing("EntryNotFound")
 
     def routes(
-        self, parts: list[str], query: dict[str, list[str]], body: bytes
+        self, splits: list[str], query: dict[str, list[str]], body: bytes
     ) -> dict[str, Callable[[], None]]:
         """What answers, by the pattern of a path; the first that fits."""
-        name = "/".join(parts[1:4])
+        name = "/".join(splits[1:4])
         return {
             "/api/whoami-v2": self.whoami,
             "/api/repos/create": lambda: self.create(json.loads(body)),
             "/api/validate-yaml": lambda: self.json({"errors": [], "warnings": []}),
             "*/objects/batch": lambda: self.batch(json.loads(body)),
-            "/lfs/*": lambda: self.put(parts[1], body),
+            "/lfs/*": lambda: self.put(splits[1], body),
             "/api/*/preupload/*": lambda: self.preupload(name, body),
             "/api/*/commit/*": lambda: self.commit(name, body),
             "/api/*/tag/*": lambda: self.tag(json.loads(body)),
-            "/api/*/auth-check/write": lambda: self.answer(403 if OTHERS in parts else 200, b"{}"),
-            "/api/datasets/*": lambda: self.api(parts[1:], query, body),
-            "/api/models/*": lambda: self.api(parts[1:], query, body),
-            "/datasets/*/resolve/*": lambda: self.resolve("datasets", parts[1:]),
-            "*/resolve/*": lambda: self.resolve("models", parts),
+            "/api/*/auth-check/write": lambda: self.answer(403 if OTHERS in splits else 200, b"{}"),
+            "/api/datasets/*": lambda: self.api(splits[1:], query, body),
+            "/api/models/*": lambda: self.api(splits[1:], query, body),
+            "/datasets/*/resolve/*": lambda: self.resolve("datasets", splits[1:]),
+            "*/resolve/*": lambda: self.resolve("models", splits),
         }
 
     def put(self, oid: str, data: bytes) -> None:
@@ -177,9 +177,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.objects[oid] = data
         self.answer(200, b"")
 
-    def api(self, parts: list[str], query: dict[str, list[str]], body: bytes) -> None:
+    def api(self, splits: list[str], query: dict[str, list[str]], body: bytes) -> None:
         """Information, trees and paths of a repository."""
-        kind, user, name, *rest = parts
+        kind, user, name, *rest = splits
         repository = self.repository(kind, user, name, rest[1] if len(rest) > 1 else "main")
         if repository is None:
             self.missing("RepoNotFound")
@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self.answer(fault, b'{"error": "as scripted"}', Retry_After="1")
         elif fault == "silence":
-            time.sleep(SILENCE)
+            time.sleep(READ_TIMEOUT)
         elif fault == "reset":
             self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         elif fault == "half":
@@ -301,13 +301,13 @@ class Handler(BaseHTTPRequestHandler):
         url = f"http://{self.headers['Host']}/{name}/commit/{oid}"
         self.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
-    def resolve(self, kind: str, parts: list[str]) -> None:
+    def resolve(self, kind: str, splits: list[str]) -> None:
         """The bytes of a file."""
-        repository = self.repository(kind, parts[0], parts[1], parts[3])
+        repository = self.repository(kind, splits[0], splits[1], splits[3])
         if repository is None:
             self.missing("RepoNotFound")
             return
-        path = repository.files.get("/".join(parts[4:]))
+        path = repository.files.get("/".join(splits[4:]))
         if path is None:
             self.missing("EntryNotFound")
             return

@@ -321,14 +321,14 @@ def forked(work: Callable[[int], int]) -> tuple[int, str]:
         os._exit(ended(work, writes))
     os.close(writes)
     with os.fdopen(reads) as file:
-        told = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told
+        safe_error_message = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), safe_error_message
 
 
-def ended(work: Callable[[int], int], told: int) -> int:
+def ended(work: Callable[[int], int], safe_error_message: int) -> int:
     """Do something, and what an interpreter does at its end but to take all modules apart."""
     try:
-        code = work(told)
+        code = work(safe_error_message)
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -339,12 +339,12 @@ def ended(work: Callable[[int], int], told: int) -> int:
     return code
 
 
-def learn(arguments: list[str], told: int) -> int:
+def learn(arguments: list[str], safe_error_message: int) -> int:
     """A run without a fault; tells what it has imported."""
     case = {"arguments": arguments, "level": "none", "prints": [os.devnull, os.devnull]}
-    code = run(case, told)
+    code = run(case, safe_error_message)
     names = [name for name in sys.modules if not name.startswith("__")]
-    with os.fdopen(told, "w") as file:
+    with os.fdopen(safe_error_message, "w") as file:
         json.dump(names, file)
     return code
 
@@ -364,7 +364,7 @@ def spare_time() -> None:
 def serve(arguments: list[str]) -> None:
     """A case on a line in, its end on a line out, until there are no more."""
     importlib.import_module("hf_lm.workflows.train")  # most of it
-    code, names = forked(lambda told: learn(arguments, told))
+    code, names = forked(lambda safe_error_message: learn(arguments, safe_error_message))
     for name in json.loads(names):
         with suppress(Exception):
             importlib.import_module(name)

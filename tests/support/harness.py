@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lm.checkpoints.manifest import verify
-from hf_lm.checkpoints.store import PARTIAL, TRASH, Checkpoints
+from hf_lm.checkpoints.store import PARTIAL, TRASH, CheckpointStore
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -371,7 +371,7 @@ def note_kill(run: Run, how: str, tally: Tally) -> None:
 
 def newest(folder: Path) -> int:
     """The step of the newest checkpoint; 0 without one."""
-    return max(Checkpoints(folder).steps(), default=0)
+    return max(CheckpointStore(folder).steps(), default=0)
 
 
 def steps_lost(folder: Path) -> int:
@@ -405,7 +405,7 @@ def problems(run: Run, how: str, done: bool, code: int, before: Left) -> list[st
     """
     allowed = EXPECTED_LATE if done else HOWS[how][1] if how else {0}
     found = [f"exit code {code}"] if code not in allowed else []
-    for step in Checkpoints(run.folder).steps():
+    for step in CheckpointStore(run.folder).steps():
         path = run.folder / f"checkpoint-{step}"
         found += [f"{path.name}: {line}" for line in verify(path)]
     now = Left.by(run.folder)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_lm.data.text.documents import Documents
-from hf_lm.data.text.holdout import Split
+from hf_lm.data.text.holdout import Holdout
 from hf_lm.data.text.scan import Scan, scan_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import DataError
@@ -52,9 +52,9 @@ def refused(data: DataRecipe) -> str:
     return "\n".join(caught.value.problems)
 
 
-def read(data: DataRecipe, split: Split | None = None, part: str = "train") -> list[str]:
+def read(data: DataRecipe, split: Holdout | None = None, part: str = "train") -> list[str]:
     """The documents of one part; without a split, nothing is held out."""
-    documents = Documents(data, find_corpus(data), {}, split or Split(0))
+    documents = Documents(data, find_corpus(data), {}, split or Holdout(0))
     return [row["text"] for row in documents[part]]
 
 

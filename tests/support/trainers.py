@@ -13,15 +13,15 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.data.collator import collate
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
 from hf_lm.recipe import ModelRecipe, TrainingRecipe
 from hf_lm.training.arguments import training_arguments
 from hf_lm.training.optimizer import build_optimizer
-from hf_lm.training.schedule import build_schedule
-from hf_lm.training.trainer import Hooks, LMTrainer, build_trainer
+from hf_lm.training.schedule import build_lr_schedule
+from hf_lm.training.trainer import LMTrainer, TrainerHooks, build_trainer
 
 T, V, STEPS = 8, 50, 20
 
@@ -73,14 +73,14 @@ def make_trainer(
     )
     given = {
         "make_optimizer": partial(build_optimizer, recipe=recipe),
-        "make_schedule": partial(build_schedule, recipe=recipe),
-        "measure": lambda model: {
+        "make_schedule": partial(build_lr_schedule, recipe=recipe),
+        "evaluate": lambda model: {
             "loss": 1.0,
             "perplexity": math.e,
             "accuracy": 0.5,
             "bits_per_byte": 2.0,
         },
-        "sample": lambda model: [{"prompt": "a", "text": "b"}],
+        "generate_samples": lambda model: [{"prompt": "a", "text": "b"}],
         "write_row": rows.append,
         "flops_per_token": 100.0,
         "peak_flops": 1e9,
@@ -88,9 +88,9 @@ def make_trainer(
     return build_trainer(
         recipe,
         args,
-        say=lambda line: None,
-        hooks=Hooks(**{**given, **hooks}),
-        checkpoints=Checkpoints(folder, limit=recipe.save_total_limit),
+        notify=lambda line: None,
+        hooks=TrainerHooks(**{**given, **hooks}),
+        checkpoints=CheckpointStore(folder, limit=recipe.save_total_limit),
         callbacks=[],
         model=model or make_model(),
         train_dataset=blocks,
@@ -138,7 +138,7 @@ def trainer_of(folder: Path, axis: dict[str, Any], rows: list[Any] | None = None
 def continued(folder: Path, axis: dict[str, Any]) -> Any:
     """A trainer that has gone on from the newest checkpoint to the end."""
     trainer = trainer_of(folder, axis)
-    trainer.train_from(Checkpoints(folder).newest())
+    trainer.train_from(CheckpointStore(folder).latest_valid())
     return trainer
 
 
@@ -147,7 +147,7 @@ def stopped(folder: Path, axis: dict[str, Any], step: int) -> None:
     trainer = trainer_of(folder, axis)
     trainer.add_callback(Stop(step))
     with pytest.raises(KeyboardInterrupt):
-        trainer.train_from(Checkpoints(folder).newest())
+        trainer.train_from(CheckpointStore(folder).latest_valid())
 
 
 def state_of(folder: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from processes import in_child
 from trainers import RESUME_STEPS, TRAINING, continued, same, state_of, trainer_of
 from transformers import TrainerCallback
 
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import StoppedError
-from hf_lm.planning.hardware import find_machine
+from hf_lm.planning.hardware import detect_hardware
 from hf_lm.system import signals
 from hf_lm.training.trainer import LMTrainer
 from hf_lm.workflows import train as fit
@@ -46,7 +46,7 @@ class SendSaved(Send):
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """As above."""
         if state.global_step == self.step:
-            self.trainer.settle()
+            self.trainer.writer.wait()
         super().on_pre_optimizer_step(args, state, control, **kwargs)
 
 
@@ -75,7 +75,7 @@ def test_90_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
     error = stopped(tmp_path / "run", number)
     assert error.exit_code == code
     assert "at step 6, with a checkpoint; the same command continues" in str(error)
-    assert Checkpoints(tmp_path / "run").newest() == tmp_path / "run" / "checkpoint-6"
+    assert CheckpointStore(tmp_path / "run").latest_valid() == tmp_path / "run" / "checkpoint-6"
     assert signal.getsignal(number) == handler
     continued(tmp_path / "run", {"dropout": 0.2})
     continued(tmp_path / "whole", {"dropout": 0.2})
@@ -88,7 +88,7 @@ def test_90_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match=f"at step {RESUME_STEPS}"):
         trainer.train_from(None)
     trainer = trainer_of(tmp_path, {})
-    trainer.train_from(Checkpoints(tmp_path).newest())
+    trainer.train_from(CheckpointStore(tmp_path).latest_valid())
     assert trainer.state.global_step == RESUME_STEPS
 
 
@@ -124,7 +124,7 @@ def test_90_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
     trainer.add_callback(SendAll(5, number))
     with pytest.raises(StoppedError, match="at step 6"):
         trainer.train_from(None)
-    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-6"
+    assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-6"
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)])
@@ -137,7 +137,7 @@ def test_90_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Pat
         trainer.train_from(None)
 
     assert in_child(run) == -numbers[-1]
-    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-3"
+    assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-3"
 
 
 def test_91_the_launchers_own_copy_of_a_signal_is_no_second_one(
@@ -145,7 +145,7 @@ def test_91_the_launchers_own_copy_of_a_signal_is_no_second_one(
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert stopped(tmp_path, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP).exit_code == 143
-    assert Checkpoints(tmp_path).newest() == tmp_path / "checkpoint-6"
+    assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-6"
 
 
 def test_90_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
@@ -161,7 +161,10 @@ def test_90_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
 
 
 def test_90_outside_of_training_a_signal_ends_at_once() -> None:
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"), signals.raised():
+    with (
+        pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"),
+        signals.signals_as_errors(),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
@@ -174,8 +177,8 @@ def test_90_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
         time.sleep(5)
 
     def run() -> None:
-        with pytest.raises(StoppedError), signals.raised():
-            fit.newest(Checkpoints(tmp_path), find_machine(TRAINING))
+        with pytest.raises(StoppedError), signals.signals_as_errors():
+            fit.latest_checkpoint(CheckpointStore(tmp_path), detect_hardware(TRAINING))
 
     monkeypatch.setattr(fit, "PartialState", struck)
     assert in_child(run) == 0
@@ -183,19 +186,19 @@ def test_90_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
 
 def test_90_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
     """As in a finalizer, out of which nothing is raised."""
-    with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.raised():
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.signals_as_errors():
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
-        with signals.noted():
+        with signals.defer_signals():
             pytest.fail("training has begun")
 
 
 def test_90_an_error_behind_a_signal_is_that_error() -> None:
     with (
         pytest.raises(OSError, match="No space left"),
-        signals.raised(),
-        signals.noted() as found,
+        signals.signals_as_errors(),
+        signals.defer_signals() as found,
     ):
         os.kill(os.getpid(), signal.SIGTERM)
         wait(lambda: bool(found.received))
@@ -212,7 +215,7 @@ def test_90_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) ->
             wait(lambda: bool(trainer.stopping.signals.received))
         return number
 
-    trainer.agree = late  # what is asked behind training; steps ask as before
+    trainer.all_reduce_max = late  # what is asked behind training; steps ask as before
     with pytest.raises(StoppedError, match="SIGTERM"):
         trainer.train_from(None)
 
@@ -227,7 +230,7 @@ def wait(done: Callable[[], bool]) -> None:
 
 def test_91_a_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
     def child() -> None:
-        with signals.noted() as found:
+        with signals.defer_signals() as found:
             signals.end_with_launcher()
             (tmp_path / "ready").touch()
             wait(lambda: bool(found.received))

@@ -10,10 +10,10 @@ import torch
 from trainers import TRAINING, make_blocks, make_trainer
 from transformers import TrainerCallback
 
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import DataError, RecipeError
-from hf_lm.training.callbacks import make_harmless
-from hf_lm.training.failures import explained
+from hf_lm.training.callbacks import isolate_tracker
+from hf_lm.training.failures import explain_failures
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,18 @@ from hf_lm.training.failures import explained
 def test_101_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
     with (
         pytest.raises(RecipeError, match=r"micro_batch_size = 8: the memory .* smaller one.* same"),
-        explained(8),
+        explain_failures(8),
     ):
         raise error
 
 
 def test_101_what_torch_says_of_too_much_memory_is_known() -> None:
-    with pytest.raises(RecipeError), explained(1):
+    with pytest.raises(RecipeError), explain_failures(1):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="boom"), explained(1):
+    with pytest.raises(RuntimeError, match="boom"), explain_failures(1):
         raise RuntimeError("boom")
 
 
@@ -61,10 +61,10 @@ def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path)
     trainer = make_trainer(tmp_path, [], recipe=recipe, collator=collator, blocks=make_blocks())
     with (
         pytest.raises(DataError, match=r"num_workers: a worker was killed, .* use fewer"),
-        explained(8),
+        explain_failures(8),
     ):
         trainer.train_from(None)
-    assert Checkpoints(tmp_path).newest()
+    assert CheckpointStore(tmp_path).latest_valid()
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
@@ -77,11 +77,11 @@ def test_105_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
     before = signal.signal(signal.SIGALRM, tell)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
-        with pytest.raises(DataError, match="a worker was killed"), explained(8):
+        with pytest.raises(DataError, match="a worker was killed"), explain_failures(8):
             raise error
     finally:
         signal.signal(signal.SIGALRM, before)
-    with pytest.raises(type(error)), explained(8):  # of nobody's worker
+    with pytest.raises(type(error)), explain_failures(8):  # of nobody's worker
         raise error
 
 
@@ -102,7 +102,7 @@ def test_106_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path)
     callback = Failing()
     trainer = make_trainer(tmp_path, [])
     trainer.add_callback(callback)
-    make_harmless(callback, say=said.append)
+    isolate_tracker(callback, notify=said.append)
     trainer.train_from(None)
     assert trainer.state.global_step == TRAINING.max_steps
     assert said == ["Failing: ConnectionError: server gone; training goes on without it"]

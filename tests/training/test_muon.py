@@ -14,7 +14,7 @@ from hf_lm.model.build import build_model
 from hf_lm.model.config import FAMILIES, Vocabulary
 from hf_lm.recipe import ModelRecipe, TrainingRecipe
 from hf_lm.training import muon
-from hf_lm.training.muon import POLYNOMIALS, Muon, orthogonalize, shared_out
+from hf_lm.training.muon import POLYNOMIALS, Muon, orthogonalize, over_ranks
 from hf_lm.training.optimizer import build_optimizer, muon_groups
 
 STEPS = 4
@@ -207,7 +207,7 @@ def test_processes_do_a_share_each_and_gather_all(count: int, monkeypatch: Any) 
     monkeypatch.setattr(muon.distributed, "all_gather", all_gather)
     for rank in (0, 1, 2, 0):  # the first knows the shares of the others at its second turn
         monkeypatch.setattr(muon.distributed, "get_rank", partial(int, rank))
-        found = shared_out(work, matrices)
+        found = over_ranks(work, matrices)
     assert torch.equal(found, 2 * matrices)
     assert set(done) == {math.ceil(count / 3)}
 

@@ -12,7 +12,7 @@ from hf_lm.model.build import build_model
 from hf_lm.model.config import FAMILIES, Vocabulary
 from hf_lm.recipe import ModelRecipe, TrainingRecipe
 from hf_lm.training.optimizer import build_optimizer, parameter_groups
-from hf_lm.training.schedule import build_schedule, rate_factor
+from hf_lm.training.schedule import build_lr_schedule, lr_multiplier
 
 
 def recipe(**keys: Any) -> TrainingRecipe:
@@ -67,7 +67,7 @@ def rates(total: int, **keys: Any) -> list[float]:
     """The learning rate of each step, as the scheduler sets it."""
     made = recipe(max_steps=total, learning_rate=1.0, **keys)
     optimizer = build_optimizer(nn.Linear(1, 1), recipe=made)
-    schedule = build_schedule(optimizer, total, recipe=made)
+    schedule = build_lr_schedule(optimizer, total, recipe=made)
     found = []
     for _ in range(total):
         found.append(optimizer.param_groups[0]["lr"])
@@ -99,4 +99,4 @@ def test_every_decay_ends_just_above_its_floor() -> None:
 def test_a_step_behind_the_end_stays_at_the_floor() -> None:
     for schedule in ("linear", "cosine", "wsd"):
         made = recipe(schedule=schedule, min_lr_ratio=0.2)
-        assert rate_factor(150, made, 100) == pytest.approx(0.2)
+        assert lr_multiplier(150, made, 100) == pytest.approx(0.2)

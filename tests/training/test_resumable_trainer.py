@@ -21,8 +21,8 @@ from trainers import (
 )
 from transformers import AutoModelForCausalLM
 
-from hf_lm.checkpoints.manifest import RANDOM, WEIGHTS
-from hf_lm.checkpoints.store import Checkpoints
+from hf_lm.checkpoints.manifest import RNG_STATE, WEIGHTS
+from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import CheckpointError, MismatchError
 
 AXES: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def test_t1_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> No
     for step in (4, 7):
         folder = tmp_path / f"{step}"
         stopped(folder, axis, step)
-        assert Checkpoints(folder).newest()
+        assert CheckpointStore(folder).latest_valid()
         continued(folder, axis)
         assert same(state_of(folder), expected), step
 
@@ -85,7 +85,7 @@ def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     names = {path.name for path in (tmp_path / "checkpoint-3").iterdir()}
     assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
-    assert RANDOM in names
+    assert RNG_STATE in names
 
 
 @pytest.mark.parametrize(
@@ -101,31 +101,31 @@ def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
     full: set[int], left: list[int], end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written behind training, it is known to have failed at the next one, or at the end."""
-    trainer, said, write = trainer_of(tmp_path, {}), list[str](), Checkpoints.write
-    trainer.say = said.append
+    trainer, said, write = trainer_of(tmp_path, {}), list[str](), CheckpointStore.write
+    trainer.writer.notify = said.append
 
-    def fail(self: Checkpoints, step: int, *args: Any, **options: Any) -> Path:
+    def fail(self: CheckpointStore, step: int, *args: Any, **options: Any) -> Path:
         if step in full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, step, *args, **options)
 
-    monkeypatch.setattr(Checkpoints, "write", fail)
+    monkeypatch.setattr(CheckpointStore, "write", fail)
     if full == {3}:
         trainer.train_from(None)
     else:
         with pytest.raises(OSError, match="No space left on device"):
             trainer.train_from(None)
     assert trainer.state.global_step == end
-    assert Checkpoints(tmp_path).steps() == left
-    told = "checkpoint-3 was not written, checkpoint-6 was: [Errno 28] No space left on device"
-    assert said == ([told] if full == {3} else [])
+    assert CheckpointStore(tmp_path).steps() == left
+    note = "checkpoint-3 was not written, checkpoint-6 was: [Errno 28] No space left on device"
+    assert said == ([note] if full == {3} else [])
 
 
 def test_89_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
     continued(tmp_path, {})
-    assert Checkpoints(tmp_path).steps() == [3, 6, 9]
+    assert CheckpointStore(tmp_path).steps() == [3, 6, 9]
     continued(tmp_path, {"save_total_limit": 1})
-    assert Checkpoints(tmp_path).steps() == [9]
+    assert CheckpointStore(tmp_path).steps() == [9]
 
 
 def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_f15_a_rate_that_was_changed_is_taken(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 7)
     rows: list[dict[str, Any]] = []
     trainer = trainer_of(tmp_path, {"learning_rate": 0.5, "weight_decay": 0.3}, rows=rows)
-    trainer.train_from(Checkpoints(tmp_path).newest())
+    trainer.train_from(CheckpointStore(tmp_path).latest_valid())
     before: list[dict[str, Any]] = []
     trainer_of(tmp_path / "whole", {}, rows=before).train_from(None)
     rates = {row["step"]: row["learning_rate"] for row in before if "loss" in row}
@@ -174,7 +174,7 @@ def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path
     stopped(tmp_path / "run", axis, 7)
     (tmp_path / "run").rename(tmp_path / "moved")
     trainer = trainer_of(tmp_path / "moved", axis)
-    trainer.train_from(Checkpoints(tmp_path / "moved").newest())
+    trainer.train_from(CheckpointStore(tmp_path / "moved").latest_valid())
     best = trainer.state.best_global_step  # the first: the evaluation stands still
     assert best == 3
     weights = load_file(tmp_path / "moved" / "checkpoint-3" / WEIGHTS)
@@ -202,7 +202,7 @@ def test_t1_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -
             trainer = trainer_of(folder, axis, rows=rows)
             if stop:
                 trainer.add_callback(Stop(stop))
-            newest = Checkpoints(folder).newest()
+            newest = CheckpointStore(folder).latest_valid()
             step = int(newest.name.split("-")[1]) if newest else 0
             rows[:] = [row for row in rows if row["step"] <= step]
             try:

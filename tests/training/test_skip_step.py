@@ -11,13 +11,13 @@ import pytest
 import torch
 from trainers import TRAINING, T, make_blocks, make_model, make_trainer, same
 
-from hf_lm.checkpoints.state import optimizer_state, weights_of
-from hf_lm.checkpoints.store import Checkpoints
-from hf_lm.data.blocks.dataset import BlockRows
+from hf_lm.checkpoints.state import model_state, optimizer_state
+from hf_lm.checkpoints.store import CheckpointStore
+from hf_lm.data.blocks.dataset import BlockDataset
 from hf_lm.data.collator import collate
 from hf_lm.errors import NonFiniteError
-from hf_lm.model.loss import IGNORED
-from hf_lm.training.skip_step import EMPTY, NONFINITE, SPIKE, TAKEN, WINDOW, FiniteGuard
+from hf_lm.model.loss import IGNORE_INDEX
+from hf_lm.training.skip_step import APPLIED, EMPTY, NONFINITE, SPIKE, WINDOW, StepGuard
 
 KINDS = ("muon", "adamw", "adam", "sgd")
 
@@ -42,8 +42,8 @@ def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
     update = {"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 4, "save_steps": 8}
     recipe = TRAINING.model_copy(update=update)
     rows: list[dict[str, Any]] = []
-    trainer = make_trainer(tmp_path, rows, recipe=recipe, budget=2, collator=numbered)
-    trainer.guard = FiniteGuard(lag=lag)
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, max_nonfinite_steps=2, collator=numbered)
+    trainer.guard = StepGuard(lag=lag)
     before: dict[str, Any] = {}
     spoiled(trainer, (6, 7), float("nan"))
 
@@ -51,10 +51,10 @@ def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
         """Takes down the state behind steps 5 and 7."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            weights, moments = weights_of(trainer.model), optimizer_state(trainer.optimizer)
+            weights, moments = model_state(trainer.model), optimizer_state(trainer.optimizer)
             before[state.global_step] = {**weights, **moments}
 
-    trainer.add_callback(Look(trainer.agree))
+    trainer.add_callback(Look(trainer.all_reduce_max))
     trainer.train_from(None)
     assert same(before[5], before[7])
     assert not same(before[7], before[8])
@@ -72,7 +72,7 @@ def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
 
 def test_99_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    trainer = make_trainer(tmp_path, rows, budget=1, collator=numbered)
+    trainer = make_trainer(tmp_path, rows, max_nonfinite_steps=1, collator=numbered)
     spoiled(trainer, (6, 9), float("inf"))
     with pytest.raises(NonFiniteError) as caught:
         trainer.train_from(None)
@@ -85,7 +85,7 @@ def test_99_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path
     assert f"the batch was of the blocks {', '.join(map(str, blocks))}" in text
     assert "training.skip_nonfinite_steps" in text
     assert math.isnan(rows[-1]["loss"])
-    steps = Checkpoints(tmp_path).steps()
+    steps = CheckpointStore(tmp_path).steps()
     assert max(steps) == 8
     for step in steps:  # promise 7
         from safetensors.torch import load_file
@@ -106,12 +106,12 @@ def test_99_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path
 
 def test_99_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"save_steps": 4})
-    trainer = make_trainer(tmp_path, [], recipe=recipe, budget=1)
+    trainer = make_trainer(tmp_path, [], recipe=recipe, max_nonfinite_steps=1)
     spoiled(trainer, (3, 7), float("nan"))
     for _ in range(2):
         with pytest.raises(NonFiniteError, match="step 7"):
-            trainer.train_from(Checkpoints(tmp_path).newest())
-        trainer = make_trainer(tmp_path, [], recipe=recipe, budget=1)
+            trainer.train_from(CheckpointStore(tmp_path).latest_valid())
+        trainer = make_trainer(tmp_path, [], recipe=recipe, max_nonfinite_steps=1)
         spoiled(trainer, (7,), float("nan"))
 
 
@@ -123,7 +123,7 @@ def test_100_a_batch_without_targets_is_left_out_and_counted(tmp_path: Path) -> 
         batch, number = collate(block_rows), len(made) + 1
         made.append(number)
         if number == 5:
-            batch["shift_labels"] = torch.full_like(batch["shift_labels"], IGNORED)
+            batch["shift_labels"] = torch.full_like(batch["shift_labels"], IGNORE_INDEX)
         return batch
 
     made: list[int] = []
@@ -135,9 +135,9 @@ def test_100_a_batch_without_targets_is_left_out_and_counted(tmp_path: Path) -> 
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 
-def watched(guard: FiniteGuard, loss: float, norm: float, items: int = 8) -> int:
+def watched(guard: StepGuard, loss: float, norm: float, items: int = 8) -> int:
     """What becomes of a step."""
-    kind = guard.watch(
+    kind = guard.check_step(
         torch.tensor(loss),
         torch.tensor(norm),
         items=items,
@@ -150,34 +150,34 @@ def watched(guard: FiniteGuard, loss: float, norm: float, items: int = 8) -> int
 
 
 def test_99_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
-    guard, chance = FiniteGuard(lag=0, spikes=6.0), np.random.default_rng(0)
-    assert watched(guard, 1e3, 1e3) == TAKEN  # there is nothing to judge by yet
+    guard, chance = StepGuard(lag=0, spike_threshold=6.0), np.random.default_rng(0)
+    assert watched(guard, 1e3, 1e3) == APPLIED  # there is nothing to judge by yet
     for _ in range(WINDOW):
-        assert watched(guard, chance.normal(3, 0.1), chance.normal(1, 0.1)) == TAKEN
+        assert watched(guard, chance.normal(3, 0.1), chance.normal(1, 0.1)) == APPLIED
     history = guard.history.clone()
-    assert watched(guard, 3.4, 1.0) == TAKEN
+    assert watched(guard, 3.4, 1.0) == APPLIED
     guard.history = history
     assert watched(guard, 4.0, 1.0) == SPIKE
     assert watched(guard, 3.0, 2.0) == SPIKE
     assert watched(guard, float("nan"), 1.0) == NONFINITE
     assert watched(guard, float("nan"), float("nan"), items=0) == EMPTY  # 0/0
     assert torch.equal(guard.history, history)  # what is left out judges nothing
-    guard.left_out()
+    guard.skipped_steps()
     assert guard.counts == {"nonfinite": 1, "spike": 2, "empty": 1}
-    again = FiniteGuard(lag=0, spikes=6.0)
+    again = StepGuard(lag=0, spike_threshold=6.0)
     again.load_state_dict(guard.state_dict())
     assert torch.equal(again.history, guard.history)
     assert watched(again, 4.0, 1.0) == SPIKE
-    off = FiniteGuard(lag=0)
+    off = StepGuard(lag=0)
     off.history = history
-    assert watched(off, 1e9, 1e9) == TAKEN
+    assert watched(off, 1e9, 1e9) == APPLIED
 
 
 def test_99_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"max_steps": 140, "learning_rate": 1e-4})
     blocks = make_blocks(8 * 140)
-    trainer = make_trainer(tmp_path, rows, recipe=recipe, spikes=6.0, blocks=blocks)
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, spike_threshold=6.0, blocks=blocks)
     spoiled(trainer, (20, 135), 1e4)
     trainer.train_from(None)
     assert [row["step"] for row in rows if row.get("skipped") == "spike"] == [135]
@@ -186,7 +186,7 @@ def test_99_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
 def test_the_blocks_of_a_batch_are_those_of_its_step(tmp_path: Path) -> None:
     """Whatever reads ahead."""
     recipe = TRAINING.model_copy(update={"max_steps": 4})
-    blocks = BlockRows(make_blocks().with_format(None).cast_column("input_ids", fixed()))
+    blocks = BlockDataset(make_blocks().with_format(None).cast_column("input_ids", fixed()))
     seen: list[tuple[list[int], torch.Tensor]] = []
     model = make_model()
 

@@ -19,9 +19,9 @@ from hf_lm.data.mixture import MixtureSampler
 from hf_lm.errors import NonFiniteError
 from hf_lm.recipe import TrainingRecipe, count_steps
 from hf_lm.training.arguments import training_arguments
-from hf_lm.training.schedule import rate_factor
-from hf_lm.training.skip_step import FiniteGuard
-from hf_lm.training.throughput import Clock
+from hf_lm.training.schedule import lr_multiplier
+from hf_lm.training.skip_step import StepGuard
+from hf_lm.training.throughput import ThroughputMeter
 
 
 def by_hand(
@@ -35,7 +35,7 @@ def by_hand(
     losses, norms = [], []
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = 0.01 * rate_factor(step, TRAINING, STEPS)
+            group["lr"] = 0.01 * lr_multiplier(step, TRAINING, STEPS)
         total = 0.0
         for ids in micro_batches[step * accumulation : (step + 1) * accumulation]:
             logits = model(ids[:, :-1], use_cache=False).logits
@@ -141,7 +141,7 @@ def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})
     trainer = make_trainer(tmp_path, rows, recipe=recipe)
-    trainer.clock = Clock(100.0)
+    trainer.clock = ThroughputMeter(100.0)
     trainer.train_from(None)
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [5, 10, 15, 20]  # 7 and 14: checkpoints
@@ -200,7 +200,7 @@ def test_99_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: P
     rows: list[dict[str, Any]] = []
     model, before = make_model(), {}
     trainer = make_trainer(tmp_path, rows, recipe=recipe, model=model)
-    trainer.guard = FiniteGuard(lag=1)
+    trainer.guard = StepGuard(lag=1)
 
     def spoil(grad: torch.Tensor) -> torch.Tensor:
         if trainer.state.global_step == 2:
@@ -228,7 +228,7 @@ def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_pa
     rows: list[dict[str, Any]] = []
     model = make_model()
     trainer = make_trainer(tmp_path, rows, recipe=recipe, model=model)
-    trainer.guard = FiniteGuard(lag=1)
+    trainer.guard = StepGuard(lag=1)
     model.transformer.wte.weight.register_hook(
         lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad
     )
@@ -242,8 +242,8 @@ def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_pa
 def test_99_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"eval_steps": 2, "logging_steps": 5})
     model, measured = make_model(), []
-    trainer = make_trainer(tmp_path, [], recipe=recipe, model=model, measure=measured.append)
-    trainer.guard = FiniteGuard(lag=1)
+    trainer = make_trainer(tmp_path, [], recipe=recipe, model=model, evaluate=measured.append)
+    trainer.guard = StepGuard(lag=1)
     model.transformer.wte.weight.register_hook(
         lambda grad: grad * float("inf") if trainer.state.global_step == 1 else grad
     )
@@ -275,7 +275,7 @@ def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> No
     losses = iter([3.0, 2.0, 4.0, 5.0, 6.0, 7.0])
     rows: list[dict[str, Any]] = []
 
-    def measure(model: torch.nn.Module) -> dict[str, float]:
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
         return dict.fromkeys(("loss", "perplexity", "accuracy", "bits_per_byte"), next(losses))
 
     recipe = TRAINING.model_copy(
@@ -287,7 +287,7 @@ def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> No
             "save_total_limit": None,
         }
     )
-    trainer = make_trainer(tmp_path, rows, recipe=recipe, measure=measure)
+    trainer = make_trainer(tmp_path, rows, recipe=recipe, evaluate=evaluate)
     trainer.train_from(None)
     assert trainer.state.global_step == 8
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
@@ -310,14 +310,14 @@ def test_shares_of_all_steps_become_steps() -> None:
 def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
     now = [0.0]
     monkeypatch.setattr("hf_lm.training.trainer.time.monotonic", lambda: now[0])
-    clock = Clock(5.0)
-    assert clock.speed(0) is None
+    clock = ThroughputMeter(5.0)
+    assert clock.tokens_per_second(0) is None
     clock.begin(0)
     now[0] = 10.0
     clock.paused = 6.0
     assert clock.seconds == 15.0
-    assert clock.speed(400) == 100.0
-    assert clock.speed(400) is None
+    assert clock.tokens_per_second(400) == 100.0
+    assert clock.tokens_per_second(400) is None
 
 
 def test_the_copy_of_a_checkpoint_is_no_part_of_the_speed(tmp_path: Path) -> None:

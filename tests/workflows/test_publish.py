@@ -7,37 +7,40 @@ import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from hf_lm.errors import RecipeError
-from hf_lm.hub.download import published_file
-from hf_lm.hub.retry import passing, told
+from hf_lm.hub.download import fetch_file
+from hf_lm.hub.retry import is_transient, safe_error_message
 from hf_lm.recipe import make_recipe
-from hf_lm.run_dir.directory import RunFolder
+from hf_lm.run_dir.directory import RunDirectory
 from hf_lm.workflows import publish
 from recipes import TINY, merged
 
 
 def test_an_error_is_one_line_without_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert told(ValueError("bad\n header hf_secret " + "x" * 400)) == "bad header *** " + "x" * 285
-    assert "hf_s" not in told(ValueError("x" * 296 + "hf_secret"))
+    assert (
+        safe_error_message(ValueError("bad\n header hf_secret " + "x" * 400))
+        == "bad header *** " + "x" * 285
+    )
+    assert "hf_s" not in safe_error_message(ValueError("x" * 296 + "hf_secret"))
     monkeypatch.delenv("HF_TOKEN")
-    assert told(ValueError("")) == "ValueError"
+    assert safe_error_message(ValueError("")) == "ValueError"
 
 
 def test_offline_mode_is_not_waited_for_and_a_cut_connection_is() -> None:
-    assert passing(ConnectionResetError())
-    assert not passing(OfflineModeIsEnabled())
-    assert not passing(ValueError())
+    assert is_transient(ConnectionResetError())
+    assert not is_transient(OfflineModeIsEnabled())
+    assert not is_transient(ValueError())
 
 
 def test_a_hub_out_of_reach_is_told_from_a_model_of_others() -> None:
     with pytest.raises(RecipeError, match=r"recipe\.json is not here, and the Hub is out of reach"):
-        published_file("hub:USER/none", "recipe.json")  # the tests are offline
+        fetch_file("hub:USER/none", "recipe.json")  # the tests are offline
 
 
 def test_the_command_that_tries_again_is_one_for_a_shell(tmp_path: Path) -> None:
     tree = merged(TINY, {"hub.model_id": "USER/tiny"})
     recipe = make_recipe(tree, tmp_path, name="recipe.json")
-    words = shlex.split(publish.command(RunFolder(tmp_path / "my runs"), recipe))
+    words = shlex.split(publish.command(RunDirectory(tmp_path / "my runs"), recipe))
     assert words[:2] == ["hf-lm", "publish"]
     assert words[2].endswith("my runs")
     assert words[3:] == ["--set", "hub.model_id=USER/tiny"]

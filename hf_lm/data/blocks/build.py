@@ -23,11 +23,11 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.blocks.chat_tokenization import TokenizeCompletions
-from hf_lm.data.blocks.dataset import COUNTS, LEARNT, BlockRows, PartCounts, table_of
+from hf_lm.data.blocks.dataset import COUNTS, LOSS_BIT, BlockDataset, SplitCounts, table_of
 from hf_lm.data.blocks.grouping import Group, Grouper, make_grouper
 from hf_lm.data.blocks.tokenization import Tokenize, id_type
 from hf_lm.data.cache import build_once, key_of
-from hf_lm.data.prefetch import read_ahead
+from hf_lm.data.prefetch import prefetch
 from hf_lm.data.text.documents import Documents, Progress, lanes
 from hf_lm.recipe import DataRecipe
 
@@ -43,14 +43,14 @@ def make_groupers(
     """
     eos, learns_all = tokenizer.eos_token_id, data.train_on == "text"
     return {
-        lane: make_grouper(
-            "concat" if lane == "validation" and learns_all else data.grouping,
+        subset: make_grouper(
+            "concat" if subset == "validation" and learns_all else data.grouping,
             block_size=data.block_size,
             eos=eos if isinstance(eos, int) else 0,
             kind=id_type(len(tokenizer)) if learns_all else np.int32,
             whole=not learns_all,
         )
-        for lane in lanes
+        for subset in lanes
     }
 
 
@@ -76,56 +76,57 @@ def block_rows(
 
 def portions_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
     """The portions of documents, the next one read while one is tokenized."""
-    return read_ahead(documents.portions(), taken=1, ahead=1)
+    return prefetch(documents.portions(), batch_size=1, depth=1)
 
 
-class Tally:
+class BlockCounter:
     """Counts of each lane while its blocks go by."""
 
     def __init__(
         self, groupers: dict[str, Grouper], report: Progress | None, *, marked: bool
     ) -> None:
         self.groupers, self.report, self.marked = groupers, report, marked
-        self.counts = dict.fromkeys(groupers, PartCounts())
+        self.counts = dict.fromkeys(groupers, SplitCounts())
 
-    def passing(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
+    def iterate(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
         """The lane and blocks of each portion."""
         for row in rows:
-            lane, blocks = row["lane"], row["blocks"]
+            subset, blocks = row["lane"], row["blocks"]
             documents, tokens = len(row["ends"]), len(row["input_ids"])
-            learnt = int(np.count_nonzero(blocks[:, 1:] & LEARNT)) if self.marked else 0
-            self.counts[lane] += PartCounts(
-                documents, row["size"], tokens, len(blocks), completion_tokens=learnt
+            in_loss = int(np.count_nonzero(blocks[:, 1:] & LOSS_BIT)) if self.marked else 0
+            self.counts[subset] += SplitCounts(
+                documents, row["size"], tokens, len(blocks), completion_tokens=in_loss
             )
             if self.report:
                 self.report(documents, row["size"])
-            yield lane, blocks
+            yield subset, blocks
 
-    def parts(self) -> dict[str, PartCounts]:
+    def splits(self) -> dict[str, SplitCounts]:
         """The counts of both parts, when all text has gone by."""
-        found = {part: PartCounts() for part in ("train", "validation")}
-        for lane, counts in self.counts.items():
-            grouper = self.groupers[lane]
-            rest = PartCounts(unused_tokens=grouper.unused, padded_tokens=grouper.padded)
-            found[lane.split("-")[0]] += counts + rest
+        found = {split: SplitCounts() for split in ("train", "validation")}
+        for subset, counts in self.counts.items():
+            grouper = self.groupers[subset]
+            rest = SplitCounts(unused_tokens=grouper.unused, padded_tokens=grouper.padded)
+            found[subset.split("-")[0]] += counts + rest
         return found
 
 
 def blocks_in_memory(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
-) -> tuple[dict[str, BlockRows], dict[str, PartCounts]]:
+) -> tuple[dict[str, BlockDataset], dict[str, SplitCounts]]:
     """The blocks of both parts, with nothing written."""
     groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
     tokenize = make_tokenize(tokenizer, data)
-    tally = Tally(groupers, None, marked=data.train_on == "completion")
+    tally = BlockCounter(groupers, None, marked=data.train_on == "completion")
     found: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     rows = block_rows(documents, tokenize, groupers)
-    for lane, blocks in tally.passing(rows):
-        found[lane.split("-")[0]].append(blocks)
-    parts = {
-        part: BlockRows(Dataset(table_of(np.concatenate(blocks)))) for part, blocks in found.items()
+    for subset, blocks in tally.iterate(rows):
+        found[subset.split("-")[0]].append(blocks)
+    splits = {
+        split: BlockDataset(Dataset(table_of(np.concatenate(blocks))))
+        for split, blocks in found.items()
     }
-    return parts, tally.parts()
+    return splits, tally.splits()
 
 
 def build_blocks(
@@ -155,22 +156,22 @@ def build_blocks(
         """Write one Arrow file a lane, and the counts."""
         groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
         tokenize = make_tokenize(tokenizer, data)
-        tally = Tally(groupers, report, marked=data.train_on == "completion")
+        tally = BlockCounter(groupers, report, marked=data.train_on == "completion")
         rows = block_rows(documents, tokenize, groupers)
         with ExitStack() as stack:
             schema = table_of(np.empty((0, data.block_size + 1), tokenize.type)).schema
             writers = {
-                lane: stack.enter_context(
-                    ArrowWriter(path=str(folder / f"{lane}.arrow"), schema=schema)
+                subset: stack.enter_context(
+                    ArrowWriter(path=str(folder / f"{subset}.arrow"), schema=schema)
                 )
-                for lane in groupers
+                for subset in groupers
             }
-            for lane, blocks in tally.passing(rows):
+            for subset, blocks in tally.iterate(rows):
                 for start in range(0, len(blocks), WRITTEN_ROWS):
-                    writers[lane].write_table(table_of(blocks[start : start + WRITTEN_ROWS]))
+                    writers[subset].write_table(table_of(blocks[start : start + WRITTEN_ROWS]))
             for writer in writers.values():
                 writer.finalize()
-        counts = {part: asdict(counts) for part, counts in tally.parts().items()}
+        counts = {split: asdict(counts) for split, counts in tally.splits().items()}
         (folder / COUNTS).write_text(json.dumps(counts))
 
     return build_once("blocks", key, build)

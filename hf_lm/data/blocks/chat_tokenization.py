@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from hf_lm.data.blocks.dataset import BEGINS, LEARNT
+from hf_lm.data.blocks.dataset import LOSS_BIT, START_BIT
 from hf_lm.data.text.conversations import ASSISTANT, PAIR, Conversation, conversation
 from hf_lm.errors import DataError
 
@@ -77,16 +77,16 @@ class TokenizeCompletions:
         }
         self.backend.encode_special_tokens = False
 
-    def __call__(self, portion: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the ids [N] of a portion, and the place behind each conversation's last.
 
         Args:
-            portion: a row with "text", a list of conversations as JSON.
+            batch: a row with "text", a list of conversations as JSON.
 
         Returns:
             "input_ids" [N], int32 with marks, and "ends" [conversations].
         """
-        rendered = [self.rendered(text) for text in portion["text"]]
+        rendered = [self.rendered(text) for text in batch["text"]]
         rows = [
             self.marked(*encoded, spans)
             for encoded, (_, spans) in zip(
@@ -137,7 +137,7 @@ class TokenizeCompletions:
             return text, spans[earlier:]
         text, _ = self.render(found.messages)
         spans = []
-        for n in found.learnt:
+        for n in found.in_loss:
             before, _ = self.render(found.messages[:n], add_generation_prompt=True)
             after, _ = self.render(found.messages[: n + 1])
             if not (after.startswith(before) and text.startswith(after)):
@@ -186,15 +186,15 @@ class TokenizeCompletions:
         added where that turn does not hold it, for the model to stop.
         """
         (starts, ends), (first, last) = places.T, spans[-1]
-        learnt = np.zeros(len(ids), bool)
+        in_loss = np.zeros(len(ids), bool)
         for start, end in spans:
-            learnt |= (ends > start) & (starts < end)
+            in_loss |= (ends > start) & (starts < end)
         ended = self.eos in ids[(ends > first) & (starts < last)]
-        ids, learnt = ids[starts < last], learnt[starts < last]
+        ids, in_loss = ids[starts < last], in_loss[starts < last]
         if not ended:
-            ids, learnt = np.append(ids, self.type(self.eos)), np.append(learnt, True)
-        ids[learnt] |= LEARNT
-        ids[0] |= BEGINS
+            ids, in_loss = np.append(ids, self.type(self.eos)), np.append(in_loss, True)
+        ids[in_loss] |= LOSS_BIT
+        ids[0] |= START_BIT
         return ids
 
 

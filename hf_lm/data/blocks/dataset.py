@@ -25,7 +25,7 @@ COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
-class PartCounts:
+class SplitCounts:
     """What became of the text of one part."""
 
     documents: int = 0
@@ -36,33 +36,33 @@ class PartCounts:
     padded_tokens: int = 0  # ids that fill blocks up
     completion_tokens: int = 0  # of those in blocks, the learnt ones, where not all are
 
-    def scaled(self, factor: float) -> PartCounts:
+    def scaled(self, factor: float) -> SplitCounts:
         """The same for a text `factor` times as long."""
-        return self if factor == 1 else PartCounts(*(round(v * factor) for v in astuple(self)))
+        return self if factor == 1 else SplitCounts(*(round(v * factor) for v in astuple(self)))
 
-    def __add__(self, other: PartCounts) -> PartCounts:
-        return PartCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: SplitCounts) -> SplitCounts:
+        return SplitCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Blocks(NamedTuple):
     """What the trainer and the evaluation are given.
 
     Attributes:
-        parts: "train" and "validation", rows of T+1 ids.
+        splits: "train" and "validation", rows of T+1 ids.
         counts: what became of the text of each part, where it is known.
         sampler: the order of a mixture; None is any random order.
     """
 
-    parts: Mapping[str, Any]
-    counts: Mapping[str, PartCounts]
+    splits: Mapping[str, Any]
+    counts: Mapping[str, SplitCounts]
     sampler: MixtureSampler | None = None
 
     def facts(self) -> dict[str, Any]:
         """The counts as a run records them."""
-        return {"text": {part: asdict(counts) for part, counts in self.counts.items()}}
+        return {"text": {split: asdict(counts) for split, counts in self.counts.items()}}
 
 
-class BlockRows(TorchDataset):
+class BlockDataset(TorchDataset):
     """Rows of T+1 ids, read from Arrow without copying or converting more than is asked for.
 
     A `datasets.Dataset` formats every batch, at 8 to 10 M tokens a second for rows of 256; this
@@ -113,7 +113,7 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
         DataError: a part is shorter than one block.
     """
     written = json.loads((folder / COUNTS).read_text())
-    counts = {part: PartCounts(**row) for part, row in written.items()}
+    counts = {split: SplitCounts(**row) for split, row in written.items()}
     require_blocks(counts, data)
     mixed = len(weights) > 1
     names = [f"train-{n}" for n in range(len(weights))] if mixed else ["train"]
@@ -126,35 +126,35 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
         )
     if mixed:
         sampler = MixtureSampler([len(source) for source in sources], weights, seed=seed)
-    parts = {
-        "train": BlockRows(concatenate_datasets(sources)),
-        "validation": BlockRows(Dataset.from_file(str(folder / "validation.arrow"))),
+    splits = {
+        "train": BlockDataset(concatenate_datasets(sources)),
+        "validation": BlockDataset(Dataset.from_file(str(folder / "validation.arrow"))),
     }
-    return Blocks(parts, counts, sampler)
+    return Blocks(splits, counts, sampler)
 
 
-def require_blocks(counts: Mapping[str, PartCounts], data: DataRecipe) -> None:
+def require_blocks(counts: Mapping[str, SplitCounts], data: DataRecipe) -> None:
     """Refuse a part that fills no block."""
-    problems = [too_short(part, row, data) for part, row in counts.items() if not row.blocks]
+    problems = [too_short(split, row, data) for split, row in counts.items() if not row.blocks]
     if problems:
         raise DataError(problems)
 
 
-def too_short(part: str, row: PartCounts, data: DataRecipe) -> str:
+def too_short(split: str, row: SplitCounts, data: DataRecipe) -> str:
     """Why a part fills no block, and what to do."""
     if data.train_on == "completion":
         return (
-            f"{part} text: none of {row.documents:,} conversations fits a block of "
+            f"{split} text: none of {row.documents:,} conversations fits a block of "
             f"{data.block_size:,} tokens; raise data.block_size"
         )
-    more = ", raise data.validation.holdout" if part == "validation" else ""
+    more = ", raise data.validation.holdout" if split == "validation" else ""
     return (
-        f"{part} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
+        f"{split} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
         f"{more} or lower data.block_size"
     )
 
 
-LEARNT, BEGINS = 1 << 29, 1 << 30
+LOSS_BIT, START_BIT = 1 << 29, 1 << 30
 
 
-IDS = LEARNT - 1  # the bits of the id itself
+IDS = LOSS_BIT - 1  # the bits of the id itself

@@ -32,7 +32,7 @@ class Grouper(Protocol):
     padded: int
 
     @property
-    def settled(self) -> bool:
+    def at_boundary(self) -> bool:
         """Whether nothing waits but the tail."""
 
     @property
@@ -63,7 +63,7 @@ def make_grouper(
 class Concat:
     """All documents as one stream."""
 
-    settled = True
+    at_boundary = True
 
     def __init__(self, block_size: int, tail: np.ndarray) -> None:
         self.block_size, self.tail, self.padded = block_size, tail, 0
@@ -119,7 +119,7 @@ class BestFit:
         self.size = 0
 
     @property
-    def settled(self) -> bool:
+    def at_boundary(self) -> bool:
         """Whether no document waits to be packed."""
         return not self.waiting
 
@@ -204,11 +204,11 @@ class Group:
     def __init__(self, groupers: dict[str, Grouper]) -> None:
         self.groupers = groupers
 
-    def __call__(self, portion: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the blocks [B, T+1] that a portion of ids completes.
 
         Args:
-            portion: a row with "lane", "input_ids" [N] and "ends" [documents].
+            batch: a row with "lane", "input_ids" [N] and "ends" [documents].
         """
-        grouper = self.groupers[portion["lane"]]
-        return {"blocks": grouper.add(portion["input_ids"], portion["ends"])}
+        grouper = self.groupers[batch["lane"]]
+        return {"blocks": grouper.add(batch["input_ids"], batch["ends"])}

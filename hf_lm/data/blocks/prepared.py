@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_lm.data.blocks.dataset import COUNTS, Blocks, open_blocks
-from hf_lm.data.text.sources import PREPARED, refuse_foreign
+from hf_lm.data.text.sources import PREPARED, check_foreign_directory
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
@@ -78,7 +78,7 @@ def write_prepared(
     Raises:
         DataError: the folder is there and is not one of ours.
     """
-    refuse_foreign(folder)
+    check_foreign_directory(folder)
     staging, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
     for left in (staging, old):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -104,7 +104,8 @@ def card(folder: Path, cutting: Mapping[str, Any]) -> str:
     files += '  - split: validation\n    path: "validation.arrow"'
     counts = json.loads((folder / COUNTS).read_text())
     rows = (
-        f"| {part} | {' | '.join(f'{n:,}' for n in row.values())} |" for part, row in counts.items()
+        f"| {split} | {' | '.join(f'{n:,}' for n in row.values())} |"
+        for split, row in counts.items()
     )
     shown = {name: json.dumps(value).strip('"') for name, value in cutting.items()}
     return CARD.format(files=files, counts="\n".join(rows), **shown)

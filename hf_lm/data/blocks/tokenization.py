@@ -59,18 +59,18 @@ class Tokenize:
             self.backend.no_truncation()
             self.backend.no_padding()
             self.backend.encode_special_tokens = True
-        self.cuts = self.backend is not None and self.survives_cuts()
+        self.cuts = self.backend is not None and self.can_split_documents()
 
-    def __call__(self, portion: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the ids [N] of a portion, and the place behind each document's last.
 
         Args:
-            portion: a row with "text", a list of documents.
+            batch: a row with "text", a list of documents.
 
         Returns:
             "input_ids" [N], uint16 or int32, and "ends" [documents].
         """
-        rows = self.encode(portion["text"])
+        rows = self.encode(batch["text"])
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         ids = np.concatenate(rows) if rows else np.empty(0, self.type)
         return {"input_ids": ids, "ends": ends}
@@ -112,7 +112,7 @@ class Tokenize:
             bounds.append(cut_before(text, bounds[-1], bounds[-1] + PIECE))
         return [text[start:end] for start, end in pairwise([*bounds, len(text)])]
 
-    def survives_cuts(self) -> bool:
+    def can_split_documents(self) -> bool:
         """Whether ids stay the same when a text is cut at line ends, as for GPT-2's splitting.
 
         Tokenizers that mark the beginning of a text, as SentencePiece's do, are given it whole.

@@ -9,7 +9,7 @@ from hf_lm.data.streaming.documents import WINDOW, StreamedDocuments, StreamedSo
 from hf_lm.recipe import DataRecipe
 
 if TYPE_CHECKING:
-    from hf_lm.data.blocks.dataset import Blocks, PartCounts
+    from hf_lm.data.blocks.dataset import Blocks, SplitCounts
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,14 +19,14 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.blocks.build import make_groupers
-from hf_lm.data.blocks.dataset import BlockRows, Blocks, PartCounts, table_of
+from hf_lm.data.blocks.dataset import BlockDataset, Blocks, SplitCounts, table_of
 from hf_lm.data.blocks.grouping import Grouper
 from hf_lm.data.blocks.tokenization import Tokenize
-from hf_lm.data.streaming.reader import BlockStream, Reader, SourceReader
+from hf_lm.data.streaming.reader import BlockStream, SourceReader, StreamReader
 from hf_lm.errors import DataError
 
 
-class Share(NamedTuple):
+class StreamShard(NamedTuple):
     """This process among those that share a stream, and the threads it reads with."""
 
     rank: int = 0
@@ -49,9 +49,9 @@ def stream_blocks(
     tokenizer: PreTrainedTokenizerBase,
     data: DataRecipe,
     *,
-    held_out: int,
+    num_validation_blocks: int,
     seed: int,
-    share: Share,
+    shard: StreamShard,
 ) -> Blocks:
     """This process's share of the training stream, and the first blocks of the held-out part.
 
@@ -59,13 +59,13 @@ def stream_blocks(
         documents: both parts as streams.
         tokenizer: text to ids.
         data: how the text is cut.
-        held_out: blocks to hold out.
+        num_validation_blocks: blocks to hold out.
         seed: of the order and the mixing.
-        share: this process among all, and the threads it reads with.
+        shard: this process among all, and the threads it reads with.
     """
     tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
     readers = [
-        Reader(
+        StreamReader(
             [
                 SourceReader(
                     partial(
@@ -74,7 +74,7 @@ def stream_blocks(
                         tokenize=tokenize,
                         shuffle=(seed, position),
                         number=number,
-                        readers=share.readers,
+                        readers=shard.readers,
                     ),
                     partial(train_grouper, tokenizer=tokenizer, data=data),
                 )
@@ -83,11 +83,13 @@ def stream_blocks(
             documents.weights,
             seed=seed,
             number=number,
-            readers=share.readers,
+            readers=shard.readers,
         )
-        for number in share.numbers
+        for number in shard.numbers
     ]
-    validation, counts = first_blocks(documents["validation"], tokenize, tokenizer, data, held_out)
+    validation, counts = first_blocks(
+        documents["validation"], tokenize, tokenizer, data, num_validation_blocks
+    )
     return Blocks({"train": BlockStream(readers), "validation": validation}, {"validation": counts})
 
 
@@ -110,10 +112,10 @@ def open_pass(
     readers: int,
 ) -> IterableDataset:
     """One reader's share of a source as rows of token ids, in the order of one pass."""
-    rows, share = source.rows, {"number": number, "readers": readers}
+    rows, shard = source.rows, {"number": number, "readers": readers}
     if rows.num_shards >= readers:
         rows = rows.shard(num_shards=readers, index=number)
-        share = {"number": 0, "readers": 1}
+        shard = {"number": 0, "readers": 1}
     order = (*shuffle, number_of_pass)
     portions = rows.map(
         window,
@@ -121,7 +123,7 @@ def open_pass(
         batch_size=WINDOW,
         with_indices=True,
         remove_columns=["text"],
-        fn_kwargs={"below": source.below, "shuffle": order, **share},
+        fn_kwargs={"hash_threshold": source.hash_threshold, "shuffle": order, **shard},
     )
     tokens = portions.map(tokenize, remove_columns=["text"])
     tokens.set_epoch(number_of_pass)  # another order of the shards
@@ -134,7 +136,7 @@ def first_blocks(
     tokenizer: PreTrainedTokenizerBase,
     data: DataRecipe,
     count: int,
-) -> tuple[BlockRows, PartCounts]:
+) -> tuple[BlockDataset, SplitCounts]:
     """The first held-out blocks, and the text they took.
 
     Raises:
@@ -154,5 +156,5 @@ def first_blocks(
         raise DataError("no held-out text in this stream; raise data.validation.holdout")
     blocks = np.stack(found[:count])
     unused = tokens - 1 - blocks.shape[0] * data.block_size
-    counts = PartCounts(documents, size, tokens, len(blocks), max(0, unused), 0)
-    return BlockRows(Dataset(table_of(blocks))), counts
+    counts = SplitCounts(documents, size, tokens, len(blocks), max(0, unused), 0)
+    return BlockDataset(Dataset(table_of(blocks))), counts

@@ -37,13 +37,13 @@ class StreamedSource(NamedTuple):
     """A source opened for streaming."""
 
     rows: IterableDataset  # with the column "text"
-    below: int  # documents with a lower content hash are held out
+    hash_threshold: int  # documents with a lower content hash are held out
 
 
-def stream_rows(source: Source, data: DataRecipe, part: str) -> tuple[IterableDataset, str]:
+def stream_rows(source: Source, data: DataRecipe, split: str) -> tuple[IterableDataset, str]:
     """The documents of a source with the column "text", and what stands for their content."""
     if not source.local:
-        return open_hub(source.name, data, part=part)
+        return open_hub(source.name, data, split=split)
     arguments = {"files": list(source.files), "source": source, "data": data}
     return IterableDataset.from_generator(local_rows, gen_kwargs=arguments), ""
 
@@ -66,14 +66,14 @@ class StreamedDocuments(Mapping[str, Any]):
         own = [stream_rows(source, data, "validation") for source in corpus.validation]
         self.commits = tuple(commit for _, commit in [*opened, *own] if commit)
         self.weights = corpus.weights
-        below = int((data.validation.holdout or 0) * HASHES)
+        hash_threshold = int((data.validation.holdout or 0) * HASHES)
         streams = [rows for rows, _ in opened]
         if len(streams) > 1 and not corpus.mixed:  # one after the other
             streams = [concatenate_datasets(streams)]
         if data.max_documents:
             streams = [rows.take(data.max_documents) for rows in streams]
-        self.train = [StreamedSource(rows, below) for rows in streams]
-        self.held_out = [rows for rows, _ in own]
+        self.train = [StreamedSource(rows, hash_threshold) for rows in streams]
+        self.num_validation_blocks = [rows for rows, _ in own]
 
     def __len__(self) -> int:
         return 2
@@ -81,20 +81,20 @@ class StreamedDocuments(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(("train", "validation"))
 
-    def __getitem__(self, part: str) -> Iterator[Mapping[str, str]]:
-        sides = [self.side(n, part) for n in range(len(self.train))]
-        if part == "validation" and self.held_out:
-            sides = [iter(rows) for rows in self.held_out]
+    def __getitem__(self, split: str) -> Iterator[Mapping[str, str]]:
+        sides = [self.side(n, split) for n in range(len(self.train))]
+        if split == "validation" and self.num_validation_blocks:
+            sides = [iter(rows) for rows in self.num_validation_blocks]
         turns = itertools.zip_longest(*sides)
         return (row for turn in turns for row in turn if row and row["text"])
 
-    def side(self, number: int, part: str) -> Iterator[Mapping[str, str]]:
+    def side(self, number: int, split: str) -> Iterator[Mapping[str, str]]:
         """The documents of one training source that belong to a part."""
         source = self.train[number]
         for row in source.rows:
             if row["text"] and row["text"].strip():
-                held_out = content_hash(row["text"].encode()) < source.below
-                if held_out == (part == "validation"):
+                num_validation_blocks = content_hash(row["text"].encode()) < source.hash_threshold
+                if num_validation_blocks == (split == "validation"):
                     yield row
 
 
@@ -102,7 +102,7 @@ def window(
     rows: dict[str, list[Any]],
     places: list[int],
     *,
-    below: int,
+    hash_threshold: int,
     shuffle: Sequence[int],
     number: int,
     readers: int,
@@ -112,7 +112,7 @@ def window(
     Args:
         rows: the column "text".
         places: of those documents in the source.
-        below: content hashes that are held out.
+        hash_threshold: content hashes that are held out.
         shuffle: seeds of the order.
         number: of the reader, which takes every `readers`-th document.
         readers: that share the documents.
@@ -123,7 +123,7 @@ def window(
         if place % readers == number
         and text
         and text.strip()
-        and content_hash(text.encode()) >= below
+        and content_hash(text.encode()) >= hash_threshold
     ]
     order = np.random.default_rng([*shuffle, places[0]]).permutation(len(texts))
     portions: list[list[str]] = []

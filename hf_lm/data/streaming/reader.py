@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from hf_lm.data.blocks.grouping import Grouper
 from hf_lm.data.mixture import sources_of
-from hf_lm.data.prefetch import read_ahead
+from hf_lm.data.prefetch import prefetch
 from hf_lm.errors import DataError, MismatchError
 
 TAKEN, AHEAD = 64, 16  # blocks a thread reads at once, and how often before they are asked for
@@ -30,7 +30,7 @@ PLANNED = 1_024  # blocks whose source is looked up at once
 
 
 @dataclass(frozen=True)
-class Mark:
+class StreamPosition:
     """A place in a source where nothing but a few ids waits to be grouped."""
 
     number: int = 0  # of the pass
@@ -38,12 +38,12 @@ class Mark:
     tail: tuple[int, ...] = ()
 
 
-class Placed(NamedTuple):
+class PositionedBlock(NamedTuple):
     """A block [T+1] with its place: `offset` blocks behind a mark of one of the sources."""
 
     block: np.ndarray
     source: int
-    mark: Mark
+    mark: StreamPosition
     offset: int
 
 
@@ -62,14 +62,14 @@ class SourceReader:
     ) -> None:
         self.open_pass, self.make_grouper = open_pass, make_grouper
 
-    def read(self, mark: Mark, offset: int, source: int) -> Iterator[Placed]:
+    def read(self, mark: StreamPosition, offset: int, source: int) -> Iterator[PositionedBlock]:
         """The blocks behind a place, each with its own place."""
         for start, blocks in self.stretches(mark):
             for place in range(offset, len(blocks)):
-                yield Placed(blocks[place], source, start, place + 1)
+                yield PositionedBlock(blocks[place], source, start, place + 1)
             offset = max(0, offset - len(blocks))
 
-    def stretches(self, mark: Mark) -> Iterator[tuple[Mark, np.ndarray]]:
+    def stretches(self, mark: StreamPosition) -> Iterator[tuple[StreamPosition, np.ndarray]]:
         """Each mark with the blocks [B, T+1] up to the next one."""
         while True:
             rows, grouper = self.open_pass(mark.number), self.make_grouper(mark.tail)
@@ -79,14 +79,14 @@ class SourceReader:
             for row in rows:
                 blocks = grouper.add(row["input_ids"], row["ends"])
                 filled = filled or len(blocks) > 0
-                if grouper.settled:
+                if grouper.at_boundary:
                     yield mark, blocks
-                    mark = Mark(mark.number, rows.state_dict(), ids_of(grouper))
+                    mark = StreamPosition(mark.number, rows.state_dict(), ids_of(grouper))
             rest = grouper.add(np.empty(0, grouper.tail.dtype), np.empty(0, np.int64))
             if not filled and not len(rest):
                 raise DataError("a pass over the stream fills no block; lower data.block_size")
             yield mark, rest
-            mark = Mark(mark.number + 1, None, ids_of(grouper))
+            mark = StreamPosition(mark.number + 1, None, ids_of(grouper))
 
 
 def ids_of(grouper: Grouper) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def ids_of(grouper: Grouper) -> tuple[int, ...]:
     return tuple(grouper.tail.tolist())
 
 
-class Reader:
+class StreamReader:
     """One reader of a process: blocks of all sources, mixed by weight.
 
     Args:
@@ -116,10 +116,10 @@ class Reader:
     ) -> None:
         self.sources, self.weights, self.seed = sources, weights, seed
         self.number, self.readers = number, readers
-        self.places = [(Mark(), 0) for _ in sources]
+        self.places = [(StreamPosition(), 0) for _ in sources]
         self.count = 0
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[PositionedBlock]:
         feeds = [
             source.read(*place, number)
             for number, (source, place) in enumerate(zip(self.sources, self.places, strict=True))
@@ -129,7 +129,7 @@ class Reader:
             for source in sources_of(blocks, self.weights, seed=self.seed):
                 yield next(feeds[source])
 
-    def passed(self, placed: Placed) -> None:
+    def mark_consumed(self, placed: PositionedBlock) -> None:
         """Take down that a block has been handed on."""
         self.places[placed.source] = (placed.mark, placed.offset)
         self.count += 1
@@ -143,7 +143,7 @@ class Reader:
         """Go to a place."""
         self.count = state["count"]
         self.places = [
-            (Mark(place["number"], place["rows"], tuple(place["tail"])), place["offset"])
+            (StreamPosition(place["number"], place["rows"], tuple(place["tail"])), place["offset"])
             for place in state["places"]
         ]
 
@@ -151,16 +151,16 @@ class Reader:
 class BlockStream(TorchIterableDataset):
     """Blocks of T+1 ids without an end: those of this process's readers in turn."""
 
-    def __init__(self, readers: Sequence[Reader]) -> None:
+    def __init__(self, readers: Sequence[StreamReader]) -> None:
         self.readers, self.count = readers, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        feeds = [read_ahead(iter(reader), taken=TAKEN, ahead=AHEAD) for reader in self.readers]
+        feeds = [prefetch(iter(reader), batch_size=TAKEN, depth=AHEAD) for reader in self.readers]
         try:
             while True:
                 turn = self.count % len(feeds)
                 placed = next(feeds[turn])
-                self.readers[turn].passed(placed)
+                self.readers[turn].mark_consumed(placed)
                 self.count += 1
                 yield {"input_ids": placed.block, "number": self.count - 1}
         finally:

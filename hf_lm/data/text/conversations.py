@@ -24,7 +24,7 @@ class Conversation(NamedTuple):
     first: int
 
     @property
-    def learnt(self) -> Iterator[int]:
+    def in_loss(self) -> Iterator[int]:
         """The places of the messages that are."""
         return (
             n
@@ -49,7 +49,7 @@ def conversation_text(row: Mapping[str, Any]) -> str:
     values = {name: plain(row[name], name) for name in names}
     if len({type(value) for value in values.values()}) > 1:
         raise ValueError('"prompt" and "completion" must both be text, or both be messages')
-    if next(conversation(values).learnt, None) is None:
+    if next(conversation(values).in_loss, None) is None:
         raise ValueError(f'"{names[-1]}" has no message of the role "{ASSISTANT}"')
     try:
         return json.dumps(values, ensure_ascii=False, sort_keys=True)

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from hf_lm.data.text.columns import columns_of
 from hf_lm.data.text.formats import Report, read_documents
-from hf_lm.data.text.holdout import Split, content_hash
+from hf_lm.data.text.holdout import Holdout, content_hash
 from hf_lm.data.text.sources import EMBEDDED, Corpus, Source
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
 
-PARTS = ("train", "validation")
+SPLITS = ("train", "validation")
 
 
 PORTION = 8 * 2**20  # bytes of text tokenized at once: 4 MB was 3 % slower on two cores
@@ -35,7 +35,7 @@ HubTexts = Mapping[tuple[str, str], Iterable[str | None]]  # text columns by par
 class Document(NamedTuple):
     """One text to train on or to hold out."""
 
-    part: str  # of the recipe's two origins of text
+    split: str  # of the recipe's two origins of text
     source: int  # position among the sources of that part
     text: str
     hash: int
@@ -45,7 +45,7 @@ class Document(NamedTuple):
 def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ()) -> str:
     """A hash of what documents depend on: bytes of files, or Hub commits, and how they are read."""
     files = [
-        [[file.sha256 for file in source.files] for source in corpus.of(part)] for part in PARTS
+        [[file.sha256 for file in source.files] for source in corpus.of(split)] for split in SPLITS
     ]
     how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
     how += [] if data.train_on == "text" else [data.train_on]
@@ -72,7 +72,7 @@ def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterato
             return
 
 
-class Reader:
+class DocumentReader:
     """All documents of a corpus in order, and what was met on the way.
 
     Args:
@@ -92,31 +92,31 @@ class Reader:
     ) -> None:
         self.data, self.corpus, self.hub, self.limit = data, corpus, hub, limit
         self.report, self.duplicates = Report(), 0
-        self.seen: dict[str, set[int]] = {part: set() for part in PARTS}
+        self.seen: dict[str, set[int]] = {split: set() for split in SPLITS}
 
     def __iter__(self) -> Iterator[Document]:
         own = first_of(self.documents("train"), self.data.max_documents, self.data.max_bytes)
         yield from first_of(own, None, self.limit)
         yield from first_of(self.documents("validation"), None, self.limit)
 
-    def documents(self, part: str) -> Iterator[Document]:
+    def documents(self, split: str) -> Iterator[Document]:
         """The documents of one part, each text once if the recipe says so."""
-        seen = self.seen[part]
-        for position, source in enumerate(self.corpus.of(part)):
-            for text in self.texts(source, part):
+        seen = self.seen[split]
+        for position, source in enumerate(self.corpus.of(split)):
+            for text in self.texts(source, split):
                 raw = text.encode()
                 value = content_hash(raw)
                 if value in seen and self.data.deduplicate and not self.data.streaming:
                     self.duplicates += 1
                     continue
                 seen.add(value)
-                yield Document(part, position, text, value, len(raw))
+                yield Document(split, position, text, value, len(raw))
 
-    def texts(self, source: Source, part: str) -> Iterator[str]:
+    def texts(self, source: Source, split: str) -> Iterator[str]:
         """The texts of one source that are not empty."""
         if source.local:
             return local_documents(source, self.data, self.report)
-        return (text for text in self.hub.get((part, source.name), ()) if text and text.strip())
+        return (text for text in self.hub.get((split, source.name), ()) if text and text.strip())
 
     @property
     def overlap(self) -> int:
@@ -152,7 +152,7 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         data: DataRecipe,
         corpus: Corpus,
         hub: HubTexts,
-        split: Split,
+        split: Holdout,
         *,
         limit: int | None = None,
     ) -> None:
@@ -160,13 +160,13 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         self.split, self.limit = split, limit
 
     def __len__(self) -> int:
-        return len(PARTS)
+        return len(SPLITS)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(PARTS)
+        return iter(SPLITS)
 
-    def __getitem__(self, part: str) -> Iterable[Mapping[str, str]]:
-        return Rows(self, part)
+    def __getitem__(self, split: str) -> Iterable[Mapping[str, str]]:
+        return Rows(self, split)
 
     def all(self) -> Iterator[Document]:
         """Every document with the part it belongs to.
@@ -174,7 +174,7 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         Raises:
             DataError: a file has become unreadable, or changed, since it was scanned.
         """
-        reader = Reader(self.data, self.corpus, self.hub, limit=self.limit)
+        reader = DocumentReader(self.data, self.corpus, self.hub, limit=self.limit)
         for document in reader:
             yield from self.sides(document)
         if reader.report.problems:
@@ -182,14 +182,17 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
 
     def sides(self, document: Document) -> Iterator[Document]:
         """A document on the side of the split it belongs to; the only one on both."""
-        held_out = document.part == "validation"
+        held_out = document.split == "validation"
         cut = None if held_out else self.split.cut
         if cut is not None:
-            for part, text in (("train", document.text[:cut]), ("validation", document.text[cut:])):
-                yield document._replace(part=part, text=text, size=len(text.encode()))
+            for split, text in (
+                ("train", document.text[:cut]),
+                ("validation", document.text[cut:]),
+            ):
+                yield document._replace(split=split, text=text, size=len(text.encode()))
             return
-        held_out = held_out or document.hash < self.split.below
-        yield document._replace(part="validation" if held_out else "train")
+        held_out = held_out or document.hash < self.split.hash_threshold
+        yield document._replace(split="validation" if held_out else "train")
 
     def portions(self) -> Iterator[dict[str, Any]]:
         """Texts in portions of about PORTION bytes, each of one lane: a part, or a source of it.
@@ -200,29 +203,29 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         Yields:
             "lane", "text" (a list) and "size" (bytes).
         """
-        waiting: dict[str, list[str]] = {lane: [] for lane in lanes(self.corpus)}
+        waiting: dict[str, list[str]] = {subset: [] for subset in lanes(self.corpus)}
         sizes = dict.fromkeys(waiting, 0)
         for document in self.all():
-            lane = lane_of(document, self.corpus)
-            waiting[lane].append(document.text)
-            sizes[lane] += document.size
-            if sizes[lane] >= PORTION:
-                yield {"lane": lane, "text": waiting[lane], "size": sizes[lane]}
-                waiting[lane], sizes[lane] = [], 0
-        for lane, texts in waiting.items():
+            subset = lane_of(document, self.corpus)
+            waiting[subset].append(document.text)
+            sizes[subset] += document.size
+            if sizes[subset] >= PORTION:
+                yield {"lane": subset, "text": waiting[subset], "size": sizes[subset]}
+                waiting[subset], sizes[subset] = [], 0
+        for subset, texts in waiting.items():
             if texts:
-                yield {"lane": lane, "text": texts, "size": sizes[lane]}
-            yield {"lane": lane, "text": [], "size": 0}
+                yield {"lane": subset, "text": texts, "size": sizes[subset]}
+            yield {"lane": subset, "text": [], "size": 0}
 
 
 class Rows:
     """The documents of one part as rows, from the start each time they are iterated."""
 
-    def __init__(self, documents: Documents, part: str) -> None:
-        self.documents, self.part = documents, part
+    def __init__(self, documents: Documents, split: str) -> None:
+        self.documents, self.split = documents, split
 
     def __iter__(self) -> Iterator[Mapping[str, str]]:
-        return ({"text": d.text} for d in self.documents.all() if d.part == self.part)
+        return ({"text": d.text} for d in self.documents.all() if d.split == self.split)
 
 
 def lanes(corpus: Corpus) -> list[str]:
@@ -233,5 +236,5 @@ def lanes(corpus: Corpus) -> list[str]:
 
 def lane_of(document: Document, corpus: Corpus) -> str:
     """The lane of a document."""
-    in_mixture = document.part == "train" and corpus.mixed
-    return f"train-{document.source}" if in_mixture else document.part
+    in_mixture = document.split == "train" and corpus.mixed
+    return f"train-{document.source}" if in_mixture else document.split

@@ -10,10 +10,10 @@ from hf_lm.errors import DataError
 HASHES = 2**63  # Arrow has signed 64-bit numbers
 
 
-class Split(NamedTuple):
+class Holdout(NamedTuple):
     """Which documents are held out: hashes below `below`, or of an only one what follows `cut`."""
 
-    below: int
+    hash_threshold: int
     cut: int | None = None
 
 
@@ -22,7 +22,7 @@ def content_hash(text: bytes) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def choose_split(hashes: set[int], text: str, holdout: float | None) -> Split:
+def choose_holdout(hashes: set[int], text: str, holdout: float | None) -> Holdout:
     """Hold out a share by content, but one document at least, and never all.
 
     Args:
@@ -34,10 +34,10 @@ def choose_split(hashes: set[int], text: str, holdout: float | None) -> Split:
         DataError: there is one document, and no line to cut it at.
     """
     if holdout is None or not hashes:
-        return Split(0)
+        return Holdout(0)
     if len(hashes) == 1:
-        return Split(0, line_end_near(text, round(len(text) * (1 - holdout))))
-    return Split(min(max(int(holdout * HASHES), min(hashes) + 1), max(hashes)))
+        return Holdout(0, line_end_near(text, round(len(text) * (1 - holdout))))
+    return Holdout(min(max(int(holdout * HASHES), min(hashes) + 1), max(hashes)))
 
 
 def line_end_near(text: str, goal: int) -> int:

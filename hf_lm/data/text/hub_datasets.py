@@ -11,13 +11,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from hf_lm.data.text.columns import Columns, TextColumns, columns_of
-from hf_lm.data.text.documents import PARTS, HubTexts
+from hf_lm.data.text.documents import SPLITS, HubTexts
 from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 
-def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
+def open_hub(name: str, data: DataRecipe, *, split: str) -> tuple[Any, str]:
     """A Hub dataset with its text column alone, and the commit it was read at.
 
     Returns:
@@ -26,7 +26,7 @@ def open_hub(name: str, data: DataRecipe, *, part: str) -> tuple[Any, str]:
     Raises:
         DataError: it cannot be reached, or has no such configuration, split or column.
     """
-    own = data.validation if part == "validation" else data
+    own = data.validation if split == "validation" else data
     revision = own.revision or data.revision
     try:
         commit = commit_of(name, revision)
@@ -91,10 +91,10 @@ def hub_texts(data: DataRecipe, corpus: Corpus) -> tuple[HubTexts, tuple[str, ..
     """The text columns of all Hub datasets of a corpus, and their commits."""
     texts: dict[tuple[str, str], Any] = {}
     commits = []
-    for part in PARTS:
-        for source in corpus.of(part):
+    for split in SPLITS:
+        for source in corpus.of(split):
             if not source.local:
-                rows, commit = open_hub(source.name, data, part=part)
-                texts[part, source.name] = rows["text"]
+                rows, commit = open_hub(source.name, data, split=split)
+                texts[split, source.name] = rows["text"]
                 commits.append(f"{source.name}@{commit}")
     return texts, tuple(commits)

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from hf_lm.data.cache import build_once, cache_root, is_whole, key_of
-from hf_lm.data.text.documents import PARTS, HubTexts, Progress, Reader, fingerprint
-from hf_lm.data.text.holdout import Split, choose_split
+from hf_lm.data.text.documents import SPLITS, DocumentReader, HubTexts, Progress, fingerprint
+from hf_lm.data.text.holdout import Holdout, choose_holdout
 from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -36,7 +36,7 @@ class Scan:
     validation_bytes: int  # of sources of their own
     duplicates: int  # documents that were left out
     overlap: int  # validation documents that also stand in the training text
-    below: int
+    hash_threshold: int
     cut: int | None
     notes: tuple[str, ...]
 
@@ -46,9 +46,9 @@ class Scan:
         return self.train_bytes + self.validation_bytes
 
     @property
-    def split(self) -> Split:
+    def split(self) -> Holdout:
         """Which documents are held out."""
-        return Split(self.below, self.cut)
+        return Holdout(self.hash_threshold, self.cut)
 
 
 def scan_documents(
@@ -76,7 +76,7 @@ def scan_documents(
     if corpus.prepared:
         return Scan(0, 0, 0, 0, 0, 0, None, ())
     keep = keep and corpus.local
-    names = [file.path for part in PARTS for source in corpus.of(part) for file in source.files]
+    names = [file.path for split in SPLITS for source in corpus.of(split) for file in source.files]
     key = key_of("scan", fingerprint(data, corpus), data.block_size, names) if keep else ""
     if keep and is_whole(cache_root() / "scans" / key):
         found = json.loads((cache_root() / "scans" / key / SCAN).read_text())
@@ -97,11 +97,11 @@ def scan_now(
     data: DataRecipe, corpus: Corpus, hub: HubTexts, *, whole: bool, report: Progress | None
 ) -> Scan:
     """What one pass over the text finds, with nothing written."""
-    reader, count, first = Reader(data, corpus, hub), 0, ""
-    sizes = dict.fromkeys(PARTS, 0)
+    reader, count, first = DocumentReader(data, corpus, hub), 0, ""
+    sizes = dict.fromkeys(SPLITS, 0)
     for document in reader:
         first = first or document.text
-        count, sizes[document.part] = count + 1, sizes[document.part] + document.size
+        count, sizes[document.split] = count + 1, sizes[document.split] + document.size
         if report:
             report(1, document.size)
     complete = corpus.local or bool(hub)
@@ -109,9 +109,9 @@ def scan_now(
         reader.report.problems += too_little(count, sum(sizes.values()), data, corpus)
     if reader.report.problems:
         raise DataError(reader.report.problems)
-    split = Split(0)
+    split = Holdout(0)
     if complete and not whole:
-        split = choose_split(reader.seen["train"], first, data.validation.holdout)
+        split = choose_holdout(reader.seen["train"], first, data.validation.holdout)
     notes = (*corpus.notes, *scan_notes(reader))
     return Scan(
         documents=count,
@@ -119,7 +119,7 @@ def scan_now(
         validation_bytes=sizes["validation"],
         duplicates=reader.duplicates,
         overlap=reader.overlap,
-        below=split.below,
+        hash_threshold=split.hash_threshold,
         cut=split.cut,
         notes=notes,
     )
@@ -137,7 +137,7 @@ def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Itera
         )
 
 
-def scan_notes(reader: Reader) -> Iterator[str]:
+def scan_notes(reader: DocumentReader) -> Iterator[str]:
     """What a person should know about text that was accepted."""
     report = reader.report
     if report.empty:

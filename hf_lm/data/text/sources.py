@@ -80,9 +80,9 @@ class Corpus:
         """The folder of the tokenizer that comes with prepared blocks."""
         return str(self.prepared / "tokenizer") if self.prepared else None
 
-    def of(self, part: str) -> tuple[Source, ...]:
+    def of(self, split: str) -> tuple[Source, ...]:
         """The sources of "train" or "validation"."""
-        return self.train if part == "train" else self.validation
+        return self.train if split == "train" else self.validation
 
     @property
     def local(self) -> bool:
@@ -142,7 +142,7 @@ def find_corpus(data: DataRecipe) -> Corpus:
     return Corpus(train, validation, tuple(repeated_files(train, deduplicate=once)))
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_foreign_directory(folder: Path) -> None:
     """Refuse to write prepared blocks where something else is.
 
     Raises:
@@ -215,7 +215,7 @@ def shown_suffixes() -> str:
 
 def hidden(path: Path) -> bool:
     """Whether a name on the way starts with a dot, or is a cache of Python's."""
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return any(split.startswith(".") or split == "__pycache__" for split in path.parts)
 
 
 def file_problem(path: Path) -> str | None:

@@ -24,10 +24,10 @@ FROM_SCRATCH = tuple(
 BYTE_VOCABULARY = 257  # 256 bytes and end-of-text
 
 
-Check = Callable[[Recipe], Iterator["Clash"]]
+Check = Callable[[Recipe], Iterator["Conflict"]]
 
 
-class Clash(Problem):
+class Conflict(Problem):
     """A problem of one key that other keys have a part in."""
 
     @property
@@ -39,24 +39,24 @@ class Clash(Problem):
         return {self.path, *(tuple(name.rstrip(".").split(".")) for name in named)}
 
 
-def clash(key: str, rule: str, value: Any = NO_VALUE) -> Clash:
+def clash(key: str, rule: str, value: Any = NO_VALUE) -> Conflict:
     """A clash, by its dotted key."""
-    return Clash(tuple(key.split(".")), rule, value)
+    return Conflict(tuple(key.split(".")), rule, value)
 
 
-def clashes(recipe: Recipe) -> list[Clash]:
+def find_conflicts(recipe: Recipe) -> list[Conflict]:
     """Every rule between keys that the recipe breaks."""
     return [found for check in CHECKS for found in check(recipe)]
 
 
-def check_version(recipe: Recipe) -> Iterator[Clash]:
+def check_version(recipe: Recipe) -> Iterator[Conflict]:
     """The program can read the recipe."""
     needs = recipe.hf_lm_version
     if needs and [int(n) for n in needs.split(".")] > [int(n) for n in __version__.split(".")]:
         yield clash("hf_lm_version", f"needs hf_lm >= {needs}, this is {__version__}", needs)
 
 
-def check_length(recipe: Recipe) -> Iterator[Clash]:
+def check_length(recipe: Recipe) -> Iterator[Conflict]:
     """One end of training, and warmup before it."""
     training = recipe.training
     ends = {
@@ -82,7 +82,7 @@ def check_length(recipe: Recipe) -> Iterator[Clash]:
         )
 
 
-def check_rates(recipe: Recipe) -> Iterator[Clash]:
+def check_rates(recipe: Recipe) -> Iterator[Conflict]:
     """Every rate has a use, and "auto" a rule."""
     training, kind = recipe.training, recipe.training.optimizer
     if training.matrix_learning_rate != "auto" and kind not in ("auto", "muon"):
@@ -101,7 +101,7 @@ def check_rates(recipe: Recipe) -> Iterator[Clash]:
         yield clash("training.matrix_learning_rate", rule, "auto")
 
 
-def check_batch(recipe: Recipe) -> Iterator[Clash]:
+def check_batch(recipe: Recipe) -> Iterator[Conflict]:
     """A step is a whole number of blocks, and of micro-batches."""
     training, block = recipe.training, recipe.data.block_size
     tokens, micro = training.tokens_per_step, training.micro_batch_size
@@ -123,7 +123,7 @@ def check_batch(recipe: Recipe) -> Iterator[Clash]:
         )
 
 
-def check_model(recipe: Recipe) -> Iterator[Clash]:
+def check_model(recipe: Recipe) -> Iterator[Conflict]:
     """The numbers of the network fit each other and the blocks."""
     model = recipe.model
     if model.pretrained:
@@ -153,7 +153,7 @@ def check_model(recipe: Recipe) -> Iterator[Clash]:
         )
 
 
-def check_lora(recipe: Recipe) -> Iterator[Clash]:
+def check_lora(recipe: Recipe) -> Iterator[Conflict]:
     """Adapters are of pretrained weights, and useless to others without them."""
     model, hub = recipe.model, recipe.hub
     if model.lora is None:
@@ -171,7 +171,7 @@ def check_lora(recipe: Recipe) -> Iterator[Clash]:
         yield clash("model.pretrained", rule, model.pretrained)
 
 
-def check_tokenizer(recipe: Recipe) -> Iterator[Clash]:
+def check_tokenizer(recipe: Recipe) -> Iterator[Conflict]:
     """One tokenizer, with a vocabulary of its own kind, that suits the model."""
     tokenizer, train = recipe.tokenizer, recipe.tokenizer.train
     if tokenizer.pretrained and train:
@@ -191,7 +191,7 @@ def check_tokenizer(recipe: Recipe) -> Iterator[Clash]:
         yield clash("tokenizer.train.kind", rule, "char")
 
 
-def check_additions(recipe: Recipe) -> Iterator[Clash]:
+def check_additions(recipe: Recipe) -> Iterator[Conflict]:
     """What is added to a tokenizer is added to one that exists, and is learnt."""
     tokenizer, model = recipe.tokenizer, recipe.model
     for name in ("add_tokens", "chat_template"):
@@ -203,7 +203,7 @@ def check_additions(recipe: Recipe) -> Iterator[Clash]:
         yield clash("tokenizer.add_tokens", rule)
 
 
-def check_data(recipe: Recipe) -> Iterator[Clash]:
+def check_data(recipe: Recipe) -> Iterator[Conflict]:
     """The held-out text has one origin, and streaming has an end."""
     data, held = recipe.data, recipe.data.validation
     own = [n for n in ("source", "config", "split", "revision") if getattr(held, n) is not None]
@@ -224,7 +224,7 @@ def check_data(recipe: Recipe) -> Iterator[Clash]:
         yield from check_completion(recipe)
 
 
-def check_sources(data: DataRecipe) -> Iterator[Clash]:
+def check_sources(data: DataRecipe) -> Iterator[Conflict]:
     """Sources are mixed or read in turn, and their text has one description."""
     if isinstance(data.source, tuple):
         weighted = [isinstance(entry, WeightedSource) for entry in data.source]
@@ -244,7 +244,7 @@ def check_sources(data: DataRecipe) -> Iterator[Clash]:
             yield clash("data.text_template", rule, data.text_template)
 
 
-def check_completion(recipe: Recipe) -> Iterator[Clash]:
+def check_completion(recipe: Recipe) -> Iterator[Conflict]:
     """Conversations are whole, see no other, and are rendered by a tokenizer that exists."""
     data, needs = recipe.data, 'with data.train_on = "completion"'
     if data.grouping != "best_fit":
@@ -265,7 +265,7 @@ def check_completion(recipe: Recipe) -> Iterator[Clash]:
         yield clash("data.train_on", rule, data.train_on)
 
 
-def check_stream(recipe: Recipe) -> Iterator[Clash]:
+def check_stream(recipe: Recipe) -> Iterator[Conflict]:
     """A stream has no end of its own, and its held-out text is read before it."""
     if recipe.training.max_epochs is not None:
         rule = "a stream has no epochs; use training.max_tokens or training.max_steps"
@@ -278,7 +278,7 @@ def check_stream(recipe: Recipe) -> Iterator[Clash]:
         yield clash("evaluation.max_blocks", rule)
 
 
-def check_saving(recipe: Recipe) -> Iterator[Clash]:
+def check_saving(recipe: Recipe) -> Iterator[Conflict]:
     """The best model is among those that were saved."""
     training = recipe.training
     save, evaluate = training.save_steps, training.eval_steps
@@ -291,7 +291,7 @@ def check_saving(recipe: Recipe) -> Iterator[Clash]:
         yield clash("training.save_steps", rule, save)
 
 
-def check_hub(recipe: Recipe) -> Iterator[Clash]:
+def check_hub(recipe: Recipe) -> Iterator[Conflict]:
     """What is to be published has an address."""
     name, push = recipe.hub.model_id, recipe.hub.push
     if push != "never" and name is None:
@@ -302,12 +302,14 @@ def check_hub(recipe: Recipe) -> Iterator[Clash]:
 
 def plain_id(name: str) -> bool:
     """Whether a Hub id has none of what the Hub refuses in one."""
-    return not any(part in name for part in ("..", "--")) and not name.endswith((".git", ".ipynb"))
+    return not any(split in name for split in ("..", "--")) and not name.endswith(
+        (".git", ".ipynb")
+    )
 
 
-def check_arguments(recipe: Recipe) -> Iterator[Clash]:
+def check_arguments(recipe: Recipe) -> Iterator[Conflict]:
     """The further TrainingArguments exist and break no promise."""
-    yield from (Clash(*problem) for problem in argument_problems(recipe.training.extra_args))
+    yield from (Conflict(*problem) for problem in argument_problems(recipe.training.extra_args))
 
 
 CHECKS: tuple[Check, ...] = (

@@ -20,7 +20,7 @@ PATH = ("training", "extra_args")
 
 
 # TrainingArguments fields that a recipe key already says.
-SAID_BY = {
+COVERED_BY = {
     "output_dir": "output_dir",
     "seed": "seed",
     "data_seed": "seed",
@@ -140,8 +140,8 @@ def argument_problems(extra_args: Mapping[str, Any]) -> list[Problem]:
     fields = training_arguments()
     problems = []
     for name, value in extra_args.items():
-        if name in SAID_BY:
-            rule: str | None = f"is said by a recipe key; use {SAID_BY[name]}"
+        if name in COVERED_BY:
+            rule: str | None = f"is said by a recipe key; use {COVERED_BY[name]}"
         elif name in REFUSED or name.startswith("hub_"):
             rule = f"is refused: {REFUSED.get(name, 'publishing is said in the hub section')}"
         elif name not in fields:

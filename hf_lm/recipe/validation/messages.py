@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from hf_lm.recipe.sections.base import Section
 from hf_lm.recipe.sections.recipe import Recipe
 from hf_lm.recipe.strict_json import NO_VALUE, Problem
-from hf_lm.recipe.validation.suggestions import meant, nearest
+from hf_lm.recipe.validation.suggestions import closest_key, nearest
 
 RULES = {
     "greater_than": "must be > {gt}",
@@ -72,34 +72,34 @@ def key_names(model: type[Section]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def value_at(tree: Any, path: Iterable[str | int]) -> Any:
+def value_at(raw: Any, path: Iterable[str | int]) -> Any:
     """The value under a path of keys and list positions, or NO_VALUE."""
     for key in path:
-        if isinstance(tree, dict):
-            tree = tree.get(key, NO_VALUE)
-        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
-            tree = tree[key]
+        if isinstance(raw, dict):
+            raw = raw.get(key, NO_VALUE)
+        elif isinstance(raw, list) and isinstance(key, int) and key < len(raw):
+            raw = raw[key]
         else:
             return NO_VALUE
-    return tree
+    return raw
 
 
-def key_path(error: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
+def key_path(error: ErrorDetails, raw: Any) -> tuple[str | int, ...]:
     """The part of an error's location that is in the tree: unions add names of their own."""
     path: tuple[str | int, ...] = ()
     for key in error["loc"]:
-        if value_at(tree, (*path, key)) is not NO_VALUE:
+        if value_at(raw, (*path, key)) is not NO_VALUE:
             path = (*path, key)
     if error["type"] in ("missing", "extra_forbidden") and path != error["loc"]:
         path = (*path, error["loc"][-1])
     return path
 
 
-def validation_problems(error: ValidationError, tree: Any) -> list[Problem]:
+def validation_problems(error: ValidationError, raw: Any) -> list[Problem]:
     """One problem a key, whatever the number of ways in which its value does not fit."""
     by_key: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        by_key.setdefault(key_path(detail, tree), []).append(detail)
+        by_key.setdefault(key_path(detail, raw), []).append(detail)
     # A list of wrong items is reported item by item; not once more for the union it stands in.
     deepest = {
         path: details
@@ -107,13 +107,13 @@ def validation_problems(error: ValidationError, tree: Any) -> list[Problem]:
         if not any(other != path and other[: len(path)] == path for other in by_key)
         or all(detail["loc"] == path for detail in details)
     }
-    return [key_problem(path, details, tree) for path, details in deepest.items()]
+    return [key_problem(path, details, raw) for path, details in deepest.items()]
 
 
-def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], tree: Any) -> Problem:
+def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], raw: Any) -> Problem:
     """All that is wrong with one key, as one sentence."""
     keys = tuple(str(key) for key in path)
-    value = value_at(tree, path)
+    value = value_at(raw, path)
     unknown = next((d for d in details if d["type"] == "extra_forbidden"), None)
     if unknown:
         return Problem(keys, unknown_key(keys))
@@ -140,7 +140,7 @@ def describe(detail: ErrorDetails) -> str:
     shown = {k: f"{v:.10g}" if isinstance(v, float) else v for k, v in context.items()}
     rule = text.format(**shown).replace("'", '"') if text else detail["msg"]
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
-        near = meant(detail["input"], re.findall(r'"(.+?)"', rule))
+        near = closest_key(detail["input"], re.findall(r'"(.+?)"', rule))
         rule += f'; did you mean "{near}"?' if near else ""
     return rule
 
@@ -154,10 +154,10 @@ def unknown_key(keys: tuple[str, ...]) -> str:
         return "unknown key; no recipe holds a secret: use `hf auth login` or HF_TOKEN"
     known = sections()
     here = nested_model(keys[:-1]) or known.get(section, Recipe)
-    if meant(key, key_names(here)):
+    if closest_key(key, key_names(here)):
         return f"unknown key; {nearest(key, key_names(here))}"
     for name, model in known.items():
-        other = meant(key, key_names(model))
+        other = closest_key(key, key_names(model))
         if name != section and other:
             place = f"belongs under {name}" if name else "belongs at the top level"
             return f"unknown key; {place}" + ("" if other == key else f' as "{other}"')
@@ -176,20 +176,20 @@ def nested_model(path: tuple[str, ...]) -> type[Section] | None:
     return model
 
 
-def without(tree: Any, problems: Iterable[Problem]) -> Any:
+def without(raw: Any, problems: Iterable[Problem]) -> Any:
     """A copy of the tree in which every key with a problem is back at its default."""
-    tree = copy.deepcopy(tree)
+    raw = copy.deepcopy(raw)
     for problem in problems:
         *parents, key = problem.path or ("",)
-        parent = value_at(tree, parents)
+        parent = value_at(raw, parents)
         while isinstance(parent, list) and parents:
             *parents, key = parents  # one wrong item spoils the list
-            parent = value_at(tree, parents)
+            parent = value_at(raw, parents)
         if isinstance(parent, dict):
             parent.pop(key, None)
-    return tree
+    return raw
 
 
-def validate(tree: Any) -> Recipe:
+def validate(raw: Any) -> Recipe:
     """The recipe of a plain tree; JSON text, because strict mode then takes lists for tuples."""
-    return Recipe.model_validate_json(json.dumps(tree))
+    return Recipe.model_validate_json(json.dumps(raw))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 # What run_clm, TrainingArguments, nanoGPT, litgpt, axolotl and llm-foundry call our keys.
-FOREIGN = {
+ALIASES = {
     "lr": "learning_rate",
     "max_lr": "learning_rate",
     "min_lr": "min_lr_ratio",
@@ -114,14 +114,14 @@ def snake_case(key: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()
 
 
-def meant(key: str, known: Iterable[str]) -> str | None:
+def closest_key(key: str, known: Iterable[str]) -> str | None:
     """The known key that an unknown one most likely stands for."""
     known = list(known)
     word = snake_case(key)
     if word in known:
         return word
-    if FOREIGN.get(word) in known:
-        return FOREIGN[word]
+    if ALIASES.get(word) in known:
+        return ALIASES[word]
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return near[0] if near else None
 
@@ -129,7 +129,7 @@ def meant(key: str, known: Iterable[str]) -> str | None:
 def nearest(key: str, known: Iterable[str]) -> str:
     """What to say about an unknown key: the nearest known one, or all of them."""
     known = sorted(known)
-    guess = meant(key, known)
+    guess = closest_key(key, known)
     if guess:
         return f'did you mean "{guess}"?'
     return f"known keys: {', '.join(known)}" if len(known) <= 40 else "no known key is near it"

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hf_lm.cli import main as command
 from hf_lm.data.blocks.chat_tokenization import PRIVATE, TokenizeCompletions
-from hf_lm.data.blocks.dataset import BEGINS, IDS, LEARNT
+from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, START_BIT
 from hf_lm.data.blocks.grouping import BestFit
 from hf_lm.data.collator import make_collate
 from hf_lm.data.load import load_blocks, load_documents
@@ -29,7 +29,7 @@ from hf_lm.errors import DataError
 from hf_lm.evaluation.generate import prompt_ids
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
-from hf_lm.model.loss import IGNORED
+from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import DataRecipe, ModelRecipe, load_recipe
 from hf_lm.run import main
 from recipes import TINY, merged, write_corpus
@@ -118,11 +118,11 @@ def chatty(template: str | None, kind: str = "byte") -> PreTrainedTokenizerBase:
 
 def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """The ids of TALK and whether each is learnt, from the pieces above."""
-    ids, learnt = [], []
+    ids, in_loss = [], []
     for text, flag in PIECES[name]:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids, learnt = ids + piece, learnt + [flag] * len(piece)
-    return ids, learnt
+        ids, in_loss = ids + piece, in_loss + [flag] * len(piece)
+    return ids, in_loss
 
 
 def row(**columns: Any) -> str:
@@ -138,17 +138,17 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[np.ndarra
 
 def learnt_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
     """What of a conversation is learnt."""
-    return tokenizer.decode((ids & IDS)[(ids & LEARNT) > 0])
+    return tokenizer.decode((ids & IDS)[(ids & LOSS_BIT) > 0])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_turns_of_an_assistant_are_learnt_and_nothing_else(name: str) -> None:
     tokenizer = chatty(TEMPLATES[name])
     (ids,) = tokenized(tokenizer, row(messages=TALK))
-    expected, learnt = by_hand(name, tokenizer)
+    expected, in_loss = by_hand(name, tokenizer)
     assert (ids & IDS).tolist() == expected
-    assert ((ids & LEARNT) > 0).tolist() == learnt
-    assert ((ids & BEGINS) > 0).tolist() == [True] + [False] * (len(ids) - 1)
+    assert ((ids & LOSS_BIT) > 0).tolist() == in_loss
+    assert ((ids & START_BIT) > 0).tolist() == [True] + [False] * (len(ids) - 1)
     rendered = tokenizer.apply_chat_template(TALK)["input_ids"]
     assert expected == rendered
 
@@ -178,17 +178,17 @@ def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: s
         losses = functional.cross_entropy(
             plain(rendered[None]).logits[0, :-1].float(), rendered[1:], reduction="none"
         )
-        learnt = torch.from_numpy((ids[1:] & LEARNT) > 0)
-        nll, count = nll + losses[learnt].sum(), count + int(learnt.sum())
+        in_loss = torch.from_numpy((ids[1:] & LOSS_BIT) > 0)
+        nll, count = nll + losses[in_loss].sum(), count + int(in_loss.sum())
 
     packed = BestFit(512, tokenizer.eos_token_id, np.int32, whole=True)
     blocks = packed.add(np.concatenate(rows), np.cumsum([len(ids) for ids in rows]))
     blocks = np.concatenate([blocks, packed.add(np.empty(0, np.int32), np.empty(0, np.int64))])
     assert len(blocks) < len(talks)  # some share one
     data = DataRecipe(train_on="completion", grouping="best_fit", document_mask=True)
-    collate = make_collate(data, tokenizer, part="validation")
+    collate = make_collate(data, tokenizer, split="validation")
     batch = collate([{"input_ids": block} for block in blocks])
-    assert int((batch["shift_labels"] != IGNORED).sum()) == count
+    assert int((batch["shift_labels"] != IGNORE_INDEX).sum()) == count
     loss = model(**batch, use_cache=False).loss.item()
     assert loss == pytest.approx((nll / count).item(), rel=1e-6)
 
@@ -197,12 +197,12 @@ def test_a_token_across_the_edge_is_learnt_whatever_the_tokenizer_makes_of_space
     tokenizer = chatty(None, "bpe")
     backend: Any = tokenizer.backend_tokenizer
     backend.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2's
-    for prompt, completion, learnt in (
+    for prompt, completion, in_loss in (
         ("Hello", " there ", " there <|endoftext|>"),
         ("Hello the", "re", " there<|endoftext|>"),
     ):
         (ids,) = tokenized(tokenizer, row(prompt=prompt, completion=completion))
-        assert learnt_text(tokenizer, ids) == learnt
+        assert learnt_text(tokenizer, ids) == in_loss
         assert tokenizer.decode(ids & IDS) == f"{prompt}{completion}<|endoftext|>"
 
 
@@ -229,9 +229,9 @@ def test_what_is_null_in_a_table_is_not_there_and_order_does_not_count() -> None
 def test_another_template_or_purpose_is_prepared_anew(tmp_path: Path) -> None:
     rows = [{"text": "a", "messages": [*TALK[:n], ANSWER]} for n in (1, 3)]
     path = write(tmp_path / "talks.jsonl", "\n".join(json.dumps(row) for row in rows))
-    held_out = {"source": str(path)}
+    num_validation_blocks = {"source": str(path)}
     keys = {"grouping": "best_fit", "document_mask": True, "block_size": 4096}
-    data = data_recipe(path, train_on="completion", validation=held_out, **keys)
+    data = data_recipe(path, train_on="completion", validation=num_validation_blocks, **keys)
     tokens = []
     for template in (ZEPHYR, MISTRAL):  # of the same end-of-text
         text = load_documents(data, find_corpus(data))
@@ -376,10 +376,10 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def learnt(run: Path) -> int:
+def in_loss(run: Path) -> int:
     """Tokens of completions in both parts."""
     text = found(run, "provenance")["text"]
-    return sum(text[part]["completion_tokens"] for part in ("train", "validation"))
+    return sum(text[split]["completion_tokens"] for split in ("train", "validation"))
 
 
 def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base: Path) -> None:
@@ -393,11 +393,11 @@ def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base:
         + 1  # the end
         for row in rows
     }
-    assert learnt(run) == sum(sizes.values())
+    assert in_loss(run) == sum(sizes.values())
     log = lines_of(run / "log.jsonl")
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < losses[0] - 1
-    assert log[-1]["tokens"] < 30 * 256 * learnt(run) / text["train"]["tokens"]
+    assert log[-1]["tokens"] < 30 * 256 * in_loss(run) / text["train"]["tokens"]
 
 
 def test_another_model_is_measured_on_completions(
@@ -408,11 +408,11 @@ def test_another_model_is_measured_on_completions(
         for key, value in COMPLETION["data"].items()
         if key not in ("source", "validation")
     ]
-    sets = [part for setting in settings for part in ("--set", setting)]
+    sets = [split for setting in settings for split in ("--set", setting)]
     source = ["--source", str(answers / "pairs")]
     assert command(["evaluate", str(base), *source, "--json", *sets]) == 0
     measured = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert measured["tokens"] == learnt(answers / "run")
+    assert measured["tokens"] == in_loss(answers / "run")
     rows = lines_of(answers / "pairs" / "pairs.jsonl")
     assert measured["bytes"] == sum(len(row["completion"]) for row in rows)
     assert measured["loss"] > found(answers / "run", "metrics")["loss"] + 1

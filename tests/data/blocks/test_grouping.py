@@ -19,7 +19,7 @@ from hf_lm.data.load import load_blocks, load_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
-from hf_lm.model.loss import IGNORED
+from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import DataRecipe, ModelRecipe
 from hf_lm.tokenizer import PreTrainedTokenizerFast, byte_tokenizer
 
@@ -29,11 +29,11 @@ DOCUMENTS = st.lists(
 )
 
 
-def rows_of(grouper: Grouper, documents: list[list[int]], *, portion: int) -> np.ndarray:
+def rows_of(grouper: Grouper, documents: list[list[int]], *, batch: int) -> np.ndarray:
     """The blocks of documents that come in portions, the last of them empty."""
     found = []
-    for start in range(0, len(documents), portion):
-        rows = [[*ids, EOS] for ids in documents[start : start + portion]]
+    for start in range(0, len(documents), batch):
+        rows = [[*ids, EOS] for ids in documents[start : start + batch]]
         ids = np.array([token for row in rows for token in row], np.uint16)
         found.append(grouper.add(ids, np.cumsum([len(row) for row in rows])))
     found.append(grouper.add(np.empty(0, np.uint16), np.empty(0, np.int64)))
@@ -46,12 +46,12 @@ def batch_of(rows: np.ndarray, **options: Any) -> dict[str, torch.Tensor]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(documents=DOCUMENTS, size=st.integers(1, 30), portion=st.integers(1, 6))
+@given(documents=DOCUMENTS, size=st.integers(1, 30), batch=st.integers(1, 6))
 def test_concat_predicts_every_token_of_the_stream_once(
-    documents: list[list[int]], size: int, portion: int
+    documents: list[list[int]], size: int, batch: int
 ) -> None:
     grouper = Concat(size, np.empty(0, np.uint16))
-    rows = rows_of(grouper, documents, portion=portion)
+    rows = rows_of(grouper, documents, batch=batch)
     stream = [token for ids in documents for token in [*ids, EOS]]
     predicted = rows[:, 1:].reshape(-1).tolist()
     assert predicted == stream[1 : 1 + len(predicted)]
@@ -64,21 +64,21 @@ def test_concat_predicts_every_token_of_the_stream_once(
 @given(
     documents=DOCUMENTS,
     size=st.integers(2, 30),
-    portion=st.integers(1, 6),
+    batch=st.integers(1, 6),
     packed=st.integers(1, 300),
 )
 def test_best_fit_predicts_every_token_once_and_cuts_no_document_that_fits(
-    documents: list[list[int]], size: int, portion: int, packed: int
+    documents: list[list[int]], size: int, batch: int, packed: int
 ) -> None:
     before, grouping.PACKED = grouping.PACKED, packed
     grouper = BestFit(size, EOS, np.uint16)
-    rows = rows_of(grouper, documents, portion=portion)
+    rows = rows_of(grouper, documents, batch=batch)
     grouping.PACKED = before
     batch = batch_of(rows, padding=EOS)
     targets = batch["shift_labels"]
-    real = targets[targets != IGNORED]
+    real = targets[targets != IGNORE_INDEX]
     assert Counter(real.tolist()) == Counter(t for ids in documents for t in [*ids, EOS])
-    assert grouper.padded == int((targets == IGNORED).sum())
+    assert grouper.padded == int((targets == IGNORE_INDEX).sum())
     assert grouper.unused == 0
     # The pieces of a row are what stands between end-of-text tokens; a document that fits is whole.
     whole = Counter(tuple(ids) for ids in documents if len(ids) < size)
@@ -95,7 +95,7 @@ def test_best_fit_predicts_every_token_once_and_cuts_no_document_that_fits(
 def test_the_context_of_every_predicted_token_is_its_own_document(
     documents: list[list[int]], size: int
 ) -> None:
-    rows = rows_of(BestFit(size, EOS, np.uint16), documents, portion=3)
+    rows = rows_of(BestFit(size, EOS, np.uint16), documents, batch=3)
     pairs = Counter(
         (before, after)
         for row in rows.tolist()
@@ -139,7 +139,7 @@ def test_logits_behind_a_document_mask_are_those_of_separate_documents(
     documents: list[list[int]], kind: str, model: Any
 ) -> None:
     grouper = BestFit(24, EOS, np.uint16) if kind == "best_fit" else Concat(24, np.empty(0, "u2"))
-    rows = rows_of(grouper, documents, portion=4)[:4]
+    rows = rows_of(grouper, documents, batch=4)[:4]
     if not len(rows):
         return
     batch = batch_of(rows, separator=EOS)
@@ -167,7 +167,7 @@ def test_held_out_text_is_one_stream_whatever_is_trained_on(tmp_path: Path) -> N
         data = DataRecipe(source=str(tmp_path / "a.jsonl"), block_size=64, grouping=kind)
         text = load_documents(data, find_corpus(data))
         blocks = load_blocks(data, text, tokenizer, seed=0)
-        found.append([row["input_ids"].tolist() for row in blocks.parts["validation"]])
+        found.append([row["input_ids"].tolist() for row in blocks.splits["validation"]])
         padded = blocks.counts["train"].padded_tokens
         assert (padded > 0) == (kind == "best_fit")
         assert blocks.counts["validation"].padded_tokens == 0

@@ -34,9 +34,9 @@ def blocks_of(path: Path) -> Any:
     return load_blocks(recipe.data, text, tokenizer, seed=recipe.seed)
 
 
-def rows_of(part: Any) -> list[list[int]]:
+def rows_of(split: Any) -> list[list[int]]:
     """The ids of all rows."""
-    return [row["input_ids"].tolist() for row in part]
+    return [row["input_ids"].tolist() for row in split]
 
 
 def test_training_on_a_prepared_folder_gives_the_same_weights(
@@ -64,10 +64,10 @@ def test_datasets_alone_reads_a_prepared_folder(
 ) -> None:
     path = write_recipe()
     folder = prepare(path)
-    parts = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    splits = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     blocks = blocks_of(path)
-    for part in ("train", "validation"):
-        assert parts[part]["input_ids"][:] == rows_of(blocks.parts[part])
+    for split in ("train", "validation"):
+        assert splits[split]["input_ids"][:] == rows_of(blocks.splits[split])
 
 
 def test_a_mixture_keeps_its_sources_and_weights(
@@ -91,7 +91,7 @@ def test_a_mixture_keeps_its_sources_and_weights(
     (folder / "blocks.json").write_text(json.dumps(about))
     second = blocks_of(write_recipe(data__source="prepared", tokenizer={}))
     assert list(second.sampler) == list(first.sampler)
-    assert rows_of(second.parts["train"]) == rows_of(first.parts["train"])
+    assert rows_of(second.splits["train"]) == rows_of(first.splits["train"])
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from hf_lm.data.blocks import grouping
 from hf_lm.data.load import load_blocks, load_documents
-from hf_lm.data.prefetch import read_ahead
+from hf_lm.data.prefetch import prefetch
 from hf_lm.data.streaming import documents as stream
 from hf_lm.data.streaming import reader as endless
-from hf_lm.data.streaming.blocks import Share
+from hf_lm.data.streaming.blocks import StreamShard
 from hf_lm.data.streaming.reader import BlockStream
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import DataError, MismatchError
@@ -54,11 +54,11 @@ def write_texts(folder: Path, texts: list[str], *, files: int = 1) -> str:
     return str(folder)
 
 
-def opened(data: DataRecipe, tokenizer: Any, share: Share, *, seed: int = 0) -> BlockStream:
+def opened(data: DataRecipe, tokenizer: Any, shard: StreamShard, *, seed: int = 0) -> BlockStream:
     """The training stream of one process."""
     text = load_documents(data, find_corpus(data))
-    blocks = load_blocks(data, text, tokenizer, seed=seed, held_out=2, share=share)
-    return blocks.parts["train"]
+    blocks = load_blocks(data, text, tokenizer, seed=seed, num_validation_blocks=2, shard=shard)
+    return blocks.splits["train"]
 
 
 def taken(blocks: BlockStream, count: int) -> list[list[int]]:
@@ -102,29 +102,29 @@ def test_a_stopped_stream_goes_on_with_the_very_next_block(
 ) -> None:
     data = recipe_of(sources_in(tmp_path, mixed), grouping=grouping)
     for rank in range(world_size):
-        share = Share(rank, world_size, threads)
-        whole = taken(opened(data, tokenizer, share), 700)  # the text fills about 150 blocks a pass
+        shard = StreamShard(rank, world_size, threads)
+        whole = taken(opened(data, tokenizer, shard), 700)  # the text fills about 150 blocks a pass
         for stop in (1, 37, 150, 399, 660):
-            first = opened(data, tokenizer, share)
+            first = opened(data, tokenizer, shard)
             assert taken(first, stop) == whole[:stop]
             state = json.loads(json.dumps(first.state_dict()))
-            again = opened(data, tokenizer, share)
+            again = opened(data, tokenizer, shard)
             again.load_state_dict(state)
             assert taken(again, 11) == whole[stop : stop + 11]
             state = json.loads(json.dumps(again.state_dict()))  # stopped a second time
-            last = opened(data, tokenizer, share)
+            last = opened(data, tokenizer, shard)
             last.load_state_dict(state)
             assert taken(last, 20) == whole[stop + 11 : stop + 31]
 
 
 def test_every_block_is_a_place_to_stop_at(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(sources_in(tmp_path, mixed=True))
-    whole = taken(opened(data, tokenizer, Share()), 330)
-    first = opened(data, tokenizer, Share())
+    whole = taken(opened(data, tokenizer, StreamShard()), 330)
+    first = opened(data, tokenizer, StreamShard())
     rows = iter(first)
     for stop in range(1, 160):
         next(rows)
-        again = opened(data, tokenizer, Share())
+        again = opened(data, tokenizer, StreamShard())
         again.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert taken(again, 2) == whole[stop : stop + 2]
     rows.close()
@@ -149,7 +149,7 @@ def test_a_pass_has_every_token_once_whatever_the_number_of_readers(
     texts = trained_texts(data)
     found: list[str] = []
     for rank in range(readers):
-        blocks = taken(opened(data, tokenizer, Share(rank, readers)), 400)
+        blocks = taken(opened(data, tokenizer, StreamShard(rank, readers)), 400)
         stream_ids = [blocks[0][0], *(token for block in blocks for token in block[1:])]
         pieces = tokenizer.decode(stream_ids).split(EOS)[:-1]
         own = pieces[: len(pieces) // 2]
@@ -172,7 +172,7 @@ def test_two_passes_predict_every_token_twice(
     own = write_texts(tmp_path_factory.mktemp("held"), ["held out text " * 5])
     data = recipe_of(source, block_size=size, validation={"source": own})
     tokens = sum(len(text.encode()) + 1 for text in texts)
-    blocks = taken(opened(data, tokenizer, Share(), seed=seed), (2 * tokens - 1) // size + 1)
+    blocks = taken(opened(data, tokenizer, StreamShard(), seed=seed), (2 * tokens - 1) // size + 1)
     ids = pass_of(blocks, tokenizer, 2 * tokens)
     for half in (ids[:tokens], ids[tokens : 2 * tokens]):
         pieces = tokenizer.decode(half).split(EOS)[:-1]
@@ -182,7 +182,10 @@ def test_two_passes_predict_every_token_twice(
 def test_best_fit_cuts_no_document_that_fits(tmp_path: Path, tokenizer: Any) -> None:
     texts = random_texts(50)
     data = recipe_of(write_texts(tmp_path / "a", texts), grouping="best_fit", block_size=70)
-    rows = [tokenizer.decode(row).split(EOS) for row in taken(opened(data, tokenizer, Share()), 30)]
+    rows = [
+        tokenizer.decode(row).split(EOS)
+        for row in taken(opened(data, tokenizer, StreamShard()), 30)
+    ]
     trained = set(trained_texts(data))
     pieces = [piece for row in rows for piece in row if piece]
     assert set(pieces) <= trained
@@ -193,19 +196,19 @@ def test_passes_and_windows_are_shuffled_and_the_seed_decides(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     data = recipe_of(write_texts(tmp_path / "a", random_texts(60)))
-    first, other = (taken(opened(data, tokenizer, Share(), seed=s), 100) for s in (1, 2))
-    again = taken(opened(data, tokenizer, Share(), seed=1), 100)
+    first, other = (taken(opened(data, tokenizer, StreamShard(), seed=s), 100) for s in (1, 2))
+    again = taken(opened(data, tokenizer, StreamShard(), seed=1), 100)
     assert first == again != other
 
 
 def test_held_out_documents_are_never_streamed(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(write_texts(tmp_path / "a", random_texts(80)), validation={"holdout": 0.3})
     text = load_documents(data, find_corpus(data))
-    held_out = {row["text"] for row in text.documents["validation"]}
-    assert 8 < len(held_out) < 45
-    ids = itertools.chain(*taken(opened(data, tokenizer, Share()), 500))
+    num_validation_blocks = {row["text"] for row in text.documents["validation"]}
+    assert 8 < len(num_validation_blocks) < 45
+    ids = itertools.chain(*taken(opened(data, tokenizer, StreamShard()), 500))
     streamed = tokenizer.decode(list(ids))
-    assert not any(f"{EOS}{text}{EOS}" in streamed for text in held_out)
+    assert not any(f"{EOS}{text}{EOS}" in streamed for text in num_validation_blocks)
 
 
 def test_a_stream_that_fills_no_block_is_refused(tmp_path: Path, tokenizer: Any) -> None:
@@ -213,7 +216,7 @@ def test_a_stream_that_fills_no_block_is_refused(tmp_path: Path, tokenizer: Any)
     own = write_texts(tmp_path / "b", ["held out text " * 20])
     data = recipe_of(source, block_size=100, validation={"source": own})
     with pytest.raises(DataError, match=r"fills no block; lower data\.block_size"):
-        taken(opened(data, tokenizer, Share()), 1)
+        taken(opened(data, tokenizer, StreamShard()), 1)
 
 
 def test_a_list_without_weights_is_read_one_after_the_other(tmp_path: Path, tokenizer: Any) -> None:
@@ -222,7 +225,9 @@ def test_a_list_without_weights_is_read_one_after_the_other(tmp_path: Path, toke
     ]
     own = write_texts(tmp_path / "own", ["held out text " * 5])
     data = recipe_of(sources, validation={"source": own})
-    streamed = itertools.chain(*(row[1:] for row in taken(opened(data, tokenizer, Share()), 60)))
+    streamed = itertools.chain(
+        *(row[1:] for row in taken(opened(data, tokenizer, StreamShard()), 60))
+    )
     names = [text[0] for text in tokenizer.decode(list(streamed)).split(EOS) if text]
     assert set(names[1:35]) == {"a"}  # then a window of both
     assert set(names[43:70]) == {"b"}
@@ -230,11 +235,11 @@ def test_a_list_without_weights_is_read_one_after_the_other(tmp_path: Path, toke
 
 def test_another_number_of_threads_is_refused_by_name(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(write_texts(tmp_path / "a", random_texts(40)))
-    state = opened(data, tokenizer, Share(threads=2)).state_dict()
+    state = opened(data, tokenizer, StreamShard(threads=2)).state_dict()
     with pytest.raises(
         MismatchError, match=r"dataloader_num_workers: .* by 2 threads, is now .* 1"
     ):
-        opened(data, tokenizer, Share()).load_state_dict(state)
+        opened(data, tokenizer, StreamShard()).load_state_dict(state)
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_read() -> None:
@@ -244,14 +249,14 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_read() -> Non
 
     seen = []
     with pytest.raises(DataError, match="gone"):
-        seen.extend(read_ahead(items(), taken=2, ahead=2))
+        seen.extend(prefetch(items(), batch_size=2, depth=2))
     assert seen == [0, 1, 2, 3]
 
 
 def test_reading_ahead_ends_with_its_listener() -> None:
     read = []
     numbers = (read.append(n) or n for n in itertools.count())
-    rows = read_ahead(numbers, taken=3, ahead=4)
+    rows = prefetch(numbers, batch_size=3, depth=4)
     assert [next(rows) for _ in range(4)] == [0, 1, 2, 3]
     rows.close()
     count = len(read)
@@ -272,7 +277,9 @@ def test_the_second_pass_has_another_order(tmp_path: Path, tokenizer: Any) -> No
     texts = random_texts(60)
     own = write_texts(tmp_path / "own", ["held out text " * 5])
     data = recipe_of(write_texts(tmp_path / "a", texts), validation={"source": own})
-    streamed = itertools.chain(*(row[1:] for row in taken(opened(data, tokenizer, Share()), 500)))
+    streamed = itertools.chain(
+        *(row[1:] for row in taken(opened(data, tokenizer, StreamShard()), 500))
+    )
     numbers = [t.split(":")[0] for t in tokenizer.decode(list(streamed)).split(EOS)[1:-1]]
     first, second = numbers[:59], numbers[59:119]
     assert set(first) <= set(second) == {str(number) for number in range(60)}
@@ -282,6 +289,6 @@ def test_the_second_pass_has_another_order(tmp_path: Path, tokenizer: Any) -> No
 
 def test_a_row_of_a_stream_is_what_the_collator_takes(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(write_texts(tmp_path / "a", random_texts(40)))
-    row = next(iter(opened(data, tokenizer, Share())))
+    row = next(iter(opened(data, tokenizer, StreamShard())))
     assert row["input_ids"].dtype == np.uint16
     assert row["input_ids"].shape == (10,)

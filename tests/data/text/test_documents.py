@@ -10,17 +10,17 @@ from texts import TEXT, data_recipe, read, scanned, write, write_jsonl
 from hf_lm.data.cache import cache_root
 from hf_lm.data.load import load_documents
 from hf_lm.data.text.documents import fingerprint
-from hf_lm.data.text.holdout import HASHES, Split, content_hash
+from hf_lm.data.text.holdout import HASHES, Holdout, content_hash
 from hf_lm.data.text.scan import scan_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 
-def parts(data: DataRecipe) -> dict[str, list[str]]:
+def splits(data: DataRecipe) -> dict[str, list[str]]:
     """The documents of both parts, as a run gets them."""
     text = load_documents(data, find_corpus(data))
-    return {part: [row["text"] for row in rows] for part, rows in text.documents.items()}
+    return {split: [row["text"] for row in rows] for split, rows in text.documents.items()}
 
 
 def test_58_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_58_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> Non
     found = scanned(data)
     assert found.overlap == 1
     assert found.notes == ("1 validation documents also stand in the training text",)
-    assert parts(data) == {"train": [TEXT], "validation": [TEXT]}
+    assert splits(data) == {"train": [TEXT], "validation": [TEXT]}
 
 
 def test_60_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
@@ -132,12 +132,12 @@ def test_a_check_keeps_no_scan(tmp_path: Path, monkeypatch: Any) -> None:
 def test_the_split_goes_by_content(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(500)]
     data = data_recipe(write_jsonl(tmp_path / "a.jsonl", texts), validation={"holdout": 0.1})
-    held = set(parts(data)["validation"])
+    held = set(splits(data)["validation"])
     assert held == {text for text in texts if content_hash(text.encode()) < 0.1 * HASHES}
-    assert parts(data)["train"] == [text for text in texts if text not in held]
+    assert splits(data)["train"] == [text for text in texts if text not in held]
     assert 20 < len(held) < 90
     for deduplicate in (True, False):
-        again = parts(
+        again = splits(
             data_recipe(
                 [
                     write_jsonl(tmp_path / "b.jsonl", texts[::-1]),
@@ -155,7 +155,7 @@ def test_the_split_goes_by_content(tmp_path: Path) -> None:
 def test_few_documents_leave_one_on_each_side(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [f"{TEXT}{name}" for name in "abc"])
     for holdout in (1e-9, 1 - 1e-9):
-        found = parts(data_recipe(file, validation={"holdout": holdout}))
+        found = splits(data_recipe(file, validation={"holdout": holdout}))
         assert sorted(len(texts) for texts in found.values()) == [1, 2]
 
 
@@ -165,7 +165,7 @@ def test_one_document_is_cut_at_the_line_end_nearest_to_the_share(
 ) -> None:
     text = "".join(f"line {i}\n" for i in range(100))
     file = write_jsonl(tmp_path / "a.jsonl", [text] * copies)
-    found = parts(data_recipe(file, validation={"holdout": 0.1}))
+    found = splits(data_recipe(file, validation={"holdout": 0.1}))
     (train,), (held,) = found["train"], found["validation"]
     assert train + held == text
     assert train.endswith("\n")
@@ -177,8 +177,8 @@ def test_one_document_is_cut_at_the_line_end_nearest_to_the_share(
 def test_nothing_is_held_out_of_text_with_validation_text_of_its_own(tmp_path: Path) -> None:
     train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", f"{TEXT}2")
     data = data_recipe(train, validation={"source": str(held)})
-    assert parts(data) == {"train": [TEXT], "validation": [f"{TEXT}2"]}
-    assert scanned(data).split == Split(0)
+    assert splits(data) == {"train": [TEXT], "validation": [f"{TEXT}2"]}
+    assert scanned(data).split == Holdout(0)
 
 
 def test_a_line_beside_a_hub_dataset_is_no_reason_to_refuse(tmp_path: Path) -> None:
@@ -196,6 +196,6 @@ def test_only_the_first_documents_or_bytes_are_used_on_request(
     texts = [f"{number:09}\n" for number in range(9)]
     held = write_jsonl(tmp_path / "b.jsonl", [f"held out {number}" for number in range(9)])
     file = write_jsonl(tmp_path / "a.jsonl", [texts[0], *texts])
-    found = parts(data_recipe(file, validation={"source": str(held)}, **limit))
+    found = splits(data_recipe(file, validation={"source": str(held)}, **limit))
     assert found["train"] == texts[:count]  # the duplicate does not count
     assert len(found["validation"]) == 9
