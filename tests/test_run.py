@@ -149,7 +149,8 @@ def test_an_interrupted_run_continued_by_the_same_command_ends_in_the_same_bits(
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
 
 
-def test_87_a_run_that_is_complete_is_not_touched(tiny_run: Path, capsys: Any) -> None:
+@pytest.mark.promise("87")
+def test_a_run_that_is_complete_is_not_touched(tiny_run: Path, capsys: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
     metrics = train(load_recipe(tiny_run.parent / "recipe.json"))
     assert metrics["train_tokens"] == 8 * 128
@@ -289,7 +290,8 @@ def test_refused_text_leaves_nothing(write_recipe: Callable[..., Path], tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_40_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
+@pytest.mark.promise("40")
+def test_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"no/where: not found locally .*offline mode is on"):
@@ -299,7 +301,8 @@ def test_40_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
     assert not (tmp_path / "run").exists()
 
 
-def test_31_36_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
+@pytest.mark.promise("31", "36")
+def test_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(machine, "free_memory", lambda kind: 1000)

@@ -113,8 +113,9 @@ def end_without_power(disk: Disk) -> None:
     os._exit(137)
 
 
+@pytest.mark.promise("T2")
 @pytest.mark.parametrize("fault", [end, end_without_power])
-def test_t2_a_crash_at_any_call_leaves_the_older_checkpoint(
+def test_a_crash_at_any_call_leaves_the_older_checkpoint(
     fault: Callable[[Disk], None], tmp_path: Path
 ) -> None:
     for number in itertools.count(1):
@@ -140,8 +141,9 @@ def test_t2_a_crash_at_any_call_leaves_the_older_checkpoint(
     assert number > 15  # as many calls were tried
 
 
+@pytest.mark.promise("71", "73")
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
-def test_71_73_a_failing_disk_takes_nothing_with_it(kind: int, tmp_path: Path) -> None:
+def test_a_failing_disk_takes_nothing_with_it(kind: int, tmp_path: Path) -> None:
     def fail(disk: Disk) -> None:
         raise OSError(kind, os.strerror(kind))
 
@@ -213,9 +215,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.promise("74", "78")
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_74_78_a_damaged_checkpoint_is_named_and_set_aside(
+def test_a_damaged_checkpoint_is_named_and_set_aside(
     name: str, damage: str, tmp_path: Path
 ) -> None:
     for step in (1, 2):
@@ -239,7 +242,8 @@ def test_74_78_a_damaged_checkpoint_is_named_and_set_aside(
     assert not (tmp_path / "checkpoint-2").exists()
 
 
-def test_75_any_bit_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.promise("75")
+def test_any_bit_is_noticed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     chance = random.Random(0)
     for _ in range(300):
@@ -254,7 +258,8 @@ def test_75_any_bit_is_noticed(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_79_a_run_never_starts_over_by_itself(tmp_path: Path) -> None:
+@pytest.mark.promise("79")
+def test_a_run_never_starts_over_by_itself(tmp_path: Path) -> None:
     for step in (1, 2):
         write(tmp_path, step)
         flip(tmp_path / f"checkpoint-{step}" / "state.json", 0.5)
@@ -266,7 +271,8 @@ def test_79_a_run_never_starts_over_by_itself(tmp_path: Path) -> None:
         assert "checkpoint-1: state.json is damaged" in error.value.problems[1]
 
 
-def test_81_what_is_not_ours_is_neither_read_nor_deleted(tmp_path: Path) -> None:
+@pytest.mark.promise("81")
+def test_what_is_not_ours_is_neither_read_nor_deleted(tmp_path: Path) -> None:
     others = ("checkpoint-abc", "checkpoint-400-copy", "checkpoint-0400", "checkpoint-7.old")
     for name in others:
         (tmp_path / name).mkdir()
@@ -285,7 +291,8 @@ def test_81_what_is_not_ours_is_neither_read_nor_deleted(tmp_path: Path) -> None
     assert (tmp_path / "checkpoint-6" / "mine").read_text() == "mine"
 
 
-def test_t5_rotation_keeps_the_last_and_the_best_whatever_happens(tmp_path: Path) -> None:
+@pytest.mark.promise("T5")
+def test_rotation_keeps_the_last_and_the_best_whatever_happens(tmp_path: Path) -> None:
     for seed in range(20):
         chance, folder = random.Random(seed), tmp_path / str(seed)
         step, best, limit = 0, None, chance.choice([1, 2, 3])
@@ -325,7 +332,8 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
             CheckpointStore(tmp_path).write(1, {name: lambda path: None})
 
 
-def test_80_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.promise("80")
+def test_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, 1)
     ours = {".partial-checkpoint-5", ".trash-checkpoint-3"}
     others = {".partial-mine", ".trash-checkpoint-x", ".partial-checkpoint-05", "checkpoint-1.bad"}
@@ -336,7 +344,8 @@ def test_80_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1"} | others
 
 
-def test_84_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: Path) -> None:
+@pytest.mark.promise("84")
+def test_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / "checkpoint-1").rename(tmp_path / "big-disk")
     (tmp_path / "checkpoint-1").symlink_to(tmp_path / "big-disk")
@@ -346,8 +355,9 @@ def test_84_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path
     assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-2"
 
 
+@pytest.mark.promise("81")
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_81_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_path: Path) -> None:
+def test_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-2"
     if kind == "folder":
         path.mkdir()
@@ -361,7 +371,8 @@ def test_81_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_p
     assert os.path.lexists(tmp_path / "checkpoint-2.bad")
 
 
-def test_t5_a_deletion_that_fails_costs_no_checkpoint(
+@pytest.mark.promise("T5")
+def test_a_deletion_that_fails_costs_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stuck(self: CheckpointStore, path: Path) -> None:
@@ -373,21 +384,24 @@ def test_t5_a_deletion_that_fails_costs_no_checkpoint(
     assert whole(tmp_path) == [1, 2, 3]
 
 
-def test_t5_later_steps_are_not_rotations_to_delete(tmp_path: Path) -> None:
+@pytest.mark.promise("T5")
+def test_later_steps_are_not_rotations_to_delete(tmp_path: Path) -> None:
     for step in (1, 5, 6, 7):
         write(tmp_path, step, limit=None)
     write(tmp_path, 3, limit=1)
     assert whole(tmp_path) == [3, 5, 6, 7]
 
 
-def test_t2_what_is_written_stays_when_power_goes_behind_it(tmp_path: Path) -> None:
+@pytest.mark.promise("T2")
+def test_what_is_written_stays_when_power_goes_behind_it(tmp_path: Path) -> None:
     with Disk(0, end).watched() as disk:
         write(tmp_path, 1, limit=None)
     disk.lose_power()
     assert whole(tmp_path) == [1]
 
 
-def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.promise("82")
+def test_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     for step in (1, 2):
         write(tmp_path, step)
     path = tmp_path / "checkpoint-2" / MANIFEST
@@ -399,7 +413,8 @@ def test_82_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> Non
     assert path.exists()
 
 
-def test_86_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> None:
+@pytest.mark.promise("86")
+def test_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> None:
     write(tmp_path, 1)
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-9")
     said: list[str] = []
@@ -407,7 +422,8 @@ def test_86_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> Non
     assert said == ["checkpoint-9 is damaged (manifest.json is of step 1); continuing from step 1"]
 
 
-def test_s4_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.promise("S4")
+def test_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 1)
     for name in ("pytorch_model.bin", "optimizer.pt", ".hidden", "a\nb"):
         extra = tmp_path / "checkpoint-1" / name
@@ -417,16 +433,18 @@ def test_s4_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_p
         extra.unlink()
 
 
+@pytest.mark.promise("76")
 @pytest.mark.parametrize(
     "names", [[], ["state.json"], sorted(REQUIRED - {"optimizer.safetensors"})]
 )
-def test_76_a_manifest_that_lists_too_little_is_none(names: list[str], tmp_path: Path) -> None:
+def test_a_manifest_that_lists_too_little_is_none(names: list[str], tmp_path: Path) -> None:
     files = {name: lambda path: path.write_text("{}") for name in names}
     CheckpointStore(tmp_path).write(1, files)
     assert list(verify(tmp_path / "checkpoint-1"))
 
 
-def test_71_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
+@pytest.mark.promise("71")
+def test_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
     write(tmp_path, 1)
 
     def full(path: Path) -> None:

@@ -74,8 +74,9 @@ def test_what_is_crafted_well_is_read(crafted: Callable[..., Path]) -> None:
     assert trainer.state.global_step == 9
 
 
+@pytest.mark.promise("S3")
 @pytest.mark.parametrize("name", PICKLES)
-def test_s3_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
+def test_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
     name: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -89,8 +90,9 @@ def test_s3_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.promise("S3")
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "optimizer.safetensors"])
-def test_s3_a_pickle_under_a_name_of_ours_is_not_run(
+def test_a_pickle_under_a_name_of_ours_is_not_run(
     name: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -103,8 +105,9 @@ def test_s3_a_pickle_under_a_name_of_ours_is_not_run(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.promise("S4")
 @pytest.mark.parametrize("kind", ["link", "pipe", "device", "folder"])
-def test_s4_only_files_of_its_own_folder_are_opened(
+def test_only_files_of_its_own_folder_are_opened(
     kind: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -125,8 +128,9 @@ def test_s4_only_files_of_its_own_folder_are_opened(
         signal.alarm(0)
 
 
+@pytest.mark.promise("S4")
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname", "sub/x.json", ".x.json", ""])
-def test_s4_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., Path]) -> None:
+def test_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., Path]) -> None:
     checkpoint = crafted()
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     del manifest["sha256"]
@@ -135,7 +139,8 @@ def test_s4_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., 
     assert read_manifest(checkpoint) is None
 
 
-def test_s4_an_index_of_shards_is_none_of_its_files(crafted: Callable[..., Path]) -> None:
+@pytest.mark.promise("S4")
+def test_an_index_of_shards_is_none_of_its_files(crafted: Callable[..., Path]) -> None:
     checkpoint = crafted()
     weights = {"weight_map": {"a": "../../outside/evil.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(weights))
@@ -143,7 +148,8 @@ def test_s4_an_index_of_shards_is_none_of_its_files(crafted: Callable[..., Path]
     assert list(verify(checkpoint))
 
 
-def test_s5_the_best_model_is_looked_for_in_the_runs_own_folder(
+@pytest.mark.promise("S5")
+def test_the_best_model_is_looked_for_in_the_runs_own_folder(
     crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     evil = tmp_path / "evil"
@@ -158,6 +164,7 @@ def test_s5_the_best_model_is_looked_for_in_the_runs_own_folder(
     assert all(weight.abs().sum() > 0 for weight in trainer.model.parameters() if weight.ndim == 2)
 
 
+@pytest.mark.promise("77", "S5")
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -186,7 +193,7 @@ def test_s5_the_best_model_is_looked_for_in_the_runs_own_folder(
         ("state.json", {"seconds": "soon"}),
     ],
 )
-def test_77_s5_a_state_that_was_not_written_by_us_is_one_line(
+def test_a_state_that_was_not_written_by_us_is_one_line(
     name: str, changes: dict[str, Any], crafted: Callable[..., Path]
 ) -> None:
     checkpoint = crafted(name, **changes)
@@ -197,8 +204,9 @@ def test_77_s5_a_state_that_was_not_written_by_us_is_one_line(
     assert len(caught.value.problems) == 1
 
 
+@pytest.mark.promise("77", "S5")
 @pytest.mark.parametrize(("key", "value"), [("loss", "0"), ("python", {}), ("numpy", [])])
-def test_77_s5_a_number_of_another_type_is_none_of_ours(
+def test_a_number_of_another_type_is_none_of_ours(
     key: str, value: Any, crafted: Callable[..., Path], genuine: Path
 ) -> None:
     state = json.loads((genuine / "checkpoint-3" / "state.json").read_text())

@@ -46,7 +46,8 @@ def rebuilt(path: Path) -> bool:
     return builds() != before
 
 
-def test_5_one_byte_of_a_source_rebuilds_and_its_time_does_not(
+@pytest.mark.promise("5")
+def test_one_byte_of_a_source_rebuilds_and_its_time_does_not(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_recipe()
@@ -62,7 +63,8 @@ def test_5_one_byte_of_a_source_rebuilds_and_its_time_does_not(
     assert prepared(path) != rows
 
 
-def test_5_the_names_of_files_and_folders_do_not_matter(
+@pytest.mark.promise("5")
+def test_the_names_of_files_and_folders_do_not_matter(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     rows = prepared(write_recipe())
@@ -72,6 +74,7 @@ def test_5_the_names_of_files_and_folders_do_not_matter(
     assert prepared(path) == rows
 
 
+@pytest.mark.promise("5")
 @pytest.mark.parametrize(
     "change",
     [
@@ -87,7 +90,7 @@ def test_5_the_names_of_files_and_folders_do_not_matter(
         {"data__sample_by": "line"},
     ],
 )
-def test_5_another_tokenizer_or_parameter_rebuilds(
+def test_another_tokenizer_or_parameter_rebuilds(
     change: dict[str, Any], write_recipe: Callable[..., Path]
 ) -> None:
     prepared(write_recipe())
@@ -106,8 +109,9 @@ def test_other_weights_of_a_mixture_prepare_nothing_again(
     assert not rebuilt(weighted(3))
 
 
+@pytest.mark.promise("5")
 @pytest.mark.parametrize("num_proc", [1, 2, 5])
-def test_5_num_proc_changes_no_row(
+def test_num_proc_changes_no_row(
     num_proc: int, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
 ) -> None:
     from hf_lm.data.blocks import tokenization as tokens
@@ -119,14 +123,16 @@ def test_5_num_proc_changes_no_row(
     assert prepared(write_recipe(data__num_proc=num_proc)) == rows
 
 
-def test_5_two_processes_at_once_both_succeed_and_one_prepares(tmp_path: Path) -> None:
+@pytest.mark.promise("5")
+def test_two_processes_at_once_both_succeed_and_one_prepares(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         folders = pool.map(slow_build, [str(tmp_path / "calls")] * 2)
     assert folders[0] == folders[1]
     assert (tmp_path / "calls").read_text() == "built\n"
 
 
-def test_64_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None:
+@pytest.mark.promise("64")
+def test_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_text("")
         raise RuntimeError("full")
@@ -140,7 +146,8 @@ def test_64_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None
     assert not left.exists()
 
 
-def test_64_what_was_cut_short_is_built_again(write_recipe: Callable[..., Path]) -> None:
+@pytest.mark.promise("64")
+def test_what_was_cut_short_is_built_again(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe()
     rows = prepared(path)
     file = next((cache_root() / "blocks").rglob("train.arrow"))

@@ -258,11 +258,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         server.close()
 
 
+@pytest.mark.promise("T2")
 @pytest.mark.parametrize(
     ("fault", "step", "passes"),
     [("crash", 1, ["fsync"]), ("power", 1, [*NAMES]), ("contents", 3, ["fsync"])],
 )
-def test_t2_a_crash_at_any_call_of_a_run_loses_nothing(
+def test_a_crash_at_any_call_of_a_run_loses_nothing(
     fault: str, step: int, passes: list[str], bench: Bench
 ) -> None:
     options = {} if ALL else {"step": step, "passes": passes}
@@ -277,9 +278,10 @@ ERRORS = [
 ]
 
 
+@pytest.mark.promise("71", "73")
 @pytest.mark.parametrize(("level", "step"), [("python", 8), ("native", 16)])
 @pytest.mark.parametrize(("fault", "lasts"), ERRORS)
-def test_71_73_an_error_at_any_call_of_a_run_is_told_and_loses_nothing(
+def test_an_error_at_any_call_of_a_run_is_told_and_loses_nothing(
     fault: str, lasts: bool, level: str, step: int, bench: Bench
 ) -> None:
     start = 1 + (["ENOSPC", "EIO"].index(fault) + 2 * lasts) * step // 4
@@ -289,7 +291,8 @@ def test_71_73_an_error_at_any_call_of_a_run_is_told_and_loses_nothing(
     assert tried > {"python": 12, "native": 8}[level]
 
 
-def test_t2_a_crash_at_any_native_call_of_a_run_loses_nothing(bench: Bench) -> None:
+@pytest.mark.promise("T2")
+def test_a_crash_at_any_native_call_of_a_run_loses_nothing(bench: Bench) -> None:
     wrong, tried = bench.sweep("native", "crash", step=1 if ALL else 3)
     assert wrong == []
     assert tried > 50
@@ -311,8 +314,9 @@ TRACED = [  # system calls, a path that one of them is on, and the fault
 ]
 
 
+@pytest.mark.promise("T2")
 @pytest.mark.parametrize(("calls", "name", "fault"), TRACED)
-def test_t2_a_fault_at_a_system_call_loses_nothing(
+def test_a_fault_at_a_system_call_loses_nothing(
     calls: str, name: str, fault: str, bench: Bench
 ) -> None:
     if shutil.which("strace") is None:  # CI may count on Python, gcc and git alone
@@ -358,8 +362,9 @@ def complete(bench: Bench, name: str, **options: Any) -> subprocess.CompletedPro
     return subprocess.run(line, env=environment, check=False, **{**streams, **options})
 
 
+@pytest.mark.promise("T12")
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "optimizer.safetensors"])
-def test_t12_a_file_larger_than_is_allowed_is_told_and_loses_nothing(
+def test_a_file_larger_than_is_allowed_is_told_and_loses_nothing(
     name: str, bench: Bench
 ) -> None:
     bench.servers("python")
@@ -373,17 +378,19 @@ def test_t12_a_file_larger_than_is_allowed_is_told_and_loses_nothing(
     assert bench.go_on(bench.servers("python")[0], case, "", rows=False) == []
 
 
-def test_104_sixty_four_open_files_are_enough(bench: Bench) -> None:
+@pytest.mark.promise("104")
+def test_sixty_four_open_files_are_enough(bench: Bench) -> None:
     done = complete(bench, "files", line=command(bench, "files", limit=("RLIMIT_NOFILE", 64)))
     assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done.stderr
     if done.returncode == 0:
         assert differences(bench.path / "files", bench.whole, log=True) == []
 
 
+@pytest.mark.promise("104")
 @pytest.mark.parametrize(
     ("name", "value"), [("HOME", None), ("HOME", "/missing"), ("TMPDIR", "/missing")]
 )
-def test_104_a_run_needs_no_home_and_no_folder_for_temporary_files(
+def test_a_run_needs_no_home_and_no_folder_for_temporary_files(
     name: str, value: str | None, bench: Bench
 ) -> None:
     folder = f"without-{name}-{value is None}"
@@ -392,8 +399,9 @@ def test_104_a_run_needs_no_home_and_no_folder_for_temporary_files(
     assert differences(bench.path / folder, bench.whole, log=True) == []
 
 
+@pytest.mark.promise("103")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_103_a_run_whose_streams_are_closed_trains_to_the_end(closed: str, bench: Bench) -> None:
+def test_a_run_whose_streams_are_closed_trains_to_the_end(closed: str, bench: Bench) -> None:
     folder = f"closed-{closed.replace(' ', '')}"
     line = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(bench, folder)]
     done = complete(bench, folder, line=line)
@@ -401,7 +409,8 @@ def test_103_a_run_whose_streams_are_closed_trains_to_the_end(closed: str, bench
     assert differences(bench.path / folder, bench.whole, log=True) == []
 
 
-def test_103_a_run_whose_reader_has_gone_trains_to_the_end(bench: Bench) -> None:
+@pytest.mark.promise("103")
+def test_a_run_whose_reader_has_gone_trains_to_the_end(bench: Bench) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     try:

@@ -238,8 +238,9 @@ SENT = [
 ]
 
 
+@pytest.mark.promise("T11", "91", "92", "93")
 @pytest.mark.parametrize(("number", "who"), SENT)
-def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
+def test_a_signal_to_any_process_ends_all_and_the_run_resumes(
     number: signal.Signals, who: str, expected: tuple[Path, Whole]
 ) -> None:
     """A SIGTERM ends all at one step, behind which nothing is lost."""
@@ -253,7 +254,8 @@ def test_t11_91_92_93_a_signal_to_any_process_ends_all_and_the_run_resumes(
         assert not found, f"seed {seed}: " + "\n".join(found)
 
 
-def test_t11_93_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
+@pytest.mark.promise("T11", "93")
+def test_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
     run = run_of(tmp_path, "missed")
     run = Run(two_ranks, (*run.arguments, rank_that_is_missed), run.folder, run.home)
     process = run.start()
@@ -263,7 +265,8 @@ def test_t11_93_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> No
     assert process.exitcode == 1
 
 
-def test_t11_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
+@pytest.mark.promise("T11")
+def test_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
     worse = {"learning_rate": 1, "schedule": "constant"}  # from some step on
     run = run_of(tmp_path, "best", load_best_model_at_end=True, eval_steps=SAVE, **worse)
     process = run.start()
@@ -278,8 +281,9 @@ def test_t11_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
     assert all(value.equal(final[name]) for name, value in best.items() if name in final)
 
 
+@pytest.mark.promise("T8", "99")
 @pytest.mark.parametrize("entry", [rank_with_infinite_gradient, rank_with_infinite_loss])
-def test_t8_99_what_is_infinite_on_one_process_ends_all_before_the_step(
+def test_what_is_infinite_on_one_process_ends_all_before_the_step(
     entry: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, "infinite")
@@ -305,7 +309,8 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in path.read_text().split()] if path.exists() else []
 
 
-def test_t11_91_no_process_outlives_accelerate_launch(tmp_path: Path) -> None:
+@pytest.mark.promise("T11", "91")
+def test_no_process_outlives_accelerate_launch(tmp_path: Path) -> None:
     long = {"training": {"max_steps": 5000, "eval_steps": 1000}}
     recipe = write_recipe(tmp_path / "recipe.json", "run", long)
     launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1"]

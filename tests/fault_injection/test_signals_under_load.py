@@ -73,8 +73,9 @@ def behind_the_last_look(recipe: Path) -> None:
     sys.exit(run.main([str(recipe)]))
 
 
+@pytest.mark.promise("T3", "90")
 @pytest.mark.parametrize("target", [in_a_finalizer, in_a_loader, behind_the_last_look])
-def test_t3_90_a_signal_is_heeded_wherever_it_comes(
+def test_a_signal_is_heeded_wherever_it_comes(
     target: Callable[[Path], None], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, "run", "prepared", tmp_path / "home")

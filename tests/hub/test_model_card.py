@@ -168,8 +168,9 @@ def test_a_model_in_training_says_so_and_claims_no_results(tmp_path: Path) -> No
     assert not (tmp_path / "loss.png").exists()
 
 
+@pytest.mark.promise("S11")
 @pytest.mark.parametrize("words", MARKUP)
-def test_s11_nothing_a_person_wrote_becomes_markup(words: str, tmp_path: Path) -> None:
+def test_nothing_a_person_wrote_becomes_markup(words: str, tmp_path: Path) -> None:
     samples = [{"prompt": words, "text": words}]
     text = card(
         tmp_path,

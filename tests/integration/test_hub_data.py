@@ -51,7 +51,8 @@ def options(source: Any, **more: Any) -> dict[str, Any]:
                      "validation": {"holdout": 0.2}, **more}}  # fmt: skip
 
 
-def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
+@pytest.mark.promise("7")
+def test_a_revision_is_pinned_to_its_commit_and_recorded(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     new = publish(tmp_path / "hub", "text", words=" and more")
@@ -79,7 +80,8 @@ def test_7_a_revision_is_pinned_to_its_commit_and_recorded(
     assert "Traceback" not in refused.stderr
 
 
-def test_7_streamed_mixtures_of_hub_datasets_resume_exactly(
+@pytest.mark.promise("7")
+def test_streamed_mixtures_of_hub_datasets_resume_exactly(
     resumes_exactly: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     publish(tmp_path / "hub", "one")

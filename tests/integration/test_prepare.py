@@ -41,7 +41,8 @@ def write_more(folder: Path) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def test_6_prepare_killed_at_ten_random_moments_gives_the_same_files(
+@pytest.mark.promise("6")
+def test_prepare_killed_at_ten_random_moments_gives_the_same_files(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_more(tmp_path)
@@ -67,7 +68,8 @@ def test_6_prepare_killed_at_ten_random_moments_gives_the_same_files(
     assert left == []
 
 
-def test_5_two_runs_at_once_both_succeed_and_prepare_once(
+@pytest.mark.promise("5")
+def test_two_runs_at_once_both_succeed_and_prepare_once(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_more(tmp_path)

@@ -88,7 +88,8 @@ def digests(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_t10_a_run_is_published_in_one_commit_and_nothing_else_leaves_the_machine(
+@pytest.mark.promise("T10")
+def test_a_run_is_published_in_one_commit_and_nothing_else_leaves_the_machine(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     canaries = {
@@ -134,7 +135,8 @@ def bodies(hub: Hub) -> Iterator[bytes]:
     yield from hub.objects.values()
 
 
-def test_s10_strays_are_not_published_and_old_files_of_ours_go(run: Path, hub: Hub) -> None:
+@pytest.mark.promise("S10")
+def test_strays_are_not_published_and_old_files_of_ours_go(run: Path, hub: Hub) -> None:
     model = run / "model"
     (run / "outside.txt").write_text("outside")
     for name in (".env", "optimizer.pt", "training_args.bin", "notes.txt", "events.out.tfevents.1"):
@@ -153,7 +155,8 @@ def test_s10_strays_are_not_published_and_old_files_of_ours_go(run: Path, hub: H
     assert not (run / ".publish").exists()
 
 
-def test_s8_a_file_that_holds_the_token_is_not_published(run: Path, hub: Hub) -> None:
+@pytest.mark.promise("S8")
+def test_a_file_that_holds_the_token_is_not_published(run: Path, hub: Hub) -> None:
     (run / "model" / "chat_template.jinja").write_text("{# hf_writes #}")
     code, said = push(run, hub)
     assert code == 6
@@ -173,7 +176,8 @@ REFUSED = {
 }
 
 
-def test_117_a_hub_that_is_down_is_done_without_where_all_is_cached(
+@pytest.mark.promise("117")
+def test_a_hub_that_is_down_is_done_without_where_all_is_cached(
     run: Path, hub: Hub, run_recipe: Run, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(run / "model", hub.root / "models" / "USER" / "base")
@@ -199,14 +203,16 @@ def test_what_cannot_be_published_is_refused_before(row: str, run: Path, hub: Hu
     assert not hub.commits
 
 
-def test_109_a_public_repository_is_refused_where_private_was_asked(run: Path, hub: Hub) -> None:
+@pytest.mark.promise("109")
+def test_a_public_repository_is_refused_where_private_was_asked(run: Path, hub: Hub) -> None:
     (hub.root / "models" / "USER" / "tiny").mkdir(parents=True)
     code, said = push(run, hub)
     assert (code, hub.commits) == (2, [])
     assert "is public, and hub.private = true" in said
 
 
-def test_108_access_is_looked_for_before_anything_is_trained(
+@pytest.mark.promise("108")
+def test_access_is_looked_for_before_anything_is_trained(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     recipe = write_recipe(hub__model_id="other/tiny", hub__push="end")
@@ -273,7 +279,8 @@ def test_what_lasts_is_told_with_the_command_that_tries_again(
     assert {path.name for path in (run / "model").iterdir()} == FILES
 
 
-def test_t9_the_token_does_not_follow_a_redirect(run: Path, hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.promise("T9")
+def test_the_token_does_not_follow_a_redirect(run: Path, hub: Hub, tmp_path: Path) -> None:
     with serve(tmp_path / "elsewhere") as elsewhere:
         hub.fail("/commit/", elsewhere.url.replace("127.0.0.1", "localhost"))
         push(run, hub)
@@ -281,7 +288,8 @@ def test_t9_the_token_does_not_follow_a_redirect(run: Path, hub: Hub, tmp_path: 
     assert not [sent for sent in elsewhere.sent if b"hf_writes" in sent]
 
 
-def test_116_a_kill_while_it_uploads_leaves_nothing_and_the_next_try_all(
+@pytest.mark.promise("116")
+def test_a_kill_while_it_uploads_leaves_nothing_and_the_next_try_all(
     run: Path, hub: Hub
 ) -> None:
     hub.fail("/commit/", "silence")
@@ -298,7 +306,8 @@ def test_116_a_kill_while_it_uploads_leaves_nothing_and_the_next_try_all(
     assert not (run / ".publish").exists()
 
 
-def test_115_the_newest_save_is_next_and_the_finished_model_last(
+@pytest.mark.promise("115")
+def test_the_newest_save_is_next_and_the_finished_model_last(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     """An upload takes longer than several steps; training waits for none."""
@@ -314,7 +323,8 @@ def test_115_the_newest_save_is_next_and_the_finished_model_last(
     assert not (tmp_path / "run" / ".publish").exists()
 
 
-def test_115_uploads_that_fail_end_no_run_but_the_last_one_is_told(
+@pytest.mark.promise("115")
+def test_uploads_that_fail_end_no_run_but_the_last_one_is_told(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     hub.fail("/commit/", *[400] * 20)
@@ -326,7 +336,8 @@ def test_115_uploads_that_fail_end_no_run_but_the_last_one_is_told(
     assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == FILES
 
 
-def test_115_a_signal_waits_for_no_upload_and_publishes_nothing_as_final(
+@pytest.mark.promise("115")
+def test_a_signal_waits_for_no_upload_and_publishes_nothing_as_final(
     write_recipe: Callable[..., Path], tmp_path: Path, hub: Hub
 ) -> None:
     hub.fail("/commit/", *["silence"] * 9)

@@ -143,7 +143,8 @@ def type_name(family: str) -> str:
     return {"gpt2": "GPT2LMHeadModel"}.get(family, f"{family.capitalize()}ForCausalLM")
 
 
-def test_21_pretrained_weights_must_know_the_tokens_and_see_the_block(tmp_path: Path) -> None:
+@pytest.mark.promise("21")
+def test_pretrained_weights_must_know_the_tokens_and_see_the_block(tmp_path: Path) -> None:
     saved("gpt2", tmp_path / "base")
     base = ModelRecipe(pretrained=str(tmp_path / "base"))
     model = build_model(base, Vocabulary(257, 0, 0), block_size=32)

@@ -21,7 +21,8 @@ def _no_cuda(monkeypatch: Any) -> Any:
     torch.set_num_threads(threads)
 
 
-def test_31_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
+@pytest.mark.promise("31")
+def test_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
     monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
     assert detect_hardware(TrainingRecipe()).unmet_requirements == ()
     for keys, rule in (

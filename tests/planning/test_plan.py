@@ -83,6 +83,7 @@ def test_micro_batches_follow_from_memory_and_processes() -> None:
     assert (fixed.micro_batch_size, fixed.accumulation) == (8, 4)
 
 
+@pytest.mark.promise("16", "57")
 @pytest.mark.parametrize(
     ("keys", "rule"),
     [
@@ -94,12 +95,13 @@ def test_micro_batches_follow_from_memory_and_processes() -> None:
         ),
     ],
 )
-def test_16_57_what_cannot_be_done_is_refused_with_numbers(keys: dict[str, Any], rule: str) -> None:
+def test_what_cannot_be_done_is_refused_with_numbers(keys: dict[str, Any], rule: str) -> None:
     with pytest.raises(RecipeError, match=rule):
         plan(max_steps=1, **keys)
 
 
-def test_36_a_network_that_does_not_fit_is_named_with_numbers() -> None:
+@pytest.mark.promise("36")
+def test_a_network_that_does_not_fit_is_named_with_numbers() -> None:
     assert plan(max_steps=1).unmet_requirements == ()
     (line,) = plan(max_steps=1, memory=1000).unmet_requirements
     assert re.match(r"model: 7,\d\d\d parameters need about .* GB are free; use a smaller", line)

@@ -28,7 +28,8 @@ from hf_lm.terminal.streams import SafeStream
 from hf_lm.workflows.check import check
 
 
-def test_69_a_folder_that_cannot_be_written_to_is_told_before_anything_is_done(
+@pytest.mark.promise("69")
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_done(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -37,8 +38,9 @@ def test_69_a_folder_that_cannot_be_written_to_is_told_before_anything_is_done(
     assert "cannot be written to (Not a directory); name another folder" in line
 
 
+@pytest.mark.promise("69")
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOSPC])
-def test_69_whatever_call_the_probe_fails_at_it_is_one_line(
+def test_whatever_call_the_probe_fails_at_it_is_one_line(
     code: int, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = RunDirectory(load_recipe(write_recipe()).folder)
@@ -58,7 +60,8 @@ def test_69_whatever_call_the_probe_fails_at_it_is_one_line(
         assert not folder.path.exists()
 
 
-def test_70_a_file_system_without_locks_or_fsync_is_told_and_used(
+@pytest.mark.promise("70")
+def test_a_file_system_without_locks_or_fsync_is_told_and_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def unlockable(*args: Any) -> None:
@@ -77,12 +80,14 @@ def test_70_a_file_system_without_locks_or_fsync_is_told_and_used(
     assert CheckpointStore(tmp_path).write(1, files).is_dir()
 
 
-def test_70_an_ordinary_file_system_needs_no_note(tmp_path: Path) -> None:
+@pytest.mark.promise("70")
+def test_an_ordinary_file_system_needs_no_note(tmp_path: Path) -> None:
     assert check_filesystem(tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_72_a_disk_too_small_for_the_checkpoints_is_told_before_the_start(
+@pytest.mark.promise("72")
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_start(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     path = write_recipe()
@@ -97,7 +102,8 @@ def test_72_a_disk_too_small_for_the_checkpoints_is_told_before_the_start(
     assert "not on this machine: output_dir = " in capsys.readouterr().out
 
 
-def test_72_checkpoints_that_are_there_need_no_more_room(
+@pytest.mark.promise("72")
+def test_checkpoints_that_are_there_need_no_more_room(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = sum(
@@ -109,7 +115,8 @@ def test_72_checkpoints_that_are_there_need_no_more_room(
     assert RunDirectory(tiny_run).disk_shortfall(there + 1)
 
 
-def test_72_what_was_planned_is_what_a_run_takes(tiny_run: Path) -> None:
+@pytest.mark.promise("72")
+def test_what_was_planned_is_what_a_run_takes(tiny_run: Path) -> None:
     """One more is written before the oldest goes."""
     sizes = [
         sum(file.stat().st_size for file in path.iterdir() if file.suffix == ".safetensors")
@@ -121,7 +128,8 @@ def test_72_what_was_planned_is_what_a_run_takes(tiny_run: Path) -> None:
     assert sum(sizes) + model < 3 * planned + model
 
 
-def test_85_a_clock_that_jumps_moves_no_checkpoint_and_no_duration(
+@pytest.mark.promise("85")
+def test_a_clock_that_jumps_moves_no_checkpoint_and_no_duration(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jumps = iter(range(0, -(10**7), -3600))
@@ -135,7 +143,8 @@ def test_85_a_clock_that_jumps_moves_no_checkpoint_and_no_duration(
     assert all(0 <= value < 600 for value in seconds)
 
 
-def test_88_a_best_checkpoint_that_is_gone_is_told(
+@pytest.mark.promise("88")
+def test_a_best_checkpoint_that_is_gone_is_told(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     changes = {"training__load_best_model_at_end": True, "training__learning_rate": 0.01}
@@ -155,7 +164,8 @@ def test_88_a_best_checkpoint_that_is_gone_is_told(
         assert f"checkpoint-{best}: holds the best model" in capsys.readouterr().err
 
 
-def test_102_a_run_that_sleeps_wakes_up(
+@pytest.mark.promise("102")
+def test_a_run_that_sleeps_wakes_up(
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
@@ -198,10 +208,11 @@ class Gone:
         raise OSError("none")
 
 
+@pytest.mark.promise("103")
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(), OSError(errno.EIO, "I/O error"), ValueError("closed file")]
 )
-def test_103_nobody_has_to_read_what_is_printed(
+def test_nobody_has_to_read_what_is_printed(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stream in (Gone(error), None):
@@ -215,7 +226,8 @@ def test_103_nobody_has_to_read_what_is_printed(
         assert sys.stdout is None
 
 
-def test_103_a_log_that_cannot_be_written_costs_rows_and_no_training(
+@pytest.mark.promise("103")
+def test_a_log_that_cannot_be_written_costs_rows_and_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunDirectory(tmp_path)
@@ -227,7 +239,8 @@ def test_103_a_log_that_cannot_be_written_costs_rows_and_no_training(
     assert folder.step == 2
 
 
-def test_96_two_starts_at_once_leave_one_run(tmp_path: Path) -> None:
+@pytest.mark.promise("96")
+def test_two_starts_at_once_leave_one_run(tmp_path: Path) -> None:
     """Many times, a few milliseconds apart, each time into a folder that is not there yet."""
     from processes import child, ended, hold
 
@@ -246,7 +259,8 @@ def test_96_two_starts_at_once_leave_one_run(tmp_path: Path) -> None:
         assert not folder.exists()
 
 
-def test_96_a_folder_in_use_is_not_touched(
+@pytest.mark.promise("96")
+def test_a_folder_in_use_is_not_touched(
     tiny_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     from processes import child, ended, wait_for
@@ -271,7 +285,8 @@ def test_96_a_folder_in_use_is_not_touched(
     ended(pid)
 
 
-def test_96_force_unlock_is_for_another_machine(
+@pytest.mark.promise("96")
+def test_force_unlock_is_for_another_machine(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     path = write_recipe()
@@ -283,6 +298,7 @@ def test_96_force_unlock_is_for_another_machine(
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_107_the_shipped_launcher_file_asks_for_a_free_port() -> None:
+@pytest.mark.promise("107")
+def test_the_shipped_launcher_file_asks_for_a_free_port() -> None:
     text = (Path(__file__).parents[2] / "accelerate_config.yaml").read_text()
     assert "\nmain_process_port: 0" in text

@@ -73,14 +73,16 @@ def keys() -> set[str]:
     return found
 
 
-def test_t6_every_key_has_a_class() -> None:
+@pytest.mark.promise("T6")
+def test_every_key_has_a_class() -> None:
     """Whoever adds a key decides here whether a run may be continued with another value."""
     assert keys() == {*IGNORED_KEYS, *EXTENDABLE_KEYS, *REFUSED}
     assert len(keys()) == len(IGNORED_KEYS) + len(EXTENDABLE_KEYS) + len(REFUSED)
 
 
+@pytest.mark.promise("67", "T6")
 @pytest.mark.parametrize("key", sorted(REFUSED))
-def test_67_t6_a_key_that_the_weights_depend_on_is_refused_with_both_values(
+def test_a_key_that_the_weights_depend_on_is_refused_with_both_values(
     key: str, tmp_path: Path
 ) -> None:
     before, now = merged({}, {key: 1}), merged({}, {key: 2})
@@ -94,19 +96,22 @@ def test_67_t6_a_key_that_the_weights_depend_on_is_refused_with_both_values(
     assert check_same_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
 
 
-def test_t6_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
+@pytest.mark.promise("T6")
+def test_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
     for value, safe_error_message in (("text", set()), ("completion", {"data.train_on"})):
         before, now = {"seed": 1}, {"seed": 1, "data": {"train_on": value}}
         assert {*check_same_recipe(tmp_path, before, now, ["data.train_on"])} == safe_error_message
 
 
+@pytest.mark.promise("T6")
 @pytest.mark.parametrize("key", sorted(IGNORED_KEYS))
-def test_t6_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
+def test_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
     assert check_same_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}
 
 
+@pytest.mark.promise("T6")
 @pytest.mark.parametrize("key", sorted(EXTENDABLE_KEYS))
-def test_t6_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
+def test_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
     before, now = merged({}, {key: 8}), merged({}, {key: 9})
     assert check_same_recipe(tmp_path, before, now, ()) == {key: f"{key} was 8, is now 9"}
     with pytest.raises(MismatchError):
@@ -115,11 +120,12 @@ def test_t6_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> No
         check_same_recipe(tmp_path, before, merged({}, {key: None}), ())
 
 
+@pytest.mark.promise("62", "97", "T6")
 @pytest.mark.parametrize(
     ("name", "key"),
     [("data", "data.source"), ("tokenizer", "tokenizer"), ("world_size", "world_size")],
 )
-def test_62_97_t6_changed_content_is_refused_with_both_values(
+def test_changed_content_is_refused_with_both_values(
     name: str, key: str, tmp_path: Path
 ) -> None:
     before, now = {"data": "a", "tokenizer": "b", "world_size": 1}, {}
@@ -129,7 +135,8 @@ def test_62_97_t6_changed_content_is_refused_with_both_values(
     assert check_same_content(tmp_path, before, now, [key]) == [key]
 
 
-def test_86_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> None:
+@pytest.mark.promise("86")
+def test_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> None:
     sources = [[{"source": f"/{home}/{name}", "weight": 1.0}] for home, name in ("ab", "cb", "cd")]
     one, moved, other = ({"data": {"source": source}} for source in sources)
     assert check_same_recipe(tmp_path, one, moved, ()) == {}
@@ -137,7 +144,8 @@ def test_86_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> N
         check_same_recipe(tmp_path, one, other, ())
 
 
-def test_98_another_machine_or_version_is_told() -> None:
+@pytest.mark.promise("98")
+def test_another_machine_or_version_is_told() -> None:
     before: dict[str, Any] = dict.fromkeys(NUMERICS_KEYS - {"packages"}, "a")
     before |= {"packages": {"torch": "2.13.0", "datasets": "5.2.0"}, "git": "f00", "hf_lm": "0.1"}
     assert numerics_changes(before, copy.deepcopy(before)) == []
@@ -174,7 +182,8 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(models[0][name].equal(value) for name, value in models[1].items())
 
 
-def test_62_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
+@pytest.mark.promise("62")
+def test_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -191,7 +200,8 @@ def test_62_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
     assert {"data.source", "tokenizer"} <= {*found}
 
 
-def test_67_set_on_a_continued_run_obeys_the_same_classes(
+@pytest.mark.promise("67")
+def test_set_on_a_continued_run_obeys_the_same_classes(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path, capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -202,7 +212,8 @@ def test_67_set_on_a_continued_run_obeys_the_same_classes(
     assert same_weights(run, tiny_run)
 
 
-def test_83_weights_of_another_shape_are_refused_whatever_is_accepted(
+@pytest.mark.promise("83")
+def test_weights_of_another_shape_are_refused_whatever_is_accepted(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, _ = stopped_run(model__n_layer=3)
@@ -210,7 +221,8 @@ def test_83_weights_of_another_shape_are_refused_whatever_is_accepted(
     assert "checkpoint-4: holds another network: transformer.h.2." in capsys.readouterr().err
 
 
-def test_98_what_may_change_the_bits_is_told_and_recorded(
+@pytest.mark.promise("98")
+def test_what_may_change_the_bits_is_told_and_recorded(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -225,7 +237,8 @@ def test_98_what_may_change_the_bits_is_told_and_recorded(
     assert json.loads((run / "provenance.json").read_text())["drift"]
 
 
-def test_86_a_folder_that_was_moved_is_continued(
+@pytest.mark.promise("86")
+def test_a_folder_that_was_moved_is_continued(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
 ) -> None:
     recipe, run = stopped_run(output_dir="elsewhere")
@@ -234,7 +247,8 @@ def test_86_a_folder_that_was_moved_is_continued(
     assert same_weights(recipe.parent / "elsewhere", tiny_run)
 
 
-def test_84_links_are_followed_once(
+@pytest.mark.promise("84")
+def test_links_are_followed_once(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
 ) -> None:
     """A linked folder of a run is that folder; a linked checkpoint is none."""
@@ -248,7 +262,8 @@ def test_84_links_are_followed_once(
     assert (kept / "checkpoint-6").is_symlink()
 
 
-def test_74_79_a_damaged_checkpoint_is_told_and_none_is_exit_3(
+@pytest.mark.promise("74", "79")
+def test_a_damaged_checkpoint_is_told_and_none_is_exit_3(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()

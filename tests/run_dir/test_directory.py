@@ -48,7 +48,8 @@ def test_a_run_says_how_it_ended(write_recipe: Callable[..., Path]) -> None:
     assert folder.read("provenance.json")["packages"]["torch"]
 
 
-def test_67_a_changed_recipe_is_refused_key_by_key(write_recipe: Callable[..., Path]) -> None:
+@pytest.mark.promise("67")
+def test_a_changed_recipe_is_refused_key_by_key(write_recipe: Callable[..., Path]) -> None:
     started(write_recipe())
     changed = load_recipe(
         write_recipe(training__learning_rate=0.5, model__n_layer=3, training__logging_steps=7)
@@ -77,6 +78,7 @@ def test_a_longer_run_goes_on(write_recipe: Callable[..., Path]) -> None:
         RunDirectory(shorter.folder).check_compatible(shorter, ())
 
 
+@pytest.mark.promise("62", "97")
 @pytest.mark.parametrize(
     ("provenance", "rule"),
     [
@@ -85,7 +87,7 @@ def test_a_longer_run_goes_on(write_recipe: Callable[..., Path]) -> None:
         (describe_run("d1", "t1", {**FACTS, "world_size": 2}), "world_size was 1, is now 2"),
     ],
 )
-def test_62_97_changed_text_tokens_or_processes_are_refused(
+def test_changed_text_tokens_or_processes_are_refused(
     provenance: dict[str, Any], rule: str, write_recipe: Callable[..., Path]
 ) -> None:
     folder, recipe = started(write_recipe())
@@ -97,7 +99,8 @@ def test_62_97_changed_text_tokens_or_processes_are_refused(
     assert name in folder.read("provenance.json")["accepted_changes"]
 
 
-def test_68_69_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+@pytest.mark.promise("68", "69")
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "thesis.doc").write_text("years")
     with pytest.raises(RecipeError, match="is not empty and holds no run"):
@@ -107,7 +110,8 @@ def test_68_69_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "new").check_owner()
 
 
-def test_71_a_folder_whose_run_got_no_further_than_its_state_is_ours(tmp_path: Path) -> None:
+@pytest.mark.promise("71")
+def test_a_folder_whose_run_got_no_further_than_its_state_is_ours(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
     folder.status("failed", reason="No space left on device")
     folder.check_owner()

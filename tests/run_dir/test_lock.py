@@ -14,13 +14,15 @@ from hf_lm.run_dir import lock
 from hf_lm.run_dir.lock import LOCK, locked
 
 
-def test_96_of_two_runs_one_wins_and_the_other_exits_75(tmp_path: Path) -> None:
+@pytest.mark.promise("96")
+def test_of_two_runs_one_wins_and_the_other_exits_75(tmp_path: Path) -> None:
     for number in range(20):
         both = [child(lambda: hold(tmp_path, tmp_path / "held", seconds=0.3)) for _ in range(2)]
         assert sorted(ended(pid) for pid in both) == [0, 75], number
 
 
-def test_96_a_killed_run_lets_go(tmp_path: Path) -> None:
+@pytest.mark.promise("96")
+def test_a_killed_run_lets_go(tmp_path: Path) -> None:
     pid = child(lambda: hold(tmp_path, tmp_path / "held"))
     wait_for(tmp_path / "held")
     with (
@@ -34,7 +36,8 @@ def test_96_a_killed_run_lets_go(tmp_path: Path) -> None:
         pass
 
 
-def test_96_a_lock_of_another_machine_is_taken_by_force_alone(tmp_path: Path) -> None:
+@pytest.mark.promise("96")
+def test_a_lock_of_another_machine_is_taken_by_force_alone(tmp_path: Path) -> None:
     holder = {"host": "elsewhere", "pid": 7, "start": "2026-01-01 00:00:00"}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with (
@@ -49,14 +52,16 @@ def test_96_a_lock_of_another_machine_is_taken_by_force_alone(tmp_path: Path) ->
         pass
 
 
+@pytest.mark.promise("96")
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\x00"])
-def test_96_a_lock_cut_off_by_a_crash_is_no_obstacle(text: str, tmp_path: Path) -> None:
+def test_a_lock_cut_off_by_a_crash_is_no_obstacle(text: str, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(text)
     with locked(tmp_path):
         pass
 
 
-def test_96_a_container_that_is_gone_is_of_this_machine(
+@pytest.mark.promise("96")
+def test_a_container_that_is_gone_is_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "boot_id").write_text("this start\n")
@@ -70,7 +75,8 @@ def test_96_a_container_that_is_gone_is_of_this_machine(
         pytest.fail("it was held")
 
 
-def test_96_what_another_run_removes_meanwhile_is_made_again(
+@pytest.mark.promise("96")
+def test_what_another_run_removes_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder, before the lock file is opened; and the file, before it is held."""

@@ -59,6 +59,7 @@ def stopped(folder: Path, *numbers: int) -> StoppedError:
     return caught.value
 
 
+@pytest.mark.promise("90")
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -68,7 +69,7 @@ def stopped(folder: Path, *numbers: int) -> StoppedError:
         (signal.SIGUSR1, 143),
     ],
 )
-def test_90_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
+def test_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
     number: int, code: int, tmp_path: Path
 ) -> None:
     handler = signal.getsignal(number)
@@ -82,7 +83,8 @@ def test_90_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
     assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
 
 
-def test_90_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
+@pytest.mark.promise("90")
+def test_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {})
     trainer.add_callback(Send(RESUME_STEPS - 1, signal.SIGTERM))
     with pytest.raises(StoppedError, match=f"at step {RESUME_STEPS}"):
@@ -92,7 +94,8 @@ def test_90_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
     assert trainer.state.global_step == RESUME_STEPS
 
 
-def test_90_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: Path) -> None:
+@pytest.mark.promise("90")
+def test_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: Path) -> None:
     axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
     trainer = trainer_of(tmp_path, axis)
     trainer.add_callback(Send(5, signal.SIGTERM))
@@ -116,8 +119,9 @@ class SendAll(Send):
         super().on_pre_optimizer_step(args, state, control)
 
 
+@pytest.mark.promise("90")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_90_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
     number: int, tmp_path: Path
 ) -> None:
     trainer = trainer_of(tmp_path, {"dataloader_num_workers": 2})
@@ -127,8 +131,9 @@ def test_90_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
     assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-6"
 
 
+@pytest.mark.promise("90")
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)])
-def test_90_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Path) -> None:
+def test_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Path) -> None:
     def run() -> None:
         torch.set_num_threads(1)  # the threads of the parent are not there in a fork
         signal.alarm(60)
@@ -140,7 +145,8 @@ def test_90_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Pat
     assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-3"
 
 
-def test_91_the_launchers_own_copy_of_a_signal_is_no_second_one(
+@pytest.mark.promise("91")
+def test_the_launchers_own_copy_of_a_signal_is_no_second_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -148,7 +154,8 @@ def test_91_the_launchers_own_copy_of_a_signal_is_no_second_one(
     assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-6"
 
 
-def test_90_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
+@pytest.mark.promise("90")
+def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -160,7 +167,8 @@ def test_90_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_90_outside_of_training_a_signal_ends_at_once() -> None:
+@pytest.mark.promise("90")
+def test_outside_of_training_a_signal_ends_at_once() -> None:
     with (
         pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"),
         signals.signals_as_errors(),
@@ -169,7 +177,8 @@ def test_90_outside_of_training_a_signal_ends_at_once() -> None:
         time.sleep(5)
 
 
-def test_90_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
+@pytest.mark.promise("90")
+def test_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def struck(cpu: bool) -> None:
@@ -184,7 +193,8 @@ def test_90_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
     assert in_child(run) == 0
 
 
-def test_90_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
+@pytest.mark.promise("90")
+def test_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
     """As in a finalizer, out of which nothing is raised."""
     with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.signals_as_errors():
         with contextlib.suppress(KeyboardInterrupt):
@@ -194,7 +204,8 @@ def test_90_a_signal_that_is_lost_before_training_counts_when_it_begins() -> Non
             pytest.fail("training has begun")
 
 
-def test_90_an_error_behind_a_signal_is_that_error() -> None:
+@pytest.mark.promise("90")
+def test_an_error_behind_a_signal_is_that_error() -> None:
     with (
         pytest.raises(OSError, match="No space left"),
         signals.signals_as_errors(),
@@ -205,7 +216,8 @@ def test_90_an_error_behind_a_signal_is_that_error() -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_90_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> None:
+@pytest.mark.promise("90")
+def test_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> None:
     """The processes have agreed by then that there was none."""
     trainer = trainer_of(tmp_path, {"max_steps": 1})
 
@@ -228,7 +240,8 @@ def wait(done: Callable[[], bool]) -> None:
     assert done()
 
 
-def test_91_a_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
+@pytest.mark.promise("91")
+def test_a_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
     def child() -> None:
         with signals.defer_signals() as found:
             signals.end_with_launcher()

@@ -16,6 +16,7 @@ from hf_lm.training.callbacks import isolate_tracker
 from hf_lm.training.failures import explain_failures
 
 
+@pytest.mark.promise("101")
 @pytest.mark.parametrize(
     "error",
     [
@@ -26,7 +27,7 @@ from hf_lm.training.failures import explain_failures
         ),
     ],
 )
-def test_101_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
+def test_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
     with (
         pytest.raises(RecipeError, match=r"micro_batch_size = 8: the memory .* smaller one.* same"),
         explain_failures(8),
@@ -34,7 +35,8 @@ def test_101_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> N
         raise error
 
 
-def test_101_what_torch_says_of_too_much_memory_is_known() -> None:
+@pytest.mark.promise("101")
+def test_what_torch_says_of_too_much_memory_is_known() -> None:
     with pytest.raises(RecipeError), explain_failures(1):
         torch.empty(2**60, dtype=torch.uint8)
 
@@ -44,7 +46,8 @@ def test_other_errors_stay_as_they_are() -> None:
         raise RuntimeError("boom")
 
 
-def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.promise("105")
+def test_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"dataloader_num_workers": 1, "save_steps": 2})
     parent = os.getpid()
 
@@ -67,8 +70,9 @@ def test_105_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path)
     assert CheckpointStore(tmp_path).latest_valid()
 
 
+@pytest.mark.promise("105")
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
-def test_105_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
+def test_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
     error: Exception,
 ) -> None:
     def tell(number: int, frame: Any) -> None:
@@ -97,7 +101,8 @@ class Failing(TrainerCallback):
         raise ConnectionError("server gone")
 
 
-def test_106_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+@pytest.mark.promise("106")
+def test_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
     callback = Failing()
     trainer = make_trainer(tmp_path, [])

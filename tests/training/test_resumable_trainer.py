@@ -40,8 +40,9 @@ AXES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.promise("T1")
 @pytest.mark.parametrize("name", AXES)
-def test_t1_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     axis = AXES[name]
     continued(tmp_path / "whole", axis)
     expected = state_of(tmp_path / "whole")
@@ -53,7 +54,8 @@ def test_t1_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> No
         assert same(state_of(folder), expected), step
 
 
-def test_t1_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.promise("T1")
+def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     axis = AXES["dropout"]
     continued(tmp_path / "whole", axis)
     for step in (4, 4, 5, 7):
@@ -62,7 +64,8 @@ def test_t1_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
 
 
-def test_74_a_damaged_checkpoint_costs_its_steps_alone(tmp_path: Path) -> None:
+@pytest.mark.promise("74")
+def test_a_damaged_checkpoint_costs_its_steps_alone(tmp_path: Path) -> None:
     continued(tmp_path / "whole", {})
     stopped(tmp_path / "run", {}, 7)
     weights = tmp_path / "run" / "checkpoint-6" / WEIGHTS
@@ -81,13 +84,15 @@ def test_a_checkpoint_is_read_by_transformers(tmp_path: Path) -> None:
         assert torch.equal(value, other), name
 
 
-def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
+@pytest.mark.promise("S3")
+def test_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     names = {path.name for path in (tmp_path / "checkpoint-3").iterdir()}
     assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
     assert RNG_STATE in names
 
 
+@pytest.mark.promise("71")
 @pytest.mark.parametrize(
     ("full", "left", "end"),
     [
@@ -97,7 +102,7 @@ def test_s3_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
         ({9}, [3, 6], RESUME_STEPS),
     ],
 )
-def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
+def test_a_save_that_fails_is_tried_once_more_at_the_next_one(
     full: set[int], left: list[int], end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written behind training, it is known to have failed at the next one, or at the end."""
@@ -121,21 +126,24 @@ def test_71_a_save_that_fails_is_tried_once_more_at_the_next_one(
     assert said == ([note] if full == {3} else [])
 
 
-def test_89_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
+@pytest.mark.promise("89")
+def test_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
     continued(tmp_path, {})
     assert CheckpointStore(tmp_path).steps() == [3, 6, 9]
     continued(tmp_path, {"save_total_limit": 1})
     assert CheckpointStore(tmp_path).steps() == [9]
 
 
-def test_83_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+@pytest.mark.promise("83")
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))
     with pytest.raises(MismatchError, match=r"checkpoint-3: holds another network"):
         trainer.train_from(tmp_path / "checkpoint-3")
 
 
-def test_88_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
+@pytest.mark.promise("88")
+def test_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
     axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
     continued(tmp_path, axis)
     (tmp_path / "checkpoint-3" / WEIGHTS).unlink()
@@ -159,7 +167,8 @@ def test_f15_a_rate_that_was_changed_is_taken(tmp_path: Path) -> None:
     assert decays == {0.3, 0.0}
 
 
-def test_97_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
+@pytest.mark.promise("97")
+def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     path = tmp_path / "checkpoint-3" / "state.json"
     state = json.loads(path.read_text())
@@ -168,7 +177,8 @@ def test_97_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
         trainer_of(tmp_path, {}).train_from(tmp_path / "checkpoint-3")
 
 
-def test_86_88_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:
+@pytest.mark.promise("86", "88")
+def test_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> None:
     axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
     expected = continued(tmp_path / "whole", axis).model.state_dict()
     stopped(tmp_path / "run", axis, 7)
@@ -193,7 +203,8 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have(tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "checkpoint-6" / "state.json").read_text())["ended"]
 
 
-def test_t1_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+@pytest.mark.promise("T1")
+def test_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
     axis = {"logging_steps": 4, "save_steps": 3}
 
     def run(folder: Path, *stops: int) -> list[dict[str, Any]]:

@@ -34,9 +34,10 @@ def numbered(rows: Any) -> Any:
     return collate([{**row, "number": int(row["input_ids"].sum())} for row in rows], numbered=True)
 
 
+@pytest.mark.promise("99")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lag", [0, 1])
-def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
+def test_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
     kind: str, lag: int, tmp_path: Path
 ) -> None:
     update = {"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 4, "save_steps": 8}
@@ -70,7 +71,8 @@ def test_99_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
     assert losses[8] == pytest.approx(losses[4], rel=0.2)  # a mean of two, not of four
 
 
-def test_99_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     trainer = make_trainer(tmp_path, rows, max_nonfinite_steps=1, collator=numbered)
     spoiled(trainer, (6, 9), float("inf"))
@@ -95,7 +97,8 @@ def test_99_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path
             assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
-def test_99_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path) -> None:
     """The real thing, in place of a NaN that was put there."""
     recipe = TRAINING.model_copy(update={"learning_rate": 1e20, "optimizer": "sgd"})
     trainer = make_trainer(tmp_path, [], recipe=recipe)
@@ -104,7 +107,8 @@ def test_99_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 
-def test_99_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"save_steps": 4})
     trainer = make_trainer(tmp_path, [], recipe=recipe, max_nonfinite_steps=1)
     spoiled(trainer, (3, 7), float("nan"))
@@ -115,7 +119,8 @@ def test_99_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
         spoiled(trainer, (7,), float("nan"))
 
 
-def test_100_a_batch_without_targets_is_left_out_and_counted(tmp_path: Path) -> None:
+@pytest.mark.promise("100")
+def test_a_batch_without_targets_is_left_out_and_counted(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
 
     def emptied(block_rows: Any) -> Any:
@@ -149,7 +154,8 @@ def watched(guard: StepGuard, loss: float, norm: float, items: int = 8) -> int:
     return int(kind)
 
 
-def test_99_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
+@pytest.mark.promise("99")
+def test_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
     guard, chance = StepGuard(lag=0, spike_threshold=6.0), np.random.default_rng(0)
     assert watched(guard, 1e3, 1e3) == APPLIED  # there is nothing to judge by yet
     for _ in range(WINDOW):
@@ -173,7 +179,8 @@ def test_99_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
     assert watched(off, 1e9, 1e9) == APPLIED
 
 
-def test_99_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"max_steps": 140, "learning_rate": 1e-4})
     blocks = make_blocks(8 * 140)

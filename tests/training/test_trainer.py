@@ -172,8 +172,9 @@ def test_a_logged_loss_is_the_mean_since_the_last_row(tmp_path: Path) -> None:
         before = row["step"]
 
 
+@pytest.mark.promise("99")
 @pytest.mark.parametrize("place", ["weight", "gradient"])
-def test_99_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -> None:
+def test_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     model = make_model()
     weight = model.transformer.h[0].mlp.c_fc.weight
@@ -191,8 +192,9 @@ def test_99_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -
     assert math.isnan(rows[-1]["loss"])
 
 
+@pytest.mark.promise("99")
 @pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
-def test_99_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path) -> None:
+def test_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path) -> None:
     """As on a GPU: the optimizer leaves the broken step out by itself, and nothing is saved."""
     recipe = TRAINING.model_copy(
         update={"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 2}
@@ -220,7 +222,8 @@ def test_99_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: P
     assert math.isnan(rows[-1]["loss"])
 
 
-def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
     """The last step has no next one to be asked in; its row and its checkpoint would come first."""
     recipe = TRAINING.model_copy(
         update={"max_steps": 3, "save_steps": 3, "logging_steps": 5, "eval_steps": 5}
@@ -239,7 +242,8 @@ def test_99_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_pa
     assert math.isnan(rows[0]["loss"])
 
 
-def test_99_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
+@pytest.mark.promise("99")
+def test_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"eval_steps": 2, "logging_steps": 5})
     model, measured = make_model(), []
     trainer = make_trainer(tmp_path, [], recipe=recipe, model=model, evaluate=measured.append)

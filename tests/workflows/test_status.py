@@ -38,7 +38,8 @@ def test_a_finished_run_is_told_on_one_screen(run: Path, capsys: Any) -> None:
     assert len(lines) < 20
 
 
-def test_89_a_killed_run_is_not_said_to_train(run: Path) -> None:
+@pytest.mark.promise("89")
+def test_a_killed_run_is_not_said_to_train(run: Path) -> None:
     set_state(run, "training")
     assert dict(status_rows(run))["state"] == "killed while training; the same command continues"
     with locked(run):

@@ -23,7 +23,8 @@ def splits(data: DataRecipe) -> dict[str, list[str]]:
     return {split: [row["text"] for row in rows] for split, rows in text.documents.items()}
 
 
-def test_58_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
+@pytest.mark.promise("58")
+def test_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
     train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", TEXT)
     data = data_recipe(train, validation={"source": str(held)})
     found = scanned(data)
@@ -32,7 +33,8 @@ def test_58_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> Non
     assert splits(data) == {"train": [TEXT], "validation": [TEXT]}
 
 
-def test_60_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
+@pytest.mark.promise("60")
+def test_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
     tmp_path: Path,
 ) -> None:
     file = write(tmp_path / "a.txt", f"{TEXT}\n{TEXT}")
@@ -64,7 +66,8 @@ def test_a_stream_leaves_nothing_out_and_says_nothing_else(tmp_path: Path) -> No
     assert scanned(data_recipe(file, streaming=True)).notes == ()
 
 
-def test_61_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+@pytest.mark.promise("61")
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", f"{TEXT}\n{TEXT}")
     data = data_recipe(file)
     corpus = find_corpus(data)
@@ -76,7 +79,8 @@ def test_61_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> N
         list(text.documents["train"])
 
 
-def test_63_the_fingerprint_goes_by_content_not_by_name_or_time(tmp_path: Path) -> None:
+@pytest.mark.promise("63")
+def test_the_fingerprint_goes_by_content_not_by_name_or_time(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", TEXT)
     before = fingerprint(data_recipe(file), find_corpus(data_recipe(file)))
     stat = file.stat()

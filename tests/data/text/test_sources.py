@@ -57,7 +57,8 @@ def test_a_bad_file_is_named_with_its_line(name: str, tmp_path: Path) -> None:
     assert re.search(expected, refused(data_recipe(write(tmp_path / file, content))))
 
 
-def test_41_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> None:
+@pytest.mark.promise("41")
+def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     text = refused(data_recipe([tmp_path / "no.txt", tmp_path / "*.md", tmp_path / "empty"]))
     assert f"{tmp_path}/no.txt: no such file or folder (current folder: {Path.cwd()})" in text
@@ -65,12 +66,14 @@ def test_41_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -
     assert f"{tmp_path}/empty: no data file in this folder" in text
 
 
-def test_12_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+@pytest.mark.promise("12")
+def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     assert "is no regular file" in refused(data_recipe(tmp_path / "pipe.txt"))
 
 
-def test_44_bad_bytes_are_replaced_or_skipped_on_request_and_counted(tmp_path: Path) -> None:
+@pytest.mark.promise("44")
+def test_bad_bytes_are_replaced_or_skipped_on_request_and_counted(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"bad \xff byte")
     lines = f"{TEXT}\n{TEXT}"
     write(tmp_path / "b.txt", lines)
@@ -80,14 +83,16 @@ def test_44_bad_bytes_are_replaced_or_skipped_on_request_and_counted(tmp_path: P
         assert scanned(data).notes == ("1 documents that are not UTF-8 were replaced or skipped",)
 
 
-def test_46_to_49_marks_and_line_ends(tmp_path: Path) -> None:
+@pytest.mark.promise("46")
+def test_to_49_marks_and_line_ends(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\rthree\xe2\x80\xa8four\x0c\x00")
     assert read(data_recipe(tmp_path / "a.txt")) == ["one\ntwo\nthree\u2028four\x0c\x00"]
     data = data_recipe(tmp_path / "a.txt")
     assert "1 control characters were kept" in scanned(data).notes
 
 
-def test_50_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.promise("50")
+def test_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> None:
     line = "word " * 200_000
     write(tmp_path / "a.txt", f"{line}\nend")
     assert read(data_recipe(tmp_path / "a.txt", sample_by="line")) == [line, "end"]
@@ -98,7 +103,8 @@ def test_50_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> N
     assert 'set data.sample_by to "paragraph" or "line"' in refused(data_recipe(tmp_path / "a.txt"))
 
 
-def test_55_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
+@pytest.mark.promise("55")
+def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text}) for text in ("", TEXT, " ", "x")]
     write(tmp_path / "a.jsonl", "\n".join(rows))
     data = data_recipe(tmp_path / "a.jsonl")
