@@ -86,6 +86,11 @@ class StoppedError(HfLmError):
         super().__init__(f"stopped by {name}{where}; the same command continues")
 
 
+def one_line(error: BaseException, *, limit: int = 300) -> str:
+    """Return the text of an error on one line, cut to a number of characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 EXIT_IO = 74  # sysexits.h EX_IOERR: disk full, permission denied
 
 

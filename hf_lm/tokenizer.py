@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from hf_lm.errors import RecipeError
+from hf_lm.errors import RecipeError, one_line
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
 from hf_lm.system.files import unwrap_os_errors
 
@@ -107,7 +107,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loaders raise OSError, ValueError, KeyError and more
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, limit=200)
         raise RecipeError(f"tokenizer.pretrained = {json.dumps(name)}: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise RecipeError(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from hf_lm.checkpoints.manifest import TRAINER_STATE
-from hf_lm.errors import CheckpointError
+from hf_lm.errors import CheckpointError, one_line
 
 FieldTypes = Mapping[str, tuple[type, ...]]
 
@@ -45,7 +45,7 @@ def invalid_checkpoint_errors(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = f"{type(error).__name__}: {one_line(error, limit=200)}"
         raise CheckpointError(f"{checkpoint}: was not written by hf_lm ({reason})") from None
 
 

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from hf_lm.system.files import replace_directory
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,14 +79,9 @@ def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         if folder.exists():
             logger.warning("prepared data in %s is damaged; building it again", folder)
             shutil.rmtree(folder)
-        staging = root / f".{key}.{os.getpid()}"
-        try:
-            staging.mkdir()
+        with replace_directory(folder, staging=root / f".{key}.{os.getpid()}") as staging:
             build(staging)
             (staging / LIST).write_text(json.dumps(sizes(staging)))
-            staging.rename(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

@@ -7,7 +7,6 @@ takes ids and a mask of any size and gives logits, without a cache of keys.
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.errors import RecipeError
+from hf_lm.system.files import replace_directory
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -51,25 +51,23 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     from onnxruntime import InferenceSession
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a try that was killed
     model.config.use_cache = False
-    with quiet():
-        exporter: Any = OnnxExporter()
-        given, sizes = inputs(model, TRACED), {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-        free = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(given, sizes))
-        done = exporter.export(model.eval(), given, config=free)
-        done.save_pretrained(staging)
-    session = InferenceSession(staging / "model.onnx")
-    found = max(difference(model, session, shape) for shape in (TRACED, *CHECKED))
-    if not found <= DIFFERENCE:
-        shutil.rmtree(staging)
-        raise RecipeError(
-            f"{folder}: not written: the logits of ONNX Runtime differ by {found:.1e} of the "
-            f"largest, and {DIFFERENCE:g} is the most that rounding explains"
-        )
-    tokenizer.save_pretrained(staging)
-    staging.rename(folder)
+    with replace_directory(folder) as staging:
+        with quiet():
+            exporter: Any = OnnxExporter()
+            given, auto = inputs(model, TRACED), torch.export.Dim.AUTO
+            shapes = {name: {0: auto, 1: auto} for name in given}
+            free = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
+            done = exporter.export(model.eval(), given, config=free)
+            done.save_pretrained(staging)
+        session = InferenceSession(staging / "model.onnx")
+        found = max(difference(model, session, shape) for shape in (TRACED, *CHECKED))
+        if not found <= DIFFERENCE:
+            raise RecipeError(
+                f"{folder}: not written: the logits of ONNX Runtime differ by {found:.1e} of the "
+                f"largest, and {DIFFERENCE:g} is the most that rounding explains"
+            )
+        tokenizer.save_pretrained(staging)
     return found
 
 

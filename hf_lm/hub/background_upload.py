@@ -14,84 +14,92 @@ from hf_lm.recipe import HubRecipe
 
 
 class BackgroundUploader:
-    """Uploads of checkpoints beside training: one at a time, of several that wait the newest.
+    """A thread that uploads checkpoints one at a time; of those that wait, only the newest.
 
-    None of them stops or delays a run; what failed is told, and the next one brings it all.
+    An upload never stops or delays a run. If one fails, the user is notified, and the next upload
+    contains everything again.
 
     Args:
-        place: a folder for what waits.
-        recipe: where to.
-        describe: puts the card of a step into a folder.
+        staging: a directory for the files that wait.
+        recipe: the repository to upload to.
+        write_card: writes the model card of a step into a directory.
         retry_command: the command that publishes the run.
-        notify: how a failure is told.
+        notify: shows a failure to the user.
     """
 
     def __init__(
         self,
-        place: Path,
+        staging: Path,
         recipe: HubRecipe,
         *,
-        describe: Callable[[Path, int], None],
+        write_card: Callable[[Path, int], None],
         retry_command: str,
         notify: Callable[[str], None],
     ) -> None:
-        self.place, self.recipe, self.describe = place, recipe, describe
+        self.staging, self.recipe, self.write_card = staging, recipe, write_card
         self.retry_command, self.notify = retry_command, notify
+        self.condition = threading.Condition()
         self.waiting: Path | None = None
-        self.changed, self.closed = threading.Condition(), False
-        self.thread = threading.Thread(target=self.work, daemon=True)  # a kill waits for none
+        self.is_closed = False
+        # A daemon thread, because a run that ends by an error or a signal does not wait for it.
+        self.thread = threading.Thread(target=self.upload_all, daemon=True)
         self.thread.start()
 
     def submit(self, checkpoint: Path) -> None:
-        """Upload a checkpoint, which may be deleted meanwhile, unless a newer one comes first."""
-        kept = self.place / checkpoint.name / "model"
+        """Upload a checkpoint next, instead of an older one that waits.
+
+        Its files are linked or copied first, so that the checkpoint may be deleted meanwhile.
+        """
+        model = self.staging / checkpoint.name / "model"
         try:
-            shutil.rmtree(kept.parent, ignore_errors=True)
-            kept.mkdir(parents=True)
+            shutil.rmtree(model.parent, ignore_errors=True)
+            model.mkdir(parents=True)
             for path in checkpoint.iterdir():
                 if is_published(path.name):
-                    keep(path, kept / path.name)
+                    link_or_copy(path, model / path.name)
         except OSError as error:
             self.notify(f"{checkpoint.name} will not be uploaded: {error.strerror}")
             return
-        self.hand_over(kept)
+        self.replace_waiting(model)
 
-    def hand_over(self, model: Path | None) -> None:
-        """Have this uploaded next, or nothing more."""
-        with self.changed:
-            late, self.waiting = self.waiting, model
-            self.closed = model is None
-            self.changed.notify()
-        if late:
-            shutil.rmtree(late.parent, ignore_errors=True)
+    def replace_waiting(self, model: Path | None) -> None:
+        """Set the model to upload next, and delete the one that waited; None ends the thread."""
+        with self.condition:
+            superseded = self.waiting
+            self.waiting = model
+            self.is_closed = model is None
+            self.condition.notify()
+        if superseded:
+            shutil.rmtree(superseded.parent, ignore_errors=True)
 
-    def work(self) -> None:
-        """Upload what is offered, until nothing more will be."""
-        while model := self.next():
+    def upload_all(self) -> None:
+        """Upload each model that waits, until the uploader is closed."""
+        while model := self.take_waiting():
             step = int(model.parent.name.split("-")[1])
             try:
-                self.describe(model, step)
+                self.write_card(model, step)
                 publish(model, self.recipe, retry_command=self.retry_command, tag=f"step-{step}")
             except (HfLmError, OSError) as error:
                 self.notify(str(error))
             shutil.rmtree(model.parent, ignore_errors=True)
 
-    def next(self) -> Path | None:
-        """What is to be uploaded, once there is something; None once nothing more will be."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.waiting or self.closed)
-            model, self.waiting = self.waiting, None
+    def take_waiting(self) -> Path | None:
+        """Wait for a model to upload, and return it; None after the uploader is closed."""
+        with self.condition:
+            self.condition.wait_for(lambda: self.waiting or self.is_closed)
+            model = self.waiting
+            self.waiting = None
         return model
 
     def close(self) -> None:
-        """Wait for the upload that is running; one that waits gives way to the finished model."""
-        self.hand_over(None)
+        """Wait for the running upload; drop the one that waits, as the final model follows."""
+        self.replace_waiting(None)
         self.thread.join()
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
 
-def keep(path: Path, target: Path) -> None:
-    """A second name for a file that may be deleted; a copy where there are no second names."""
+def link_or_copy(path: Path, target: Path) -> None:
+    """Create a hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(path, target)
     except OSError:

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-LONGEST = 2_000  # characters of a sample or a name
+MAX_LENGTH = 2_000  # characters of a sample or a name
 
 
-def visible(text: Any) -> str:
-    """Text of a length that a page bears, without control characters."""
-    kept = "".join(
+def printable(text: object) -> str:
+    """Replace control characters, and cut a text to the length that a page can show."""
+    clean = "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
     )
-    return kept if len(kept) <= LONGEST else f"{kept[:LONGEST]} …"
+    return clean if len(clean) <= MAX_LENGTH else f"{clean[:MAX_LENGTH]} …"
 
 
-def plain(text: Any) -> str:
-    """Text on one line in which nothing is markup, of Markdown or HTML."""
-    line = " ".join(visible(text).split())
+def plain(text: object) -> str:
+    """Format a text as one line in which no character is Markdown or HTML markup."""
+    line = " ".join(printable(text).split())
     return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", line)
 
 
-def code(text: Any) -> str:
-    """Text on one line as code, its backticks within longer ones."""
-    line = " ".join(visible(text).split()).replace("|", "\N{BROKEN BAR}")
-    ticks = "`" * (longest_ticks(line) + 1)
+def code(text: object) -> str:
+    """Format a text as one line of inline code, with more backticks than the text contains."""
+    line = " ".join(printable(text).split()).replace("|", "\N{BROKEN BAR}")
+    ticks = "`" * (longest_backtick_run(line) + 1)
     space = " " if "`" in line else ""
     return f"{ticks}{space}{line}{space}{ticks}" if line else ""
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text as a block of code, its fence longer than any in it."""
-    kept = visible(text) if not language else text
-    ticks = "`" * max(3, longest_ticks(kept) + 1)
-    return f"{ticks}{language}\n{kept}\n{ticks}"
+    """Format a text as a code block, with a fence longer than any in the text.
+
+    Args:
+        text: shown as it is if a language is given; it comes from us then.
+        language: the language for highlighting, such as "json".
+    """
+    content = text if language else printable(text)
+    ticks = "`" * max(3, longest_backtick_run(content) + 1)
+    return f"{ticks}{language}\n{content}\n{ticks}"
 
 
-def longest_ticks(text: str) -> int:
-    """The backticks of the longest run of them."""
+def longest_backtick_run(text: str) -> int:
+    """Return the length of the longest run of backticks in a text."""
     return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -12,36 +12,34 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import get_session, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 T = TypeVar("T")
 
-
-RETRY_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # what the next try may find otherwise
-
-
-DEADLINE = 900.0  # seconds in which a try begins
-
-
-API_DEADLINE = 15.0  # the same, before training
-
-
+RETRY_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # a later request may succeed
+DEADLINE = 900.0  # seconds in which a try may begin
+API_DEADLINE = 15.0  # the same for requests before training
 READ_TIMEOUT = 60.0  # seconds without a byte, after which a connection counts as cut
 
 
 def retry(attempt: Callable[[], T], *, deadline: float) -> T:
-    """What an attempt returns, tried again while the Hub is busy or out of reach.
+    """Call a function again while the Hub is busy or cannot be reached.
+
+    The pause doubles from 1 to 60 seconds with jitter, and is at least what the Hub asks for.
 
     Args:
-        attempt: that may be made again.
-        deadline: seconds in which a try begins.
+        attempt: a request that may be repeated.
+        deadline: the number of seconds in which a try may begin.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        Exception: the last error, if it is permanent or the deadline has passed.
     """
     ends, wait = time.monotonic() + deadline, 1.0
     while True:
-        get_session().timeout = min(READ_TIMEOUT, deadline)  # the client's own is none at all
+        get_session().timeout = min(READ_TIMEOUT, deadline)  # The client has no timeout by default.
         try:
             return attempt()
         except Exception as error:
@@ -53,18 +51,18 @@ def retry(attempt: Callable[[], T], *, deadline: float) -> T:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it."""
+    """Yield an error and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the next try may go better."""
+    """Return whether a later request may succeed."""
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError):
             return cause.response is not None and cause.response.status_code in RETRY_STATUS
-        if isinstance(cause, OfflineModeIsEnabled):  # a ConnectionError that no waiting ends
+        if isinstance(cause, OfflineModeIsEnabled):  # a ConnectionError that waiting does not end
             return False
         if isinstance(cause, (httpx2.TransportError, json.JSONDecodeError, ConnectionError)):
             return True
@@ -72,7 +70,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_after(error: BaseException) -> float:
-    """The seconds that the Hub asks to wait (RFC 9110, Retry-After)."""
+    """Return the seconds that the Hub asks to wait, or 0 (RFC 9110, Retry-After)."""
     for cause in causes(error):
         response = getattr(cause, "response", None)
         text = response.headers.get("Retry-After", "") if response is not None else ""
@@ -84,9 +82,11 @@ def retry_after(error: BaseException) -> float:
 
 
 def safe_error_message(error: BaseException) -> str:
-    """An error on one line, not longer than a person reads, without the token."""
-    status = next((c for c in causes(error) if isinstance(c, HfHubHTTPError)), None)
-    message = (status.server_message if status else None) or str(error) or type(error).__name__
-    code = f"{status.response.status_code} " if status and status.response is not None else ""
-    line = " ".join(f"{code}{message}".split())
-    return line.replace(get_token() or "\0", "***")[:300]  # in this order: no half of it is left
+    """Format an error on one line of at most 300 characters, without the token."""
+    http_error = next((c for c in causes(error) if isinstance(c, HfHubHTTPError)), None)
+    message = (http_error.server_message if http_error else None) or str(error)
+    response = http_error.response if http_error else None
+    status = f"{response.status_code} " if response is not None else ""
+    line = " ".join(f"{status}{message or type(error).__name__}".split())
+    # The token is replaced before the line is cut, so that no part of it remains.
+    return line.replace(get_token() or "\0", "***")[:300]

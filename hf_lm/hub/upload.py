@@ -1,9 +1,9 @@
 """Upload the allowed files of a finished model in one commit.
 
-What leaves the machine is copied by name into a folder of its own first: no other file, and nothing
-behind a link. A busy Hub, another's commit, a cut connection and a lost reply are tried again until
-a deadline. The client sends what the Hub does not have already, so trying again what did arrive
-changes nothing.
+Only files with an allowed name are copied to a staging directory and uploaded from there; symbolic
+links are not followed. A busy Hub, a commit by someone else, a cut connection and a lost reply are
+retried until a deadline. The client sends only what the Hub does not have, so repeating an upload
+that did arrive changes nothing.
 """
 
 from __future__ import annotations
@@ -34,92 +34,94 @@ ALLOWED_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     "chat_template.jinja",
 )
-
-
 STAGING = ".publish"  # beside the model
 
 
 def publish(model: Path, recipe: HubRecipe, *, retry_command: str, tag: str = "") -> str:
-    """Upload a model in one commit; whatever the Hub holds of ours besides is deleted in it.
+    """Upload a model in one commit, which also deletes allowed files that the model does not have.
 
     Args:
-        model: its folder.
-        recipe: where to.
-        retry_command: the command that tries again.
-        tag: a name for the commit.
+        model: the directory of the model.
+        recipe: the repository to upload to.
+        retry_command: the command that uploads the model again, for the error message.
+        tag: a name for the commit, such as "step-400".
 
     Returns:
         The address of the commit.
 
     Raises:
-        UploadError: it did not happen; the Hub has what it had, and the model is where it was.
+        UploadError: nothing was uploaded; the repository and the local model are unchanged.
     """
     size = 0
     try:
-        with staged(model) as staging:
+        with stage_files(model) as staging:
             size = sum(path.stat().st_size for path in staging.iterdir())
-            return retry(partial(commit, staging, recipe, tag), deadline=DEADLINE)
+            return retry(partial(commit_folder, staging, recipe, tag), deadline=DEADLINE)
     except HfLmError:
         raise
-    except Exception as error:  # refusals, connections, offline mode, a full disk
+    except Exception as error:  # Refused, not connected, in offline mode, or a full disk.
         raise UploadError(
             f"{recipe.model_id}: not uploaded ({size / 1e6:,.1f} MB): {safe_error_message(error)}; "
             f"the model is in {model}, and `{retry_command}` tries again"
         ) from None
 
 
-def commit(staging: Path, recipe: HubRecipe, tag: str) -> str:
-    """One commit of a folder, all or nothing; its address."""
-    logging.set_verbosity_error()  # of an upload that finds nothing new
+def commit_folder(staging: Path, recipe: HubRecipe, tag: str) -> str:
+    """Upload a directory in one commit, and return the address of the commit."""
+    logging.set_verbosity_error()  # The client warns if an upload changes nothing.
     if not sys.stderr.isatty():
         disable_progress_bars()
     api, name = HfApi(), str(recipe.model_id)
-    done = api.upload_folder(
+    commit = api.upload_folder(
         repo_id=name,
         folder_path=staging,
         commit_message=f"Model at {tag}" if tag else "Model",
         delete_patterns=[*ALLOWED_FILES],
     )
     if tag:
-        api.create_tag(name, tag=tag, revision=done.oid, exist_ok=True)
-    return str(done.commit_url)
+        api.create_tag(name, tag=tag, revision=commit.oid, exist_ok=True)
+    return str(commit.commit_url)
 
 
 @contextmanager
-def staged(model: Path) -> Iterator[Path]:
-    """A folder of copies, beside the model's, of what is published; gone afterwards.
+def stage_files(model: Path) -> Iterator[Path]:
+    """Copy the files that are published to a directory beside the model; delete it afterwards.
 
     Raises:
-        UploadError: a file holds the token.
+        UploadError: a file contains the token.
     """
     staging = model.parent / STAGING
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed upload left
+    shutil.rmtree(staging, ignore_errors=True)  # leftovers of a killed upload
     staging.mkdir()
     try:
         for entry in sorted(os.scandir(model), key=lambda entry: entry.name):
-            regular = stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
-            if regular and is_published(entry.name):
+            is_regular = stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
+            if is_regular and is_published(entry.name):
                 shutil.copyfile(entry.path, staging / entry.name, follow_symlinks=False)
-        refuse_token(staging)
+        check_no_token(staging)
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def refuse_token(folder: Path) -> None:
-    """No file that is published holds the token."""
+def check_no_token(folder: Path) -> None:
+    """Check that no file of a directory contains the token.
+
+    Raises:
+        UploadError: a file does.
+    """
     token = (get_token() or "").encode()
     for path in folder.iterdir():
-        if token and path.stat().st_size and mapped(path).find(token) >= 0:
-            raise UploadError(f"{path.name}: holds your token; nothing was uploaded")
+        if token and path.stat().st_size and memory_map(path).find(token) >= 0:
+            raise UploadError(f"{path.name}: contains your token; nothing was uploaded")
 
 
-def mapped(path: Path) -> mmap.mmap:
-    """The bytes of a file, without reading it into memory."""
+def memory_map(path: Path) -> mmap.mmap:
+    """Map a file into memory without reading it as a whole."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def is_published(name: str) -> bool:
-    """Whether a file of this name leaves the machine."""
+    """Return whether a file of this name may be uploaded."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOWED_FILES)

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_lm.errors import RecipeError
+from hf_lm.errors import RecipeError, one_line
 from hf_lm.model.lora import merge_adapter
 from hf_lm.recipe import ModelRecipe
 
@@ -76,11 +76,6 @@ def load_pretrained(name: str, config: PreTrainedConfig | None = None) -> Any:
         )
     except Exception as error:  # as above, and whatever a damaged file makes safetensors raise
         raise RecipeError(f"model.pretrained = {json.dumps(name)}: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """An exception's text on one line, not longer than a person reads."""
-    return " ".join(str(error).split())[:300]
 
 
 def save_model(

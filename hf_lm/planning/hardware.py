@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from hf_lm.recipe import TrainingRecipe
-from hf_lm.system.processes import launched
+from hf_lm.system.processes import launched, local_world_size, rank, world_size
 
 # Dense bf16 FLOP/s of one GPU, from NVIDIA's and AMD's data sheets, without sparsity.
 PEAK_FLOPS = {
@@ -112,13 +112,12 @@ def detect_hardware(recipe: TrainingRecipe) -> Hardware:
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
     if precision == "auto":
         precision = "bf16" if computes_bf16(kind) else "fp32"
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    local_size = local_world_size()
     return Hardware(
         device=kind,
         name=torch.cuda.get_device_name() if kind == "cuda" else processor_name(),
-        world_size=world_size,
-        rank=int(os.environ.get("RANK", "0")),
+        world_size=world_size(),
+        rank=rank(),
         threads=use_cores(local_size) if kind == "cpu" else torch.get_num_threads(),
         memory=free_memory(kind) // (local_size if kind == "cpu" else 1),
         precision=precision,

@@ -14,14 +14,10 @@ from hf_lm.errors import MismatchError
 from hf_lm.recipe import Recipe
 from hf_lm.recipe.published import strip_local_paths
 
-EXTENDABLE_KEYS = {
-    "training.max_steps",
-    "training.max_epochs",
-    "training.max_tokens",
-}  # may be moved back
+# Keys that may grow: training is extended, and a note says so.
+EXTENDABLE_KEYS = {"training.max_steps", "training.max_epochs", "training.max_tokens"}
 
-
-# Keys that change nothing about the weights: a run may be continued with other values.
+# Keys that cannot affect the weights: a run may be resumed with other values, without a note.
 IGNORED_KEYS = {
     *("$schema", "hf_lm_version", "name", "output_dir", "data.num_proc", "hub"),
     *("training.logging_steps", "training.save_steps", "training.save_total_limit"),
@@ -30,64 +26,79 @@ IGNORED_KEYS = {
     *("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.batch_size"),
 }
 
-
-# What a changed content is called where it is accepted, and in provenance.json.
+# Content besides the recipe: its name for --accept-change, and its field of provenance.json.
 CONTENT = {"data.source": "data", "tokenizer": "tokenizer", "world_size": "world_size"}
 
-
-# What may change the last bits of the weights, and is allowed with a note.
+# Fields of provenance.json that may change the last bits of the weights; allowed with a note.
 NUMERICS_KEYS = {"device", "threads", "precision", "attention", "compile", "python", "packages"}
 
 
 def check_same_recipe(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accepted: Sequence[str]
 ) -> dict[str, str]:
-    """Compare the recipe of a run with the one it would be continued with.
+    """Compare the recipe that a run was started with and the recipe it is to be resumed with.
+
+    Args:
+        folder: the output directory, for messages.
+        before: the recipe in that directory.
+        now: the recipe to resume with.
+        accepted: keys that the user allows to differ.
 
     Returns:
-        The changed keys that are accepted, with what they were and are.
+        The changed keys that are accepted, each with its old and new value as text.
 
     Raises:
-        MismatchError: one line for each other changed key.
+        MismatchError: other keys differ; it has one line per key.
     """
-    old, new = flatten(before), flatten(now)
+    old_values, new_values = flatten(before), flatten(now)
     defaults = flatten(Recipe().model_dump(mode="json", by_alias=True))
-    old = {key: defaults[key] for key in new if key in defaults} | old  # a key that came later
+    # A key that a later version added had its default value.
+    old_values = {key: defaults[key] for key in new_values if key in defaults} | old_values
     changed = {
-        key: f"{key} was {json.dumps(old.get(key))}, is now {json.dumps(new.get(key))}"
-        for key in sorted({*old, *new})
-        if strip_local_paths(old.get(key)) != strip_local_paths(new.get(key))
+        key: (
+            f"{key} was {json.dumps(old_values.get(key))}, is now {json.dumps(new_values.get(key))}"
+        )
+        for key in sorted({*old_values, *new_values})
+        if strip_local_paths(old_values.get(key)) != strip_local_paths(new_values.get(key))
         and not {key, key.split(".")[0]} & IGNORED_KEYS
     }
-    longer = [
-        key for key in changed if key in EXTENDABLE_KEYS and both_above(new.get(key), old.get(key))
+    extended = [
+        key
+        for key in changed
+        if key in EXTENDABLE_KEYS and is_larger(new_values.get(key), old_values.get(key))
     ]
-    check_changes(folder, changed, [*accepted, *longer])
+    require_accepted(folder, changed, [*accepted, *extended])
     return changed
 
 
 def check_same_content(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accepted: Sequence[str]
 ) -> list[str]:
-    """Compare what a run was trained on with what it would be continued on.
+    """Compare the data, tokenizer and number of processes of a run with those to resume it with.
+
+    Args:
+        folder: the output directory, for messages.
+        before: the provenance in that directory; empty for a new run.
+        now: the provenance to resume with.
+        accepted: keys of CONTENT that the user allows to differ.
 
     Returns:
-        What changed and is accepted.
+        The keys that differ and are accepted.
 
     Raises:
-        MismatchError: the data, the tokenizer or the number of processes is another.
+        MismatchError: other keys differ; it has one line per key.
     """
     changed = {
         key: f"{name} was {before[name]}, is now {now[name]}"
         for key, name in CONTENT.items()
         if name in before and before[name] != now[name]
     }
-    check_changes(folder, changed, accepted)
+    require_accepted(folder, changed, accepted)
     return [*changed]
 
 
-def check_changes(folder: Path, changed: Mapping[str, str], accepted: Sequence[str]) -> None:
-    """Refuse what changed and is not accepted."""
+def require_accepted(folder: Path, changed: Mapping[str, str], accepted: Sequence[str]) -> None:
+    """Raise MismatchError if a changed key is not accepted."""
     refused = [key for key in changed if key not in accepted]
     if refused:
         flags = " ".join(f"--accept-change {key}" for key in refused)
@@ -96,22 +107,23 @@ def check_changes(folder: Path, changed: Mapping[str, str], accepted: Sequence[s
 
 
 def numerics_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What else is not as it was, and may change the last bits of the weights."""
-    old, new = flatten(before), flatten(now)
+    """List the changes of machine and versions that may change the last bits of the weights."""
+    old_values, new_values = flatten(before), flatten(now)
     return [
-        f"{key} was {old[key]}, is now {new.get(key)}: the weights will not be the same bits"
-        for key in sorted(old)
-        if key.split(".")[0] in NUMERICS_KEYS and old[key] != new.get(key)
+        f"{key} was {old_values[key]}, is now {new_values.get(key)}: "
+        "the last bits of the weights may differ"
+        for key in sorted(old_values)
+        if key.split(".")[0] in NUMERICS_KEYS and old_values[key] != new_values.get(key)
     ]
 
 
-def both_above(now: Any, before: Any) -> bool:
-    """Whether an end of training was moved back, rather than exchanged for another kind."""
+def is_larger(now: Any, before: Any) -> bool:
+    """Return whether both values are numbers and the new one is larger."""
     return isinstance(now, (int, float)) and isinstance(before, (int, float)) and now > before
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """A nested object as one of dotted keys."""
+    """Turn a nested object into one with dotted keys, such as "training.max_steps"."""
     if not isinstance(tree, Mapping) or not tree:
         return {path: tree}
     return {

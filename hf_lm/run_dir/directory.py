@@ -2,52 +2,76 @@
 
     recipe.json  provenance.json  log.jsonl  metrics.json  status.json  checkpoint-N/  model/
 
-Every file is written beside its name and moved into place, so a reader never meets half of one.
+Every file but the log is written under another name and renamed, so that a reader never sees half
+of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_lm import __version__
-from hf_lm.errors import RecipeError, StoppedError
+from hf_lm.errors import RecipeError, StoppedError, one_line
 from hf_lm.recipe import Recipe, recipe_text
-from hf_lm.run_dir import compatibility as changes
-from hf_lm.run_dir.lock import LOCK, locked
-from hf_lm.run_dir.log import line_of
-from hf_lm.system.files import fsync, json_safe, size_of
+from hf_lm.run_dir.compatibility import check_same_content, check_same_recipe, numerics_changes
+from hf_lm.run_dir.lock import LOCK, lock_directory
+from hf_lm.run_dir.log import TrainingLog
+from hf_lm.system.files import fsync, json_safe, replace_directory, size_of, write_atomically
+from hf_lm.system.processes import is_main_process
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
-
-
 METRICS, STATUS, MODEL = "metrics.json", "status.json", "model"
+
+NO_LOCKS = "{}: its file system has no locks, so a second run here would not be noticed"
+NO_FSYNC = "{}: its file system has no fsync, so a checkpoint may be lost in a power cut"
+
+
+class TrainResult(NamedTuple):
+    """What a finished run produced.
+
+    Attributes:
+        model_path: the directory of the model, for `from_pretrained`.
+        metrics: the fields of metrics.json, such as "loss" and "bits_per_byte" on the validation
+            set.
+        samples: one object with "prompt" and "text" per prompt of the recipe.
+    """
+
+    model_path: Path
+    metrics: Mapping[str, Any]
+    samples: Sequence[Mapping[str, str]]
 
 
 class RunDirectory:
-    """The folder of one run."""
+    """The output directory of one run.
+
+    Attributes:
+        path: the directory.
+        model: the directory of the finished model.
+        log: the file log.jsonl.
+        is_main_process: whether this process writes; the others only read.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / MODEL
-        self.is_main_process = os.environ.get("RANK", "0") == "0"  # of all processes, one
-        self.step, self.state = 0, ""
-        self.log_error = ""  # why a row of the log is missing
+        self.is_main_process = is_main_process()
+        self.log = TrainingLog(self.path / LOG, before_append=self.mark_training)
+        self.state = ""
 
     @property
-    def started(self) -> bool:
-        """Whether a run of ours has been here."""
+    def is_started(self) -> bool:
+        """Whether a run has written its recipe here."""
         return (self.path / RECIPE).is_file() and (self.path / STATUS).is_file()
 
     @property
     def is_ours(self) -> bool:
-        """Whether one was about to be: its state is written first."""
+        """Whether a run has written its status here, which it does first."""
         try:
             return {"state", "reason"} <= self.read(STATUS).keys()
         except (OSError, ValueError, AttributeError):
@@ -55,48 +79,46 @@ class RunDirectory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run here has finished."""
-        return self.started and self.read(STATUS).get("state") == "done"
+        """Whether the run has finished."""
+        return self.is_started and self.read(STATUS).get("state") == "done"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The fields of provenance.json; empty before the run has started."""
+        return self.read(PROVENANCE) if (self.path / PROVENANCE).is_file() else {}
 
     @property
     def micro_batch_size(self) -> int | None:
-        """That of the run here; None before there is one."""
+        """The micro batch size that the run was started with; None before."""
         return self.provenance.get("micro_batch_size")
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of our JSON files."""
+        """Read a JSON file of the directory."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """One of our JSON files, strict and whole."""
+        """Write a JSON file of the directory; NaN and infinity become strings."""
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         self.write_text(name, text)
 
     def write_text(self, name: str, text: str) -> None:
-        """A file of the folder, whole: beside its name, then into place."""
+        """Write a text file of the directory atomically, on the main process."""
         if self.is_main_process:
-            staging = self.path / f".{name}"
-            try:
-                staging.write_text(text, encoding="utf-8")
-                fsync(staging)
-                staging.replace(self.path / name)
-                fsync(self.path)
-            finally:
-                staging.unlink(missing_ok=True)
+            write_atomically(self.path / name, text)
 
     @contextmanager
     def lock(self, *, force: bool = False) -> Iterator[list[str]]:
-        """Hold the folder against other runs; one process does it for all.
+        """Lock the directory against other runs; the main process does it for all processes.
 
         Args:
-            force: take it over from a process of another machine.
+            force: take the lock over from a process of another machine.
 
         Yields:
-            Notes about the file system.
+            Notes about what the file system lacks.
 
         Raises:
-            RecipeError: it is somebody else's, or cannot be written to.
-            LockedError: another run holds it.
+            RecipeError: the directory holds other files, or cannot be written to.
+            LockedError: another run holds the lock.
         """
         self.check_owner()
         if not self.is_main_process:
@@ -104,8 +126,8 @@ class RunDirectory:
             return
         with ExitStack() as stack:
             try:
-                exclusive = stack.enter_context(locked(self.path, force=force))
-                notes = [] if exclusive else [UNLOCKED.format(self.path)]
+                is_exclusive = stack.enter_context(lock_directory(self.path, force=force))
+                notes = [] if is_exclusive else [NO_LOCKS.format(self.path)]
                 notes += check_filesystem(self.path)
             except OSError as error:
                 raise RecipeError(
@@ -114,49 +136,58 @@ class RunDirectory:
                 ) from None
             yield notes
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of its run: hashes of its recipe, text and tokenizer, and more."""
-        recipe = hashlib.sha256((self.path / RECIPE).read_bytes()).hexdigest()
+    def checkpoint_provenance(self) -> dict[str, Any]:
+        """Return what a checkpoint records of its run: hashes of its recipe, data and tokenizer."""
+        recipe_hash = hashlib.sha256((self.path / RECIPE).read_bytes()).hexdigest()
         content = {name: self.provenance[name] for name in ("data", "tokenizer", "world_size")}
-        return {"recipe": recipe, **content, "hf_lm": __version__}
+        return {"recipe": recipe_hash, **content, "hf_lm": __version__}
 
     def check_owner(self) -> None:
-        """Refuse a folder that is somebody else's, or a file.
+        """Check that the directory is new, empty, or holds a run of hf_lm.
 
         Raises:
-            RecipeError: it is no folder, or holds files and no run of ours.
+            RecipeError: it is a file, or it holds files but not a run.
         """
         key = f"output_dir = {json.dumps(str(self.path))}"
         if self.path.exists() and not self.path.is_dir():
             raise RecipeError(f"{key}: is a file; name a folder")
-        found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if found and LOCK not in found and not self.is_ours:
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if names and LOCK not in names and not self.is_ours:
             raise RecipeError(f"{key}: is not empty and holds no run of hf_lm; name a new folder")
 
     def check_compatible(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:
-        """Compare the recipe with the one the run here was started with.
+        """Compare a recipe with the one that the run was started with.
+
+        Args:
+            recipe: the recipe to resume with.
+            accepted: keys that the user allows to differ.
 
         Returns:
-            The changed keys that were accepted, with what they were and are.
+            The changed keys that are accepted, each with its old and new value as text.
 
         Raises:
-            MismatchError: one line for each other changed key.
+            MismatchError: other keys differ; it has one line per key.
         """
-        if not self.started:
+        if not self.is_started:
             return {}
         now = json.loads(recipe_text(recipe, self.path))
-        return changes.check_same_recipe(self.path, self.read(RECIPE), now, accepted)
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """That of the run here; empty before there is one."""
-        return self.read(PROVENANCE) if (self.path / PROVENANCE).is_file() else {}
+        return check_same_recipe(self.path, self.read(RECIPE), now, accepted)
 
     def disk_shortfall(self, needed: int) -> tuple[str, ...]:
-        """A line, if there is no room for so many bytes of checkpoints and model."""
-        there = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
-        own = [size_of(path) for path in self.path.glob("checkpoint-*[0-9]") if path.is_dir()]
-        free = shutil.disk_usage(there).free + sum(own)
+        """Check that the disk has room for checkpoints and model.
+
+        The checkpoints that are already there count as room: they will be deleted.
+
+        Args:
+            needed: bytes of all checkpoints and the model.
+
+        Returns:
+            One line if there is not enough room, else none.
+        """
+        parents = (self.path, *self.path.resolve().parents)
+        existing_folder = next(path for path in parents if path.exists())
+        checkpoints = [path for path in self.path.glob("checkpoint-*[0-9]") if path.is_dir()]
+        free = shutil.disk_usage(existing_folder).free + sum(map(size_of, checkpoints))
         if needed <= free:
             return ()
         return (
@@ -169,115 +200,85 @@ class RunDirectory:
     def track_status(
         self, recipe: Recipe, provenance: Mapping[str, Any], accepted: Sequence[str]
     ) -> Iterator[None]:
-        """Claim the folder for a run, and say in status.json how it ended.
+        """Record recipe and provenance when a run starts, and in status.json how it ends.
+
+        Args:
+            recipe: the recipe of the run.
+            provenance: the fields of provenance.json.
+            accepted: keys that the user allows to differ from an earlier start.
 
         Raises:
-            MismatchError: the text, the tokenizer or the number of processes is another.
+            MismatchError: the data, the tokenizer or the number of processes differs.
         """
         before = self.provenance
-        changed = changes.check_same_content(self.path, before, provenance, accepted)
+        changed = check_same_content(self.path, before, provenance, accepted)
         if self.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
-        self.status("preparing")
+        self.write_status("preparing")
         self.write_text(RECIPE, recipe_text(recipe, self.path))
-        accepted = sorted({*before.get("accepted_changes", []), *accepted, *changed})
-        numerics_changes = [*before.get("drift", []), *changes.numerics_changes(before, provenance)]
-        accepts = {"accepted_changes": accepted, "drift": numerics_changes}
-        self.write(PROVENANCE, {**provenance, **accepts})
+        history = {
+            "accepted_changes": sorted({*before.get("accepted_changes", []), *accepted, *changed}),
+            "drift": [*before.get("drift", []), *numerics_changes(before, provenance)],
+        }
+        self.write(PROVENANCE, {**provenance, **history})
         try:
             yield
         except (KeyboardInterrupt, StoppedError) as error:
-            with suppress(OSError):  # which matters less
-                self.status("stopped", reason=str(error) or "stopped by a signal")
+            with suppress(OSError):  # The first error matters more.
+                self.write_status("stopped", reason=str(error) or "stopped by a signal")
             raise
         except BaseException as error:
             with suppress(OSError):
-                self.status("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                self.write_status("failed", reason=f"{type(error).__name__}: {one_line(error)}")
             raise
-        self.status("done")
+        self.write_status("done")
 
-    def status(self, state: str, *, reason: str = "") -> None:
-        """Say where the run stands: preparing, training, done, stopped or failed."""
+    def write_status(self, state: str, *, reason: str = "") -> None:
+        """Write status.json: preparing, training, done, stopped or failed, and the step."""
         self.state = state
-        self.write(STATUS, {"state": state, "reason": reason, "step": self.step})
+        self.write(STATUS, {"state": state, "reason": reason, "step": self.log.step})
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of log.jsonl; one cut off by a crash ends it."""
-        if not (self.path / LOG).is_file():
-            return
-        for line in (self.path / LOG).read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
-
-    def secure_log(self) -> None:
-        """Have the rows so far on the disk, as a checkpoint behind them will be."""
-        if (self.path / LOG).is_file():
-            fsync(self.path / LOG)
-
-    def continue_log(self, checkpoint: Path | None) -> None:
-        """Drop the rows behind a checkpoint, which will be written again."""
-        step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        self.step = step
-        kept = [row for row in self.rows() if row["step"] <= step]
-        self.write_text(LOG, "".join(f"{line_of(row)}\n" for row in kept))
-
-    def write_row(self, row: Mapping[str, Any]) -> None:
-        """Append one row to log.jsonl."""
-        try:
-            self.step = row["step"]
-            if self.state != "training" and self.step > 0:
-                self.status("training")
-            with (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(line_of(row) + "\n")
-        except OSError as error:  # a full disk: the checkpoint will say so, and matters more
-            self.log_error = self.log_error or f"{LOG}: {error.strerror}"
+    def mark_training(self, step: int) -> None:
+        """Write the state "training" when the first row after step 0 is logged."""
+        if self.state != "training" and step > 0:
+            self.write_status("training")
 
     def save_model(self, save: Callable[[Path], None]) -> None:
-        """Let `save` fill a folder beside "model" and put it in place."""
-        if not self.is_main_process:
-            return
-        staging = self.path / f".{MODEL}"
-        shutil.rmtree(staging, ignore_errors=True)
-        save(staging)
-        for path in (*staging.iterdir(), staging):
-            fsync(path)
-        shutil.rmtree(self.model, ignore_errors=True)
-        staging.rename(self.model)
-        fsync(self.path)
+        """Save the model atomically and durably, on the main process.
 
-
-UNLOCKED = "{}: its file system has no locks, so a second run here would not be noticed"
-
-
-UNSECURED = "{}: its file system has no fsync, so a checkpoint may be lost when power is cut"
+        Args:
+            save: writes the model into a directory.
+        """
+        if self.is_main_process:
+            staging = self.path / f".{MODEL}"
+            with replace_directory(self.model, staging=staging, durable=True) as folder:
+                save(folder)
 
 
 def check_filesystem(folder: Path) -> list[str]:
-    """Try what a checkpoint needs of a file system: to write, secure and rename.
+    """Check that a file can be written, flushed to the disk and renamed, as checkpoints are.
 
     Returns:
-        Notes about what is not as it should be, but works.
+        Notes about what the file system lacks.
 
     Raises:
-        OSError: it does not work.
+        OSError: a file cannot be written or renamed.
     """
     first, second = folder / ".probe", folder / ".probed"
     try:
         first.write_bytes(b"\0")
-        secured = fsync(first)
+        has_fsync = fsync(first)
         first.replace(second)
     finally:
         first.unlink(missing_ok=True)
         second.unlink(missing_ok=True)
-    return [] if secured else [UNSECURED.format(folder)]
+    return [] if has_fsync else [NO_FSYNC.format(folder)]
 
 
 def next_free_path(path: Path) -> Path:
-    """The first of PATH, PATH-2, PATH-3 … that does not exist."""
-    taken, number = path, 1
-    while taken.exists():
+    """Return the first of PATH, PATH-2, PATH-3 … that does not exist."""
+    free_path, number = path, 1
+    while free_path.exists():
         number += 1
-        taken = path.with_name(f"{path.name}-{number}")
-    return taken
+        free_path = path.with_name(f"{path.name}-{number}")
+    return free_path

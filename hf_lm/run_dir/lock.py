@@ -1,7 +1,12 @@
-"""Lock an output directory, so that one run at a time writes there.
+"""Lock an output directory, so that only one run at a time writes there.
 
-The lock is the kernel's (POSIX, on one file), so it ends with its process, however that ends. What
-the file says is for people, and for folders shared by machines that do not share locks.
+The kernel holds the lock (POSIX, on the file `.lock`), so it ends with its process, even if that is
+killed. The text of the file names the owner for people, and for machines that share the directory
+but not the locks.
+
+`filelock`, which the data cache uses, would not make this shorter: creating and removing the
+directory, naming the owner and file systems without locks remain, and its acquire without waiting
+reports a file that another run has just removed as locked (filelock 4.2).
 """
 
 from __future__ import annotations
@@ -15,107 +20,114 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hf_lm.errors import LockedError
 
 LOCK = ".lock"
-
-
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all containers of a machine
-
-
-UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # some network file systems
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # some network file systems
 
 
 @contextmanager
-def locked(folder: Path, *, force: bool = False) -> Iterator[bool]:
-    """Hold a folder, which is made if it is not there, and removed if nothing came into it.
+def lock_directory(folder: Path, *, force: bool = False) -> Iterator[bool]:
+    """Lock a directory; create it if it does not exist, and remove it if it is empty at the end.
 
-    Of two starts at once, the one that made the folder may be the one that is refused, so either
-    removes it when it is empty; folders above it are removed by whoever made them.
+    If two runs start at the same time, the one that created the directory may be the one that is
+    refused, so both remove it when it is empty. The parent directories are removed by the run that
+    created them.
 
     Args:
-        folder: of the run.
-        force: take it over from a process of another machine, which cannot be asked.
+        folder: the output directory.
+        force: take the lock over from a process of another machine, which cannot be checked.
 
     Yields:
-        Whether the file system has locks.
+        Whether the file system supports locks.
 
     Raises:
-        LockedError: another run holds it.
-        OSError: the folder cannot be written to.
+        LockedError: another run holds the lock.
+        OSError: the directory cannot be written to.
     """
-    made = [path for path in folder.parents if not path.exists()]
+    created = [path for path in folder.parents if not path.exists()]
     try:
-        with held(folder / LOCK, force=force) as exclusive:
-            yield exclusive
+        with hold_lock_file(folder / LOCK, force=force) as is_exclusive:
+            yield is_exclusive
     finally:
-        with suppress(OSError):  # the first that something came into
-            for empty in (folder, *made):
-                empty.rmdir()
+        with suppress(OSError):  # raised by the first directory that is not empty
+            for empty_folder in (folder, *created):
+                empty_folder.rmdir()
 
 
 @contextmanager
-def held(path: Path, *, force: bool) -> Iterator[bool]:
-    """Hold a lock file, which is removed at the end; as `locked`."""
-    file, exclusive = open_locked(path)
+def hold_lock_file(path: Path, *, force: bool) -> Iterator[bool]:
+    """Lock a file, name this process in it, and delete it at the end; see `lock_directory`."""
+    file, is_exclusive = open_lock_file(path)
     with file:
-        holder = read_holder(file)
-        if holder and not is_here(holder) and not force:
-            raise LockedError(refusal(path.parent, holder))
-        write_holder(file)
+        owner = parse_owner(file)
+        if owner and not is_this_machine(owner) and not force:
+            raise LockedError(locked_message(path.parent, owner))
+        write_owner(file)
         try:
-            yield exclusive
+            yield is_exclusive
         finally:
             path.unlink(missing_ok=True)
 
 
-def open_locked(path: Path) -> tuple[Any, bool]:
-    """The lock file, held, unless the file system has no locks; its folder is made.
+def open_lock_file(path: Path) -> tuple[TextIO, bool]:
+    """Open and lock a file, and create its directory.
+
+    Returns:
+        The open file, and whether it is locked: False if the file system has no locks.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process holds the lock.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
-            continue  # the folder was removed by the run that let it go
+            continue  # A run that ended has just removed the directory.
         file = os.fdopen(handle, "r+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in UNLOCKABLE:
+            if error.errno in NO_LOCKS:
                 return file, False
-            holder = read_holder(file)
+            owner = parse_owner(file)
             file.close()
-            raise LockedError(refusal(path.parent, holder)) from None
+            raise LockedError(locked_message(path.parent, owner)) from None
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file, True
-        file.close()  # it was removed by the run that let it go
+        file.close()  # A run that ended has just removed the file.
 
 
-def holder_of(folder: Path) -> Mapping[str, Any]:
-    """What is said of the run that holds a folder, or was killed there; nothing if it is free."""
+def read_owner(folder: Path) -> dict[str, Any]:
+    """Read which run holds a directory, or was killed while it held it.
+
+    The process that holds the lock must not call this: POSIX releases a lock when its process
+    closes any descriptor of the file.
+
+    Returns:
+        The host, boot id, pid and start of its process; empty if the directory is free.
+    """
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
-            return read_holder(file)
+            return parse_owner(file)
     except OSError:
         return {}
 
 
-def is_here(holder: Mapping[str, Any]) -> bool:
-    """Whether it was a process of this machine, whose lock is gone with it."""
-    return holder.get("host") == socket.gethostname() or holder.get("boot") == boot()
+def is_this_machine(owner: Mapping[str, Any]) -> bool:
+    """Return whether the owner is a process of this machine, whose kernel has its lock."""
+    return owner.get("host") == socket.gethostname() or owner.get("boot") == boot_id()
 
 
-def refusal(folder: Path, holder: Mapping[str, Any]) -> str:
-    """Who holds a folder, and what to do about it."""
-    pid, host, start = (holder.get(name, "?") for name in ("pid", "host", "start"))
+def locked_message(folder: Path, owner: Mapping[str, Any]) -> str:
+    """Name the owner of a directory, and what to do about it."""
+    pid, host, start = (owner.get(name, "?") for name in ("pid", "host", "start"))
     remedy = "if it is gone, take it over with --force-unlock"
-    if not holder or is_here(holder):
+    if not owner or is_this_machine(owner):
         remedy = "wait for it, end it, or name another folder"
     return (
         f"output_dir = {json.dumps(str(folder))}: another run holds it, "
@@ -123,26 +135,26 @@ def refusal(folder: Path, holder: Mapping[str, Any]) -> str:
     )
 
 
-def read_holder(file: Any) -> dict[str, Any]:
-    """What the file says of the last process that held it; nothing if that let it go."""
+def parse_owner(file: TextIO) -> dict[str, Any]:
+    """Read the owner from a lock file; empty if it is not a JSON object, as after a crash."""
     file.seek(0)
     try:
-        found = json.loads(file.read(2**12) or "{}")
+        owner = json.loads(file.read(2**12) or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
-def write_holder(file: Any) -> None:
-    """Say who holds it."""
+def write_owner(file: TextIO) -> None:
+    """Write this process into a lock file."""
     start = time.strftime("%Y-%m-%d %H:%M:%S")
-    holder = {"host": socket.gethostname(), "boot": boot(), "pid": os.getpid(), "start": start}
+    owner = {"host": socket.gethostname(), "boot": boot_id(), "pid": os.getpid(), "start": start}
     file.seek(0)
     file.truncate()
-    json.dump(holder, file)
+    json.dump(owner, file)
     file.flush()
 
 
-def boot() -> str | None:
-    """A name of this machine since it was started, if it has one."""
+def boot_id() -> str | None:
+    """Return the id that Linux draws when this machine starts; None on other systems."""
     return BOOT.read_text().strip() if BOOT.exists() else None

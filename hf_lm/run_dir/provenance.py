@@ -14,11 +14,11 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "ev
 
 
 def describe_run(data: str, tokenizer: str, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights depend on besides the recipe; the fields of provenance.json.
+    """Return the fields of provenance.json: what the weights depend on besides the recipe.
 
     Args:
-        data: fingerprint of the text.
-        tokenizer: hash of the tokenizer.
+        data: the fingerprint of the text.
+        tokenizer: the hash of the tokenizer.
         machine: device, threads, precision and number of processes.
     """
     return {
@@ -33,7 +33,11 @@ def describe_run(data: str, tokenizer: str, machine: Mapping[str, Any]) -> dict[
 
 
 def git_commit() -> str | None:
-    """The commit checked out in the current folder, marked where files differ from it."""
+    """Return the commit of the current folder, with "-dirty" if files differ from it.
+
+    Returns:
+        None outside a git repository, or without git.
+    """
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

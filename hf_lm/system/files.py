@@ -14,23 +14,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems without fsync
-
+NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # raised by file systems without fsync
 
 Write = Callable[[Path], None]
 
 
 def fsync(path: Path) -> bool:
-    """Have a file, or the names in a folder, on the disk.
+    """Flush a file, or the names in a directory, to the disk.
 
     Returns:
-        Whether the file system can do that.
+        False if the file system has no fsync.
+
+    Raises:
+        OSError: the disk is full or broken.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in UNSYNCED:
+        if error.errno not in NO_FSYNC:
             raise
         return False
     finally:
@@ -38,18 +40,76 @@ def fsync(path: Path) -> bool:
     return True
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old text or the new text, also after a crash.
+
+    Args:
+        path: the file; its staging file has the same name with a dot in front.
+        text: the whole new content.
+
+    Raises:
+        OSError: the disk is full or broken; the old file is unchanged.
+    """
+    staging = path.with_name(f".{path.name}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        fsync(staging)
+        staging.replace(path)
+        fsync(path.parent)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_directory(
+    folder: Path, *, staging: Path | None = None, durable: bool = False
+) -> Iterator[Path]:
+    """Fill a staging directory, and rename it to its final name when the block ends.
+
+    An older directory of that name is renamed first and deleted last, so that a crash never leaves
+    half of a directory under the final name. If the block raises, the older directory stays.
+
+    Args:
+        folder: the final name.
+        staging: the name to use meanwhile; ".NAME.partial" beside the folder by default.
+        durable: flush the files before the rename, and the rename itself, to the disk.
+
+    Yields:
+        The staging directory, which is empty.
+    """
+    staging = staging or folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    for leftover in (staging, old):  # from a process that was killed
+        remove(leftover)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if durable:
+            for path in (*staging.iterdir(), staging):
+                fsync(path)
+        if folder.exists():
+            folder.rename(old)
+        staging.rename(folder)
+    except BaseException:
+        remove(staging)
+        raise
+    if durable:
+        fsync(folder.parent)
+    remove(old)
+
+
 def remove(path: Path) -> None:
-    """Delete a folder, as far as it is there and can be deleted."""
+    """Delete a directory; ignore that it does not exist, and errors."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
+    """Return the number of bytes of the files in a directory; 0 if there is no directory."""
     return sum(entry.stat().st_size for entry in os.scandir(folder)) if folder.is_dir() else 0
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of the bytes of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -58,7 +118,7 @@ def sha256(path: Path) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as strings."""
+    """Replace NaN and infinity, which JSON does not have, by the strings "NaN" and "Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
@@ -70,10 +130,16 @@ def json_safe(value: Any) -> Any:
 
 @contextmanager
 def unwrap_os_errors(path: Path | str) -> Iterator[None]:
-    """Raise what the system said, which libraries written in Rust hide in a text.
+    """Raise operating-system errors as OSError.
+
+    Libraries written in Rust, such as safetensors, put the error number into the text of an error
+    of their own ("os error 28").
+
+    Args:
+        path: the file name that the OSError gets.
 
     Raises:
-        OSError: a call failed.
+        OSError: a system call failed.
     """
     try:
         yield
@@ -85,7 +151,7 @@ def unwrap_os_errors(path: Path | str) -> Iterator[None]:
 
 
 def text_file(text: str) -> Write:
-    """Writes text."""
+    """Return a function that writes a text to a path."""
 
     def write(path: Path) -> None:
         path.write_text(text, encoding="utf-8")
@@ -94,10 +160,10 @@ def text_file(text: str) -> Write:
 
 
 def json_file(value: Any) -> Write:
-    """Writes JSON, as it is now."""
+    """Return a function that writes a value to a path as JSON; later changes are not written."""
     return text_file(json.dumps(value, indent=2))
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
+    """Read the value of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

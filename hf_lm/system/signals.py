@@ -1,8 +1,8 @@
 """Signals: deferred while training, raised as errors otherwise.
 
-Before training, and after it, the first signal ends a run at once. While it trains, the first one
-is noted: all processes agree on it behind a step, save and leave together. The second is the
-operating system's to act on, at once; the checkpoint before is whole.
+Before and after training, the first signal ends a run immediately. During training, the first
+signal is only recorded: all processes agree on it after a step, save a checkpoint and stop
+together. A second signal ends the process immediately; the previous checkpoint is valid.
 """
 
 from __future__ import annotations
@@ -19,48 +19,58 @@ from typing import Any
 from hf_lm.errors import StoppedError
 from hf_lm.system.processes import end_with_launcher, launched
 
-# SIGUSR1 is how SLURM announces the end of a job, SIGHUP how a terminal or a launcher goes.
+# SLURM announces the end of a job with SIGUSR1; a closed terminal or launcher sends SIGHUP.
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-
-
-REPEATABLE_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-FORWARDED = 2.0  # seconds in which a launcher sends on the signal that its processes got as well
+REPEATABLE_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a second one ends the process
+FORWARD_SECONDS = 2.0  # a launcher forwards a signal that its processes received themselves
 
 
 class Signals:
-    """The first signal that came; 0 is none."""
+    """The first signal that this process received.
+
+    Attributes:
+        received: the number of the signal; 0 if there was none.
+        time: when it came, on the monotonic clock, in seconds.
+    """
 
     def __init__(self) -> None:
         self.received, self.time = 0, 0.0
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The first signal waits for the step; the second does not."""
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal during training: record the first, and end the process at the second."""
         if not self.received:
             self.received, self.time = number, time.monotonic()
             return
-        forwarded = launched() and time.monotonic() - self.time < FORWARDED
+        forwarded = launched() and time.monotonic() - self.time < FORWARD_SECONDS
         if number in REPEATABLE_SIGNALS and not forwarded:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """Leave at once, by what no library takes for bad input."""
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal outside training: raise an exception that libraries do not catch."""
         self.received = number
         raise KeyboardInterrupt
 
 
-SIGNALS = Signals()  # of this process, as the handlers are
+SIGNALS = Signals()  # one per process, like the signal handlers
 
 
 @contextmanager
 def defer_signals() -> Iterator[Signals]:
-    """Note signals, meanwhile; one that came before and was lost in a finalizer counts."""
+    """Record signals instead of acting on them.
+
+    An earlier signal counts too: an exception raised in a finalizer is lost.
+
+    Yields:
+        The record of the signals.
+
+    Raises:
+        KeyboardInterrupt: a signal came before.
+    """
     if SIGNALS.received:
         raise KeyboardInterrupt
     try:
-        with signal_handlers(SIGNALS.note):
+        with signal_handlers(SIGNALS.record):
             yield SIGNALS
     except BaseException:
         SIGNALS.received = 0
@@ -69,13 +79,13 @@ def defer_signals() -> Iterator[Signals]:
 
 @contextmanager
 def signals_as_errors() -> Iterator[None]:
-    """Let a signal end this process as an error does, so that all it holds is let go.
+    """Turn a signal into an error, so that locks and temporary files are released.
 
     Raises:
-        StoppedError: one did.
+        StoppedError: a signal came.
     """
     SIGNALS.received = 0
-    with signal_handlers(SIGNALS.stop):
+    with signal_handlers(SIGNALS.interrupt):
         try:
             end_with_launcher()
             yield
@@ -93,36 +103,42 @@ def signals_as_errors() -> Iterator[None]:
 def signal_handlers(
     handler: Callable[[int, FrameType | None], None] | signal.Handlers,
 ) -> Iterator[None]:
-    """Handle signals in a way, meanwhile, but those that are ignored, as under nohup."""
-    before: dict[int, Any] = {}
+    """Install a handler for all handled signals, and restore the earlier handlers afterwards.
+
+    Signals that are ignored stay ignored, as under nohup. Outside the main thread, where Python
+    cannot install handlers, nothing changes.
+    """
+    earlier_handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in HANDLED_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handler)
+                earlier_handlers[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for number, earlier_handler in earlier_handlers.items():
+            signal.signal(number, earlier_handler)
 
 
 def default_signal_handlers() -> AbstractContextManager[None]:
-    """Leave signals to the operating system, meanwhile.
+    """Let the operating system handle signals while processes connect to each other.
 
-    Processes find each other in C, and where one is gone the others wait there for minutes: a
-    handler in Python would not be called.
+    They connect in C code. If one process is gone, the others wait there for minutes, and Python
+    would not call a handler.
     """
     return signal_handlers(signal.SIG_DFL)
 
 
-def ignore_signals(then: Callable[[int], object] | None, number: int) -> None:
-    """Begin a worker of a DataLoader: what is sent to a whole group is its main process's to heed.
+def ignore_signals(initialize: Callable[[int], object] | None, worker: int) -> None:
+    """Initialize a data-loader worker that ignores signals.
+
+    The main process handles the signals that are sent to the process group.
 
     Args:
-        then: how it begins otherwise.
-        number: of the worker.
+        initialize: the `worker_init_fn` to call afterwards.
+        worker: the number of the worker.
     """
-    for heeded in HANDLED_SIGNALS:
-        signal.signal(heeded, signal.SIG_IGN)
-    if then is not None:
-        then(number)
+    for number in HANDLED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if initialize is not None:
+        initialize(worker)

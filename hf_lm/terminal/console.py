@@ -13,19 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hf_lm.system.processes import is_main_process
 from hf_lm.terminal.streams import SafeStream
 
-# Of all processes, the first speaks.
+# Only the main process prints. SafeStream writes to the sys.stdout of the moment, as notebooks and
+# tests need; rich would take a Jupyter kernel for an HTML page and bypass it.
 console = Console(
     file=cast("TextIO", SafeStream("stdout")),
+    force_jupyter=False,
     highlight=False,
     soft_wrap=True,
-    quiet=os.environ.get("RANK", "0") != "0",
+    quiet=not is_main_process(),
 )
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to this file: only errors of the libraries show, and no bars of theirs."""
+    """Let the libraries print errors only, and turn off their progress bars."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -36,14 +39,14 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def preparing(step: str, size: int | None) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal while text goes by, and a line behind it if any did.
+    """Show a progress bar on a terminal while text is processed, and one summary line at the end.
 
     Args:
-        step: what is done with the text.
-        size: bytes of all of it, if known.
+        step: what is done with the text, such as "tokenize".
+        size: the number of bytes of the whole text, if known.
 
     Yields:
-        A function to call with the documents and bytes that have just been done.
+        A function to call with the numbers of documents and bytes processed since the last call.
     """
     began, documents, done = time.monotonic(), 0, 0
     bar = Progress(
@@ -59,14 +62,14 @@ def preparing(step: str, size: int | None) -> Iterator[Callable[[int, int], None
     task = bar.add_task("", total=size, row="")
 
     def row() -> str:
-        """What has been done, and how fast."""
+        """Format the documents and bytes processed, and the speed."""
         speed = done / 1e6 / max(time.monotonic() - began, 1e-3)
         return f"{documents:,} documents, {done / 1e6:,.1f} MB, {speed:,.1f} MB/s"
 
-    def report(more: int, size: int) -> None:
-        """Move on."""
+    def report(new_documents: int, new_bytes: int) -> None:
+        """Add documents and bytes to the counts, and update the bar."""
         nonlocal documents, done
-        documents, done = documents + more, done + size
+        documents, done = documents + new_documents, done + new_bytes
         bar.update(task, completed=done, row=row() if bar.live.is_started else "")
 
     with bar:
@@ -76,7 +79,7 @@ def preparing(step: str, size: int | None) -> Iterator[Callable[[int, int], None
 
 
 def show_rows(title: str, rows: Iterable[tuple[str, str]], *, notes: Iterable[str] = ()) -> None:
-    """A title, lines of a label and a text, and what is right but worth knowing."""
+    """Print a title, one line per label and text, and one line per note."""
     console.print(Text(title, style="bold cyan"))
     rows = list(rows)
     width = max(len(label) for label, _ in rows) + 2
@@ -87,18 +90,18 @@ def show_rows(title: str, rows: Iterable[tuple[str, str]], *, notes: Iterable[st
 
 
 def show_note(note: str) -> None:
-    """What is right but worth knowing."""
+    """Print a note: nothing is wrong, but the user may want to know."""
     console.print(Text(f"note: {note}", style="yellow"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Format seconds as h:mm:ss, or as m:ss below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def short(path: Path) -> str:
-    """A path as a person would type it here."""
+    """Return a path relative to the current folder, if it is inside that folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from hf_lm.errors import EXIT_IO, HfLmError
+from hf_lm.system.processes import is_main_process
 from hf_lm.system.signals import signals_as_errors
 from hf_lm.terminal.streams import SafeStream
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; a person's mistake is one line a problem on stderr, and an exit code."""
-    speaks = os.environ.get("RANK", "0") == "0"
+    """Run a command, and turn errors of the user or the system into an exit code.
+
+    The main process prints one line per problem on stderr. Other exceptions, which are bugs, are
+    raised with their traceback.
+
+    Args:
+        command: the command; what it returns is ignored.
+
+    Returns:
+        0, the exit code of an HfLmError, or 74 for an error of the operating system.
+    """
     try:
         with signals_as_errors():
             command()
@@ -24,6 +33,7 @@ def run_command(command: Callable[[], object]) -> int:
         lines, code = [f"{error.filename or 'I/O'}: {error.strerror}"], EXIT_IO
     else:
         return 0
-    for line in lines if speaks else ():
-        SafeStream("stderr").write(f"{line}\n")
+    if is_main_process():
+        for line in lines:
+            SafeStream("stderr").write(f"{line}\n")
     return code

@@ -18,7 +18,7 @@ METRICS = {
 
 
 class ProgressBar(TrainerCallback):
-    """A bar on a terminal, lines elsewhere; on the main process."""
+    """A progress bar on a terminal, and lines elsewhere; only the main process prints."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -27,7 +27,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar where the run stands."""
+        """Start the bar at the current step."""
         if not state.is_world_process_zero:
             return
         self.bar = Progress(
@@ -40,7 +40,7 @@ class ProgressBar(TrainerCallback):
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
-            speed_estimate_period=600,  # an evaluation in a window of 30 s tripled the time left
+            speed_estimate_period=600,  # With 30 s, one evaluation tripled the estimated time left.
         )
         self.bar.add_task("", total=state.max_steps, completed=state.global_step, row="")
         self.bar.start()
@@ -48,7 +48,7 @@ class ProgressBar(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move on."""
+        """Move the bar to the current step."""
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=state.global_step)
 
@@ -60,40 +60,40 @@ class ProgressBar(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest row."""
+        """Show the newest log row beside the bar, or as a line."""
         if not self.bar or not logs:
             return
         step = f"step {state.global_step:>{len(str(state.max_steps))}}"
         if "eval_loss" in logs:
-            self.console.print(f"{step}  held out: {evaluated(logs)}", style="green")
+            self.console.print(f"{step}  validation: {evaluation_row(logs)}", style="green")
         elif "loss" in logs:
-            row = trained(logs)
+            row = training_row(logs)
             self.bar.update(self.bar.task_ids[0], row=row)
             if not self.console.is_terminal:
                 self.console.print(f"{step}  {row}{self.time_left()}")
 
     def time_left(self) -> str:
-        """The time left, where it can be told."""
-        left = self.bar.tasks[0].time_remaining if self.bar else None
-        return f"  {left // 60:.0f}:{left % 60:02.0f} left" if left is not None else ""
+        """Format the estimated time left; empty if there is no estimate yet."""
+        seconds = self.bar.tasks[0].time_remaining if self.bar else None
+        return f"  {seconds // 60:.0f}:{seconds % 60:02.0f} left" if seconds is not None else ""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar:
             self.bar.stop()
 
 
-def trained(logs: Mapping[str, float]) -> str:
-    """A training row on one line."""
-    row = f"loss {logs['loss']:.3f}  rate {logs['learning_rate']:.1e}"
+def training_row(logs: Mapping[str, float]) -> str:
+    """Format the loss, learning rate and speed of a training row."""
+    row = f"loss {logs['loss']:.3f}  learning rate {logs['learning_rate']:.1e}"
     speed = logs.get("tokens_per_second")
     return f"{row}  {speed:,.0f} tokens/s" if speed else row
 
 
-def evaluated(logs: Mapping[str, float]) -> str:
-    """An evaluation on one line."""
+def evaluation_row(logs: Mapping[str, float]) -> str:
+    """Format the metrics of an evaluation."""
     return "  ".join(
         f"{name.replace('_', ' ')} {form.format(logs[f'eval_{name}'])}"
         for name, form in METRICS.items()

@@ -1,6 +1,6 @@
 """Write to stdout and stderr without failing when nobody reads them.
 
-A terminal may be closed and the reader of a pipe may go while a run of days trains on.
+A terminal may be closed, and the reader of a pipe may exit, while a run trains for days.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TextIO
 
 
 class SafeStream:
-    """sys.stdout or sys.stderr as they stand, silent once nobody reads them.
+    """The current sys.stdout or sys.stderr; silent after its reader is gone.
 
-    Has what rich writes to: `write`, `flush`, `isatty`, `fileno` and `encoding`.
+    The stream is looked up at every call, because notebooks and pytest replace it. It has what
+    rich needs: `write`, `flush`, `isatty`, `fileno` and `encoding`.
 
     Args:
         name: "stdout" or "stderr".
@@ -24,42 +25,46 @@ class SafeStream:
 
     @property
     def stream(self) -> TextIO | None:
-        """The stream behind; None in a process that was started with it closed."""
+        """The current stream; None in a process that was started with it closed."""
         return getattr(sys, self.name)
 
     @property
     def encoding(self) -> str:
-        """That of the stream behind."""
+        """The encoding of the current stream."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """Return whether the stream is a terminal."""
         return self.stream is not None and self.stream.isatty()
 
     def fileno(self) -> int:
-        """That of the stream behind."""
+        """Return the file descriptor of the current stream.
+
+        Raises:
+            OSError: the stream is closed, or has no descriptor.
+        """
         if self.stream is None:
             raise OSError("closed")
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write, if anybody reads."""
+        """Write a text and flush it; after the first failure, discard it."""
         if self.stream is not None:
             try:
                 self.stream.write(text)
                 self.stream.flush()
             except (OSError, ValueError):
-                self.give_up()
+                self.silence()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: `write` has flushed."""
 
-    def give_up(self) -> None:
-        """Let what still waits, and Python writes at its end, go nowhere."""
+    def silence(self) -> None:
+        """Redirect the stream to the null device, also for the flush at the end of Python."""
         try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, self.fileno())
+            os.close(null_device)
         except (OSError, ValueError):
             setattr(sys, self.name, None)

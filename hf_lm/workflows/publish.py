@@ -49,7 +49,7 @@ def describe(folder: RunDirectory, recipe: Recipe, model: Path, step: int = 0) -
     """Put the card of a run beside the weights of a model, or of a step that is saved."""
     from hf_lm.hub.model_card import write_card
 
-    write_card(model, folder.path, recipe, folder.rows(), step=step)
+    write_card(model, folder.path, recipe, folder.log.rows(), step=step)
 
 
 def command(folder: RunDirectory, recipe: Recipe) -> str:
@@ -76,7 +76,7 @@ def saves(folder: RunDirectory, recipe: Recipe) -> Iterator[Callable[[Path], Non
     uploads = BackgroundUploader(
         place,
         recipe.hub,
-        describe=partial(describe, folder, recipe),
+        write_card=partial(describe, folder, recipe),
         retry_command=command(folder, recipe),
         notify=console.show_note,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import CheckpointError, DataError
 from hf_lm.run_dir.directory import LOG, STATUS, RunDirectory
-from hf_lm.run_dir.lock import holder_of, is_here
+from hf_lm.run_dir.lock import read_owner, is_this_machine
 from hf_lm.system.files import size_of
 from hf_lm.terminal.console import duration
 
@@ -46,9 +46,9 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
         DataError: there is none in that folder.
     """
     folder = RunDirectory(path)
-    if not folder.started:
+    if not folder.is_started:
         raise DataError(f"{path}: holds no run of hf_lm (current folder: {Path.cwd()})")
-    rows = list(folder.rows())
+    rows = list(folder.log.rows())
     last: dict[str, Any] = {}
     for row in rows:
         last |= row
@@ -63,10 +63,10 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
 
 def state_text(folder: RunDirectory) -> str:
     """The state, and whether somebody is at it."""
-    status, holder = folder.read(STATUS), holder_of(folder.path)
+    status, holder = folder.read(STATUS), read_owner(folder.path)
     state, reason = status["state"], status["reason"]
     if state in ("preparing", "training"):
-        if holder and (not is_here(holder) or lives(holder)):
+        if holder and (not is_this_machine(holder) or lives(holder)):
             return f"{state}, process {holder['pid']} on {holder['host']} since {holder['start']}"
         return f"killed while {state}; the same command continues"
     return f"{state}: {reason}" if reason else state

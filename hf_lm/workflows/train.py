@@ -75,15 +75,15 @@ def fit(run: Run, upload: Callable[[Path], None]) -> tuple[dict[str, Any], list[
     """
     checkpoints = make_checkpoints(run, upload)
     checkpoint = latest_checkpoint(checkpoints, run.machine)
-    run.folder.continue_log(checkpoint)
+    run.folder.log.truncate(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     hooks = make_hooks(run)
     trainer = make_trainer(run, hooks, checkpoints, begins=checkpoint is None)
     with explain_failures(run.plan.micro_batch_size):
         trainer.train_from(checkpoint)
     if run.machine.is_main:
         checkpoints.remove_leftovers()  # of what could not be deleted at once
-        if run.folder.log_error:
-            show_note(f"{run.folder.log_error}; rows are missing")
+        if run.folder.log.error:
+            show_note(f"{run.folder.log.error}; rows are missing")
     return finish(run, hooks, trainer)
 
 
@@ -91,13 +91,13 @@ def make_checkpoints(run: Run, upload: Callable[[Path], None]) -> CheckpointStor
     """Those of the run, with the tokenizer in each; the process that writes knows what goes in."""
     facts, texts = dict[str, Any](), dict[str, str]()
     if run.folder.is_main_process:
-        facts, texts = run.folder.facts(), tokenizer_texts(run.tokenizer)
+        facts, texts = run.folder.checkpoint_provenance(), tokenizer_texts(run.tokenizer)
     return CheckpointStore(
         run.folder.path,
         limit=run.recipe.training.save_total_limit,
         facts=facts,
         extra={name: text_file(text) for name, text in texts.items()},
-        before_write=run.folder.secure_log,
+        before_write=run.folder.log.flush_to_disk,
         on_saved=upload,
     )
 
@@ -137,7 +137,7 @@ def make_hooks(run: Run) -> TrainerHooks:
             seed=recipe.seed,
             chat=run.chat,
         ),
-        write_row=run.folder.write_row,
+        write_row=run.folder.log.append,
         flops_per_token=flops_per_token(run.plan.model_size, run.plan.block_size),
         peak_flops=run.machine.peak_flops,
         sampler=run.blocks.sampler,
@@ -211,5 +211,5 @@ def finish(
     }
     run.folder.write(METRICS, metrics)
     if run.folder.is_main_process:
-        write_card(run.folder.model, run.folder.path, run.recipe, run.folder.rows())
+        write_card(run.folder.model, run.folder.path, run.recipe, run.folder.log.rows())
     return metrics, hooks.generate_samples(model)

@@ -1,4 +1,4 @@
-"""The model card: right for what was trained, and no place for anybody else's markup."""
+"""Test that the model card describes its run and escapes text that people wrote."""
 
 import json
 import re
@@ -57,36 +57,36 @@ MARKUP = [
 ]
 
 
-def card(folder: Path, changes: dict[str, Any] | None = None, **others: Any) -> str:
-    """The card of a run with a recipe."""
+def card(folder: Path, changes: dict[str, Any] | None = None, **record: Any) -> str:
+    """Write the card of a run and return its text."""
     tree = merged(TINY, {"hub.model_id": "USER/tiny", **(changes or {})})
     recipe = make_recipe(tree, folder, name="recipe.json")
-    run = folder / "of the run"
+    run = folder / "run"
     run.mkdir(exist_ok=True)
-    given = {"provenance": PROVENANCE, "rows": ROWS, "metrics": METRICS, "step": 0, **others}
+    record = {"provenance": PROVENANCE, "rows": ROWS, "metrics": METRICS, "step": 0, **record}
     for name in ("provenance", "metrics"):
-        (run / f"{name}.json").write_text(json.dumps(given[name]))
-    write_card(folder, run, recipe, given["rows"], step=given["step"])
+        (run / f"{name}.json").write_text(json.dumps(record[name]))
+    write_card(folder, run, recipe, record["rows"], step=record["step"])
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML before the page."""
+    """Parse the YAML at the start of a card."""
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def outside_of_code(text: str) -> str:
-    """The page without blocks of code, inline code and front matter."""
+def without_code(text: str) -> str:
+    """Remove the front matter, code blocks and inline code from a card."""
     page = text.split("---\n", 2)[2]
     page = re.sub(r"^(`{3,})[^\n]*\n.*?^\1$", "", page, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", page)
 
 
-def test_the_front_matter_says_what_the_hub_reads(tmp_path: Path) -> None:
+def test_front_matter_has_the_fields_of_the_hub(tmp_path: Path) -> None:
     changes = {"hub.license": "mit", "hub.tags": ["tiny", "hf_lm"], "data.source": "USER/text"}
-    found = front_matter(card(tmp_path, changes))
-    results = found.pop("model-index")
-    assert found == {
+    fields = front_matter(card(tmp_path, changes))
+    results = fields.pop("model-index")
+    assert fields == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": "mit",
@@ -101,7 +101,7 @@ def test_the_front_matter_says_what_the_hub_reads(tmp_path: Path) -> None:
     }
 
 
-def test_a_fine_tuned_model_names_its_base_and_a_local_one_is_no_link(tmp_path: Path) -> None:
+def test_fine_tuned_model_names_its_base_without_linking_a_local_one(tmp_path: Path) -> None:
     text = card(tmp_path, {"model": {"pretrained": "USER/base"}, "tokenizer": {}})
     assert front_matter(text)["base_model"] == "USER/base"
     assert "fine-tuned from `USER/base`" in text
@@ -113,11 +113,11 @@ def test_a_fine_tuned_model_names_its_base_and_a_local_one_is_no_link(tmp_path: 
     assert str(tmp_path) not in text
 
 
-def test_an_adapter_says_what_it_is_for_and_what_it_needs(tmp_path: Path) -> None:
+def test_adapter_names_its_base_and_needs_peft(tmp_path: Path) -> None:
     model = {"pretrained": "USER/base", "lora": {"r": 4}}
     text = card(tmp_path, {"model": model, "tokenizer": {}})
     assert "a LoRA adapter of `USER/base`" in text
-    assert "Nothing but transformers and peft is needed" in text
+    assert "This needs only transformers and peft" in text
     assert front_matter(text)["library_name"] == "peft"
     assert front_matter(text)["base_model_relation"] == "adapter"
     model["lora"]["merge"] = True
@@ -126,18 +126,18 @@ def test_an_adapter_says_what_it_is_for_and_what_it_needs(tmp_path: Path) -> Non
     assert front_matter(text)["base_model_relation"] == "finetune"
 
 
-def test_what_is_not_finite_is_shown_and_no_result(tmp_path: Path) -> None:
+def test_non_finite_metric_is_shown_but_not_sent_as_a_result(tmp_path: Path) -> None:
     text = card(tmp_path, metrics={**METRICS, "perplexity": "Infinity"})
     assert "| perplexity | inf |" in text
     results = front_matter(text)["model-index"][0]["results"][0]["metrics"]
     assert [m["type"] for m in results] == ["loss", "accuracy", "bits_per_byte"]
 
 
-def test_the_page_shows_what_was_measured_and_how_to_go_on(tmp_path: Path) -> None:
+def test_card_shows_results_and_how_to_use_the_model(tmp_path: Path) -> None:
     text = card(tmp_path)
     for piece in (
         "2.5000 ± 0.1000 nats a token",
-        "![The loss",
+        "![Training and validation loss",
         "The end",
         'from_pretrained("USER/tiny")',
         "hf_lm.run hub:USER/tiny --from USER/tiny",
@@ -148,29 +148,29 @@ def test_the_page_shows_what_was_measured_and_how_to_go_on(tmp_path: Path) -> No
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_recipe_is_whole_and_reads_back_without_its_owners_paths(tmp_path: Path) -> None:
+def test_published_recipe_is_complete_and_has_no_local_paths(tmp_path: Path) -> None:
     text = card(tmp_path, {"data.source": "corpus.txt"})
     block = re.findall(r"```json\n(.*?)\n```", text, flags=re.DOTALL)[-1]
     published = read_raw(tmp_path / "recipe.json")
     assert json.loads(block) == published
     assert published["data"]["source"] == "corpus.txt"
     assert not {"output_dir", "hub", "$schema"} & published.keys()
-    again = make_recipe(published, tmp_path, name="published")
-    assert again.training == make_recipe(merged(TINY, {}), tmp_path, name="own").training
+    recipe = make_recipe(published, tmp_path, name="published")
+    assert recipe.training == make_recipe(merged(TINY, {}), tmp_path, name="tiny").training
 
 
-def test_a_model_in_training_says_so_and_claims_no_results(tmp_path: Path) -> None:
+def test_card_of_a_checkpoint_says_so_and_has_no_results(tmp_path: Path) -> None:
     text = card(tmp_path, rows=[], step=4)
     assert "**Not finished**: this is the model after step 4" in text
     assert "model-index" not in front_matter(text)
-    assert "It has not been measured" in text
+    assert "It has not been evaluated" in text
     assert not (tmp_path / "metrics.json").exists()
     assert not (tmp_path / "loss.png").exists()
 
 
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("words", MARKUP)
-def test_nothing_a_person_wrote_becomes_markup(words: str, tmp_path: Path) -> None:
+def test_text_of_people_never_becomes_markup(words: str, tmp_path: Path) -> None:
     samples = [{"prompt": words, "text": words}]
     text = card(
         tmp_path,
@@ -178,16 +178,16 @@ def test_nothing_a_person_wrote_becomes_markup(words: str, tmp_path: Path) -> No
         rows=[{"step": 8, "loss": 1.0, "samples": samples}],
         provenance={**PROVENANCE, "device": words, "commits": [words]},
     )
-    usual = outside_of_code(card(tmp_path))
-    page = outside_of_code(text)
+    expected = without_code(card(tmp_path))
+    page = without_code(text)
     for mark in (r"^#+ ", r"(?<!\\)\]\(", r"(?<!\\)<", r"\x1b", "49", r"^---$"):
         assert len(re.findall(mark, page, re.MULTILINE)) == len(
-            re.findall(mark, usual, re.MULTILINE)
+            re.findall(mark, expected, re.MULTILINE)
         ), mark
     assert front_matter(text) == front_matter(card(tmp_path))
 
 
-def test_code_is_longer_fenced_than_what_it_holds() -> None:
+def test_fence_is_longer_than_any_in_the_text() -> None:
     assert fenced("a\n````\nb") == "`````\na\n````\nb\n`````"
     assert code("a `b` c") == "`` a `b` c ``"
     assert plain("a_b *c*") == r"a\_b \*c\*"

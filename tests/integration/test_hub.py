@@ -1,4 +1,4 @@
-"""Datasets, tokenizers and models of the Hub, from a stand-in on loopback."""
+"""Test training on datasets and models of the Hub, with a fake Hub on localhost."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def publish(root: Path, *, shards: int = 2, copies: int = 0) -> None:
-    """A dataset of paragraphs in shards, some of them twice, with a test split."""
+    """Write a dataset of paragraphs in shards, with duplicates and a test split."""
     paragraphs = CORPUS.read_text(encoding="utf-8").split("\n\n")
     folder = root / "datasets" / "USER" / "text"
     (folder / "data").mkdir(parents=True)
@@ -36,16 +36,16 @@ def publish(root: Path, *, shards: int = 2, copies: int = 0) -> None:
 def train(
     tmp_path: Path, run_recipe: Callable[..., CompletedProcess[str]]
 ) -> Callable[..., CompletedProcess[str]]:
-    """A function that runs a recipe with a cache that no other test has filled."""
+    """Return a function that runs a recipe with an empty cache."""
     return partial(run_recipe, HF_HOME=str(tmp_path / "home"))
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What a run recorded of its text."""
+    """Read the provenance of a run."""
     return json.loads((folder / "provenance.json").read_text())
 
 
-def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
+def test_commit_of_a_hub_dataset_is_part_of_the_fingerprint(
     write_recipe: Callable[..., Path],
     train: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
@@ -61,19 +61,18 @@ def test_a_hub_dataset_is_trained_on_and_its_commit_is_part_of_the_fingerprint(
     )
     with serve(tmp_path / "hub") as hub:
         done = train(recipe, **hub.environment)
-        found = provenance(tmp_path / "run")
-        first = found["data"]
-        assert found["commits"][0].startswith("USER/text@")
-        assert found["duplicates"] == 4
+        first = provenance(tmp_path / "run")
+        assert first["commits"][0].startswith("USER/text@")
+        assert first["duplicates"] == 4
         assert "4 duplicate documents were left out" in done.stdout
         assert any("train-00001-of-00002.parquet" in request for request in hub.requests)
-        publish_again = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
-        publish_again.write_text("another commit")
+        readme = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
+        readme.write_text("another commit")
         train(recipe, "--fresh", **hub.environment)
-    assert provenance(tmp_path / "run-2")["data"] != first
+    assert provenance(tmp_path / "run-2")["data"] != first["data"]
 
 
-def test_a_stream_trains_resumes_exactly_and_holds_out_text(
+def test_streaming_run_resumes_exactly_with_a_validation_set(
     resumes_exactly: Callable[..., Path],
     train: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
@@ -87,16 +86,16 @@ def test_a_stream_trains_resumes_exactly_and_holds_out_text(
             "streaming": True,
             "validation": {"holdout": 0.2},
         },
-        "training__max_steps": 40,  # more than one pass over the 40 steps that the text has
+        "training__max_steps": 40,  # The text has 40 steps, so this is more than one epoch.
         "training__save_steps": 20,
         "model__dropout": 0.1,
     }
     with serve(tmp_path / "hub") as hub:
-        whole = resumes_exactly(partial(train, **hub.environment), 40, **changes)
-    assert json.loads((whole / "metrics.json").read_text())["tokens"] == 40 * 16
+        run = resumes_exactly(partial(train, **hub.environment), 40, **changes)
+    assert json.loads((run / "metrics.json").read_text())["tokens"] == 40 * 16
 
 
-def test_a_published_model_is_fine_tuned(
+def test_published_model_is_fine_tuned(
     write_recipe: Callable[..., Path],
     train: Callable[..., CompletedProcess[str]],
     tmp_path: Path,

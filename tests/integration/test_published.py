@@ -1,4 +1,4 @@
-"""What is published, by the real client over HTTP, to a stand-in of the Hub that fails on order."""
+"""Test publishing with the real client over HTTP, to a fake Hub that fails on request."""
 
 import base64
 import gzip
@@ -28,33 +28,33 @@ FILES = {
     *("config.json", "generation_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json"),
 }
-# So that a Hub that stays silent is given up in seconds: what `publish` does, sooner.
-IMPATIENT = """
+# `hf-lm` with short timeouts, so that tests with a silent Hub take seconds.
+IMPATIENT_CLI = """
 import sys
-from hf_lm import hub
+from hf_lm.hub import retry
+retry.READ_TIMEOUT, retry.API_DEADLINE, retry.DEADLINE = 1.0, 3.0, 4.0
 from hf_lm.cli import main
-hub.SILENCE, hub.ASKING, hub.DEADLINE = 1.0, 3.0, 4.0
 sys.exit(main(sys.argv[1:]))
 """
 
 
 def published(hub: Hub, name: str = "tiny") -> set[str]:
-    """The files of a repository."""
+    """Return the names of the files of a repository."""
     folder = hub.root / "models" / "USER" / name
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A stand-in that knows a token that may write."""
-    with serve(tmp_path / "hub") as found:
-        found.environment |= {"HF_TOKEN": "hf_writes", "HF_HOME": str(tmp_path / "home")}
-        yield found
+    """Serve a fake Hub; the environment has a token with write access."""
+    with serve(tmp_path / "hub") as server:
+        server.environment |= {"HF_TOKEN": "hf_writes", "HF_HOME": str(tmp_path / "home")}
+        yield server
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has ended."""
+    """Train a run to its end."""
     base = tmp_path_factory.mktemp("trained")
     write_corpus(base / "corpus")
     (base / "recipe.json").write_text(json.dumps(TINY))
@@ -64,15 +64,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy the finished run."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def push(run: Path, hub: Hub, name: str = "USER/tiny", **changes: str | None) -> tuple[int, str]:
-    """Publish a run impatiently; the exit code and what was said."""
+    """Publish a run with short timeouts; return the exit code and the output."""
     environment = {**os.environ, **hub.environment, **changes}
     done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, "publish", run, "--set", f"hub.model_id={name}"],
+        [sys.executable, "-c", IMPATIENT_CLI, "publish", run, "--set", f"hub.model_id={name}"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -83,13 +83,13 @@ def push(run: Path, hub: Hub, name: str = "USER/tiny", **changes: str | None) ->
     return done.returncode, done.stdout + done.stderr
 
 
-def digests(folder: Path) -> dict[str, bytes]:
-    """The files of a folder."""
+def file_contents(folder: Path) -> dict[str, bytes]:
+    """Read the files of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.promise("T10")
-def test_a_run_is_published_in_one_commit_and_nothing_else_leaves_the_machine(
+def test_run_is_published_in_one_commit_without_private_data(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     canaries = {
@@ -106,7 +106,7 @@ def test_a_run_is_published_in_one_commit_and_nothing_else_leaves_the_machine(
     assert hub.commits == ["models/USER/tiny: Model"]
     assert hub.private == {"USER/tiny"}
     folder = hub.root / "models" / "USER" / "tiny"
-    assert digests(folder) == digests(tmp_path / "run" / "model")
+    assert file_contents(folder) == file_contents(tmp_path / "run" / "model")
     card = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
     measured = {m["type"]: m["value"] for m in card["model-index"][0]["results"][0]["metrics"]}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -116,15 +116,15 @@ def test_a_run_is_published_in_one_commit_and_nothing_else_leaves_the_machine(
     for body in bodies(hub):
         assert not [word for word in words if word in body]
         assert b"hf_writes" not in body
-    kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert not [path for path in kept if b"hf_writes" in path.read_bytes()]
+    run_files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in run_files if b"hf_writes" in path.read_bytes()]
     before = len(hub.requests)
-    run_recipe(recipe, **hub.environment)  # is complete, and finds nothing to send
+    run_recipe(recipe, **hub.environment)  # The run is complete, and the Hub has its files.
     assert not [request for request in hub.requests[before:] if "/commit/" in request]
 
 
 def bodies(hub: Hub) -> Iterator[bytes]:
-    """What was sent, unpacked, without the headers that name the server and carry the token."""
+    """Yield the unpacked bodies of all requests, without headers, which contain the token."""
     for sent in hub.sent:
         body = sent.partition(b"\n\n")[2]
         body = gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
@@ -136,142 +136,146 @@ def bodies(hub: Hub) -> Iterator[bytes]:
 
 
 @pytest.mark.promise("S10")
-def test_strays_are_not_published_and_old_files_of_ours_go(run: Path, hub: Hub) -> None:
+def test_other_files_are_not_published_and_old_model_files_are_deleted(run: Path, hub: Hub) -> None:
     model = run / "model"
     (run / "outside.txt").write_text("outside")
     for name in (".env", "optimizer.pt", "training_args.bin", "notes.txt", "events.out.tfevents.1"):
-        (model / name).write_text("stray")
+        (model / name).write_text("private")
     (model / "vocab.json").symlink_to(run / "outside.txt")
     (model / "merges.txt").mkdir()
     os.mkfifo(model / "added_tokens.json")
     old = hub.root / "models" / "USER" / "tiny"
     old.mkdir(parents=True)
     hub.private.add("USER/tiny")
-    for name in ("model-00001-of-00002.safetensors", "theirs.txt"):
+    for name in ("model-00001-of-00002.safetensors", "notes_of_the_author.txt"):
         (old / name).write_text("old")
     assert push(run, hub)[0] == 0
-    assert published(hub) == {*FILES, "theirs.txt"}
+    assert published(hub) == {*FILES, "notes_of_the_author.txt"}
     assert len(hub.commits) == 1
     assert not (run / ".publish").exists()
 
 
 @pytest.mark.promise("S8")
-def test_a_file_that_holds_the_token_is_not_published(run: Path, hub: Hub) -> None:
+def test_file_that_contains_the_token_is_not_published(run: Path, hub: Hub) -> None:
     (run / "model" / "chat_template.jinja").write_text("{# hf_writes #}")
-    code, said = push(run, hub)
+    code, output = push(run, hub)
     assert code == 6
-    assert "chat_template.jinja: holds your token; nothing was uploaded" in said
+    assert "chat_template.jinja: contains your token; nothing was uploaded" in output
     assert not hub.commits
 
 
 REFUSED = {
-    "108 no token": ({"HF_TOKEN": None}, "no token; `hf auth login` or set HF_TOKEN"),
-    "108 bad token": ({"HF_TOKEN": "hf_bad"}, "401 Invalid user token"),
-    "108 token that reads": ({"HF_TOKEN": "hf_reads"}, "the token may only read"),
-    "109 of others": ({"name": "other/tiny"}, "403 You have no rights under the namespace other"),
-    "117 offline": ({"HF_HUB_OFFLINE": "1"}, "offline mode"),
-    "s15 in clear": ({"HF_ENDPOINT": "http://example.com"}, "would be sent your token in clear"),
-    "113 no such host": ({"HF_ENDPOINT": "https://nowhere.invalid"}, "hub.model_id = "),
-    "113 nobody there": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub.model_id = "),
+    "no token": ({"HF_TOKEN": None}, "no token; run `hf auth login` or set HF_TOKEN"),
+    "invalid token": ({"HF_TOKEN": "hf_bad"}, "401 Invalid user token"),
+    "read-only token": ({"HF_TOKEN": "hf_reads"}, "the token is read-only"),
+    "repository of another user": (
+        {"name": "other/tiny"},
+        "403 You have no rights under the namespace other",
+    ),
+    "offline mode": ({"HF_HUB_OFFLINE": "1"}, "offline mode"),
+    "unencrypted endpoint": (
+        {"HF_ENDPOINT": "http://example.com"},
+        "your token would be sent unencrypted",
+    ),
+    "unknown host": ({"HF_ENDPOINT": "https://nowhere.invalid"}, "hub.model_id = "),
+    "closed port": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub.model_id = "),
 }
 
 
 @pytest.mark.promise("117")
-def test_a_hub_that_is_down_is_done_without_where_all_is_cached(
+def test_unreachable_hub_is_not_needed_if_all_files_are_cached(
     run: Path, hub: Hub, run_recipe: Run, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(run / "model", hub.root / "models" / "USER" / "base")
     recipe = write_recipe(model={"pretrained": "USER/base"}, tokenizer={}, output_dir="tuned")
     cached = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-    assert "does not answer" not in run_recipe(recipe, "--check", **cached).stdout
-    nobody = {**cached, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert "cannot be reached" not in run_recipe(recipe, "--check", **cached).stdout
+    unreachable = {**cached, "HF_ENDPOINT": "http://127.0.0.1:9"}
     for offline in (None, "1"):
         before = len(hub.requests)
-        done = run_recipe(recipe, "--check", **{**nobody, "HF_HUB_OFFLINE": offline})
-        assert ("note: the Hub does not answer" in done.stdout) == (offline is None)
+        done = run_recipe(recipe, "--check", **{**unreachable, "HF_HUB_OFFLINE": offline})
+        assert ("note: the Hub cannot be reached" in done.stdout) == (offline is None)
         assert "Retrying" not in done.stderr
         assert len(hub.requests) == before
 
 
-@pytest.mark.parametrize("row", REFUSED)
-def test_what_cannot_be_published_is_refused_before(row: str, run: Path, hub: Hub) -> None:
-    changes, expected = REFUSED[row]
-    code, said = push(run, hub, **changes)
+@pytest.mark.parametrize("case", REFUSED)
+def test_missing_access_is_refused_before_the_upload(case: str, run: Path, hub: Hub) -> None:
+    changes, expected = REFUSED[case]
+    code, output = push(run, hub, **changes)
     assert code == 2
-    assert expected in said
-    assert len(said.splitlines()) == 1
+    assert expected in output
+    assert len(output.splitlines()) == 1
     assert not hub.commits
 
 
 @pytest.mark.promise("109")
-def test_a_public_repository_is_refused_where_private_was_asked(run: Path, hub: Hub) -> None:
+def test_public_repository_is_refused_if_hub_private_is_true(run: Path, hub: Hub) -> None:
     (hub.root / "models" / "USER" / "tiny").mkdir(parents=True)
-    code, said = push(run, hub)
+    code, output = push(run, hub)
     assert (code, hub.commits) == (2, [])
-    assert "is public, and hub.private = true" in said
+    assert "is public, but hub.private = true" in output
 
 
 @pytest.mark.promise("108")
-def test_access_is_looked_for_before_anything_is_trained(
+def test_access_is_checked_before_training(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     recipe = write_recipe(hub__model_id="other/tiny", hub__push="end")
     for arguments in ((recipe,), (recipe, "--check")):
         done = run_recipe(*arguments, code=2 if len(arguments) == 1 else 0, **hub.environment)
-    assert "other/tiny will be made on the Hub" in done.stdout
+    assert "other/tiny will be created on the Hub" in done.stdout
     done = run_recipe(recipe, code=2, **hub.environment)
     assert done.stderr.startswith('hub.model_id = "other/tiny": 403 ')
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
-PASSING = {
-    "111 another commit": ("/commit/", [409, 412]),
-    "112 too many": ("/commit/", [429, 500]),
-    "112 down": ("/commit/", [502, 503]),
-    "112 slow": ("/preupload/", [504]),
-    "112 storage": ("/lfs/", [500, 503]),
-    "113 reset": ("/commit/", ["reset"]),
-    "113 half a reply": ("/commit/", ["half"]),
-    "113 silent": ("/preupload/", ["silence"]),
-    "113 reset storage": ("/lfs/", ["reset"]),
-    "113 another's words": ("/commit/", ["words"]),
-    "114 lost reply": ("/commit/", ["lost"]),
+TRANSIENT = {
+    "commit by someone else": ("/commit/", [409, 412]),
+    "too many requests": ("/commit/", [429, 500]),
+    "unavailable": ("/commit/", [502, 503]),
+    "gateway timeout": ("/preupload/", [504]),
+    "storage unavailable": ("/lfs/", [500, 503]),
+    "connection reset": ("/commit/", ["reset"]),
+    "half a reply": ("/commit/", ["half"]),
+    "no reply": ("/preupload/", ["silence"]),
+    "storage connection reset": ("/lfs/", ["reset"]),
+    "sign-in page of a network": ("/commit/", ["words"]),
+    "lost reply": ("/commit/", ["lost"]),
 }
 
 
-@pytest.mark.parametrize("row", PASSING)
-def test_what_passes_is_tried_again_and_ends_in_one_commit(row: str, run: Path, hub: Hub) -> None:
-    part, faults = PASSING[row]
+@pytest.mark.parametrize("case", TRANSIENT)
+def test_transient_fault_is_retried_and_leaves_one_commit(case: str, run: Path, hub: Hub) -> None:
+    part, faults = TRANSIENT[case]
     hub.fail(part, *faults)
-    code, said = push(run, hub)
-    assert code == 0, said
+    code, output = push(run, hub)
+    assert code == 0, output
     assert hub.commits == ["models/USER/tiny: Model"]
     assert published(hub) == FILES
 
 
-LASTING = {
-    "110 secrets found": ("/commit/", 400, "400 as scripted"),
-    "110 bad card": ("/validate-yaml", 400, "400 as scripted"),
-    "108 taken away": ("/commit/", 403, "403 as scripted"),
-    "118 too large": ("/lfs/", 413, "413"),
-    "112 down for long": ("/commit/", 503, "503 as scripted"),
-    "113 silent for long": ("/commit/", "silence", "timed out"),
-    "113 cut for long": ("/commit/", "reset", ""),
+PERMANENT = {
+    "secrets found": ("/commit/", 400, "400 as scripted"),
+    "invalid card": ("/validate-yaml", 400, "400 as scripted"),
+    "access revoked": ("/commit/", 403, "403 as scripted"),
+    "file too large": ("/lfs/", 413, "413"),
+    "unavailable beyond the deadline": ("/commit/", 503, "503 as scripted"),
+    "no reply beyond the deadline": ("/commit/", "silence", "timed out"),
+    "connection reset beyond the deadline": ("/commit/", "reset", ""),
 }
 
 
-@pytest.mark.parametrize("row", LASTING)
-def test_what_lasts_is_told_with_the_command_that_tries_again(
-    row: str, run: Path, hub: Hub
-) -> None:
-    part, fault, expected = LASTING[row]
+@pytest.mark.parametrize("case", PERMANENT)
+def test_permanent_fault_names_the_command_that_tries_again(case: str, run: Path, hub: Hub) -> None:
+    part, fault, expected = PERMANENT[case]
     hub.fail(part, *[fault] * 20)
-    code, said = push(run, hub)
+    code, output = push(run, hub)
     assert code == 6
-    assert expected in said
-    assert len(said.splitlines()) == 1
-    assert "MB)" in said
-    assert f"`hf-lm publish {run} --set hub.model_id=USER/tiny` tries again" in said
+    assert expected in output
+    assert len(output.splitlines()) == 1
+    assert "MB)" in output
+    assert f"`hf-lm publish {run} --set hub.model_id=USER/tiny` tries again" in output
     assert published(hub) == set()
     hub.script.clear()
     assert push(run, hub)[0] == 0
@@ -280,7 +284,7 @@ def test_what_lasts_is_told_with_the_command_that_tries_again(
 
 
 @pytest.mark.promise("T9")
-def test_the_token_does_not_follow_a_redirect(run: Path, hub: Hub, tmp_path: Path) -> None:
+def test_token_is_not_sent_to_a_redirect_target(run: Path, hub: Hub, tmp_path: Path) -> None:
     with serve(tmp_path / "elsewhere") as elsewhere:
         hub.fail("/commit/", elsewhere.url.replace("127.0.0.1", "localhost"))
         push(run, hub)
@@ -289,13 +293,11 @@ def test_the_token_does_not_follow_a_redirect(run: Path, hub: Hub, tmp_path: Pat
 
 
 @pytest.mark.promise("116")
-def test_a_kill_while_it_uploads_leaves_nothing_and_the_next_try_all(
-    run: Path, hub: Hub
-) -> None:
+def test_killed_upload_leaves_nothing_and_the_next_one_everything(run: Path, hub: Hub) -> None:
     hub.fail("/commit/", "silence")
     command = [sys.executable, "-m", "hf_lm.cli", "publish", str(run)]
-    given = ["--set", "hub.model_id=USER/tiny"]
-    process = subprocess.Popen([*command, *given], env={**os.environ, **hub.environment})
+    options = ["--set", "hub.model_id=USER/tiny"]
+    process = subprocess.Popen([*command, *options], env={**os.environ, **hub.environment})
     while not any("/commit/" in request for request in hub.requests):
         time.sleep(0.05)
     process.kill()
@@ -307,29 +309,29 @@ def test_a_kill_while_it_uploads_leaves_nothing_and_the_next_try_all(
 
 
 @pytest.mark.promise("115")
-def test_the_newest_save_is_next_and_the_finished_model_last(
+def test_newest_checkpoint_is_uploaded_next_and_the_final_model_last(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
-    """An upload takes longer than several steps; training waits for none."""
+    """An upload takes longer than several steps, and training does not wait for it."""
     hub.fail("/commit/", 3.0, 503)
-    given = {"hub__model_id": "USER/tiny", "hub__push": "every_save", "training__save_steps": 1}
-    run_recipe(write_recipe(**given), **hub.environment)
-    *saves, last = hub.commits
-    assert last == "models/USER/tiny: Model"
+    changes = {"hub__model_id": "USER/tiny", "hub__push": "every_save", "training__save_steps": 1}
+    run_recipe(write_recipe(**changes), **hub.environment)
+    *checkpoints, final = hub.commits
+    assert final == "models/USER/tiny: Model"
     assert hub.tags[0] == "step-1"
-    assert [f"models/USER/tiny: Model at {tag}" for tag in hub.tags] == saves
-    assert len(saves) < 8
+    assert [f"models/USER/tiny: Model at {tag}" for tag in hub.tags] == checkpoints
+    assert len(checkpoints) < 8
     assert published(hub) == FILES
     assert not (tmp_path / "run" / ".publish").exists()
 
 
 @pytest.mark.promise("115")
-def test_uploads_that_fail_end_no_run_but_the_last_one_is_told(
+def test_failed_checkpoint_uploads_do_not_end_the_run_but_a_failed_final_one_does(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     hub.fail("/commit/", *[400] * 20)
-    given = {"hub__model_id": "USER/tiny", "hub__push": "every_save"}
-    done = run_recipe(write_recipe(**given), code=6, **hub.environment)
+    changes = {"hub__model_id": "USER/tiny", "hub__push": "every_save"}
+    done = run_recipe(write_recipe(**changes), code=6, **hub.environment)
     assert "note: USER/tiny: not uploaded" in done.stdout
     assert "tries again" in done.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
@@ -337,12 +339,12 @@ def test_uploads_that_fail_end_no_run_but_the_last_one_is_told(
 
 
 @pytest.mark.promise("115")
-def test_a_signal_waits_for_no_upload_and_publishes_nothing_as_final(
+def test_stopped_run_does_not_wait_for_uploads_or_publish_its_model(
     write_recipe: Callable[..., Path], tmp_path: Path, hub: Hub
 ) -> None:
     hub.fail("/commit/", *["silence"] * 9)
-    given = {"hub__model_id": "USER/tiny", "hub__push": "every_save", "training__max_steps": 5000}
-    recipe = write_recipe(**given)
+    changes = {"hub__model_id": "USER/tiny", "hub__push": "every_save", "training__max_steps": 5000}
+    recipe = write_recipe(**changes)
     process = subprocess.Popen(
         [sys.executable, "-m", "hf_lm.run", recipe], env={**os.environ, **hub.environment}
     )
@@ -353,7 +355,7 @@ def test_a_signal_waits_for_no_upload_and_publishes_nothing_as_final(
     assert published(hub) == set()
 
 
-def test_a_published_recipe_runs_again_and_gives_the_same_bits(
+def test_reproduced_run_has_the_same_bits(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     recipe = write_recipe(hub__model_id="USER/tiny", hub__push="end")
@@ -364,11 +366,11 @@ def test_a_published_recipe_runs_again_and_gives_the_same_bits(
     done = reproduce(*here, **hub.environment)
     assert done.stdout.count("here: equal") == 4
     assert "weights        the same bits" in done.stdout
-    other = [*here[:2], *("--set", f"output_dir={tmp_path / 'other'}"), *("--set", "seed=1")]
-    done = reproduce(*other, **hub.environment)
+    other_seed = [*here[:2], *("--set", f"output_dir={tmp_path / 'other'}"), *("--set", "seed=1")]
+    done = reproduce(*other_seed, **hub.environment)
     assert "weights        other bits" in done.stdout
-    there = [*("--set", data), *("--set", f"output_dir={tmp_path / 'tuned'}")]
-    run_recipe("hub:USER/tiny", "--from", "USER/tiny", *there, **hub.environment)
+    fine_tune = [*("--set", data), *("--set", f"output_dir={tmp_path / 'tuned'}")]
+    run_recipe("hub:USER/tiny", "--from", "USER/tiny", *fine_tune, **hub.environment)
     tuned, first = (
         json.loads((tmp_path / name / "metrics.json").read_text())["loss"]
         for name in ("tuned", "run")
@@ -376,14 +378,14 @@ def test_a_published_recipe_runs_again_and_gives_the_same_bits(
     assert tuned < first
 
 
-def test_a_strangers_recipe_says_nothing_of_where_it_is_written_or_published(
+def test_published_recipe_cannot_choose_output_dir_or_repository(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
-    folder = hub.root / "models" / "USER" / "theirs"
+    folder = hub.root / "models" / "USER" / "shared"
     folder.mkdir(parents=True)
-    theirs = merged(TINY, {"hub": {"model_id": "USER/taken", "push": "end"}})
-    theirs["output_dir"] = str(tmp_path / "taken")
-    (folder / "recipe.json").write_text(json.dumps(theirs))
+    recipe = merged(TINY, {"hub": {"model_id": "USER/taken", "push": "end"}})
+    recipe["output_dir"] = str(tmp_path / "taken")
+    (folder / "recipe.json").write_text(json.dumps(recipe))
     write_recipe()
     here = (
         "--set",
@@ -391,7 +393,7 @@ def test_a_strangers_recipe_says_nothing_of_where_it_is_written_or_published(
         "--set",
         f"output_dir={tmp_path / 'run'}",
     )
-    done = run_recipe("hub:USER/theirs", *here, **hub.environment)
+    done = run_recipe("hub:USER/shared", *here, **hub.environment)
     assert "published" not in done.stdout
     assert not hub.commits
     assert not (tmp_path / "taken").exists()
@@ -401,10 +403,10 @@ def test_a_strangers_recipe_says_nothing_of_where_it_is_written_or_published(
     ("name", "expected"),
     [
         ("hub:USER/nobody", "hub:USER/nobody: 404"),
-        ("hub:USER/bare", "holds no recipe.json; it was not published by hf_lm"),
+        ("hub:USER/bare", "has no recipe.json; it was not published by hf_lm"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_told(
+def test_missing_published_recipe_is_one_line(
     name: str, expected: str, run_recipe: Run, hub: Hub
 ) -> None:
     (hub.root / "models" / "USER" / "bare").mkdir(parents=True)
@@ -413,9 +415,9 @@ def test_a_recipe_that_is_not_there_is_told(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_run_that_has_not_ended_is_not_published(run: Path, hub: Hub) -> None:
+def test_unfinished_run_is_not_published(run: Path, hub: Hub) -> None:
     (run / "status.json").write_text('{"state": "stopped", "reason": "", "step": 4}')
-    code, said = push(run, hub)
+    code, output = push(run, hub)
     assert code == 2
-    assert "holds no run that has ended" in said
+    assert "holds no run that has ended" in output
     assert not hub.requests

@@ -1,4 +1,4 @@
-"""What changes between two parts of a run is free, told, or refused with both values."""
+"""Test which changes are free, allowed with a note, or refused when a run is resumed."""
 
 import copy
 import json
@@ -64,27 +64,25 @@ REFUSED = {
 
 
 def keys() -> set[str]:
-    """Every key of a recipe, sections as their own keys."""
-    found = set()
+    """List every key of a recipe, such as "training.max_steps"; `hub` is one key."""
+    names = set()
     for name, field in Recipe.model_fields.items():
         section = getattr(field.annotation, "model_fields", None)
-        whole = not section or name == "hub"
-        found |= {field.alias or name} if whole else {f"{name}.{key}" for key in section}
-    return found
+        is_one_key = not section or name == "hub"
+        names |= {field.alias or name} if is_one_key else {f"{name}.{key}" for key in section}
+    return names
 
 
 @pytest.mark.promise("T6")
-def test_every_key_has_a_class() -> None:
-    """Whoever adds a key decides here whether a run may be continued with another value."""
+def test_every_key_is_ignored_extendable_or_refused() -> None:
+    """For a new key, decide here whether a run may be resumed with another value."""
     assert keys() == {*IGNORED_KEYS, *EXTENDABLE_KEYS, *REFUSED}
     assert len(keys()) == len(IGNORED_KEYS) + len(EXTENDABLE_KEYS) + len(REFUSED)
 
 
 @pytest.mark.promise("67", "T6")
 @pytest.mark.parametrize("key", sorted(REFUSED))
-def test_a_key_that_the_weights_depend_on_is_refused_with_both_values(
-    key: str, tmp_path: Path
-) -> None:
+def test_key_that_affects_the_weights_is_refused_with_both_values(key: str, tmp_path: Path) -> None:
     before, now = merged({}, {key: 1}), merged({}, {key: 2})
     with pytest.raises(MismatchError) as caught:
         check_same_recipe(tmp_path, before, now, ())
@@ -97,21 +95,21 @@ def test_a_key_that_the_weights_depend_on_is_refused_with_both_values(
 
 
 @pytest.mark.promise("T6")
-def test_a_key_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
-    for value, safe_error_message in (("text", set()), ("completion", {"data.train_on"})):
+def test_key_added_by_a_later_version_had_its_default_value(tmp_path: Path) -> None:
+    for value, changed in (("text", set()), ("completion", {"data.train_on"})):
         before, now = {"seed": 1}, {"seed": 1, "data": {"train_on": value}}
-        assert {*check_same_recipe(tmp_path, before, now, ["data.train_on"])} == safe_error_message
+        assert {*check_same_recipe(tmp_path, before, now, ["data.train_on"])} == changed
 
 
 @pytest.mark.promise("T6")
 @pytest.mark.parametrize("key", sorted(IGNORED_KEYS))
-def test_a_free_key_is_not_even_told(key: str, tmp_path: Path) -> None:
+def test_ignored_key_is_not_reported(key: str, tmp_path: Path) -> None:
     assert check_same_recipe(tmp_path, merged({}, {key: 1}), merged({}, {key: 2}), ()) == {}
 
 
 @pytest.mark.promise("T6")
 @pytest.mark.parametrize("key", sorted(EXTENDABLE_KEYS))
-def test_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
+def test_training_may_be_extended_with_a_note(key: str, tmp_path: Path) -> None:
     before, now = merged({}, {key: 8}), merged({}, {key: 9})
     assert check_same_recipe(tmp_path, before, now, ()) == {key: f"{key} was 8, is now 9"}
     with pytest.raises(MismatchError):
@@ -125,9 +123,7 @@ def test_an_end_may_be_moved_back_and_is_told(key: str, tmp_path: Path) -> None:
     ("name", "key"),
     [("data", "data.source"), ("tokenizer", "tokenizer"), ("world_size", "world_size")],
 )
-def test_changed_content_is_refused_with_both_values(
-    name: str, key: str, tmp_path: Path
-) -> None:
+def test_changed_content_is_refused_with_both_values(name: str, key: str, tmp_path: Path) -> None:
     before, now = {"data": "a", "tokenizer": "b", "world_size": 1}, {}
     now = {**before, name: "other"}
     with pytest.raises(MismatchError, match=f"{name} was {before[name]}, is now other"):
@@ -136,24 +132,24 @@ def test_changed_content_is_refused_with_both_values(
 
 
 @pytest.mark.promise("86")
-def test_where_the_text_lies_is_free_and_its_name_is_not(tmp_path: Path) -> None:
+def test_folder_of_the_text_may_change_but_not_its_name(tmp_path: Path) -> None:
     sources = [[{"source": f"/{home}/{name}", "weight": 1.0}] for home, name in ("ab", "cb", "cd")]
-    one, moved, other = ({"data": {"source": source}} for source in sources)
-    assert check_same_recipe(tmp_path, one, moved, ()) == {}
+    before, moved, renamed = ({"data": {"source": source}} for source in sources)
+    assert check_same_recipe(tmp_path, before, moved, ()) == {}
     with pytest.raises(MismatchError):
-        check_same_recipe(tmp_path, one, other, ())
+        check_same_recipe(tmp_path, before, renamed, ())
 
 
 @pytest.mark.promise("98")
-def test_another_machine_or_version_is_told() -> None:
+def test_changed_machine_or_version_is_reported() -> None:
     before: dict[str, Any] = dict.fromkeys(NUMERICS_KEYS - {"packages"}, "a")
     before |= {"packages": {"torch": "2.13.0", "datasets": "5.2.0"}, "git": "f00", "hf_lm": "0.1"}
     assert numerics_changes(before, copy.deepcopy(before)) == []
     now = {**before, "threads": "b", "packages": {"torch": "2.14.0", "datasets": "5.2.0"}}
     now |= {"git": "f00-dirty", "hf_lm": "0.2"}
     assert numerics_changes(before, now) == [
-        "packages.torch was 2.13.0, is now 2.14.0: the weights will not be the same bits",
-        "threads was a, is now b: the weights will not be the same bits",
+        "packages.torch was 2.13.0, is now 2.14.0: the last bits of the weights may differ",
+        "threads was a, is now b: the last bits of the weights may differ",
     ]
     assert numerics_changes({}, now) == []
 
@@ -162,7 +158,7 @@ def test_another_machine_or_version_is_told() -> None:
 def stopped_run(
     tiny_run: Path, undo_end: Callable[[Path, int], None], tmp_path: Path
 ) -> Callable[..., tuple[Path, Path]]:
-    """A function that makes a run stopped at step 4; its recipe, with changes, and its folder."""
+    """Return a function that makes a run stopped at step 4: its recipe file and directory."""
 
     def make(**changes: Any) -> tuple[Path, Path]:
         for name in ("corpus", "run"):
@@ -176,14 +172,14 @@ def stopped_run(
     return make
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether two finished models are the same bits."""
-    models = [load_file(path / "model" / "model.safetensors") for path in (one, other)]
+def same_weights(first: Path, second: Path) -> bool:
+    """Return whether the models of two finished runs are equal bit by bit."""
+    models = [load_file(path / "model" / "model.safetensors") for path in (first, second)]
     return all(models[0][name].equal(value) for name, value in models[1].items())
 
 
 @pytest.mark.promise("62")
-def test_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
+def test_one_more_byte_of_text_is_refused_and_acceptance_is_recorded(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -193,15 +189,15 @@ def test_a_byte_more_of_text_is_refused_and_its_acceptance_recorded(
     line, *_ = capsys.readouterr().err.splitlines()
     assert "data was " in line
     assert ", is now " in line
-    assert main([str(recipe), "--accept-change", "data.source"]) == 4  # its vocabulary is another
+    assert main([str(recipe), "--accept-change", "data.source"]) == 4  # The vocabulary differs too.
     accepted = ["--accept-change", "data.source", "--accept-change", "tokenizer"]
     assert main([str(recipe), *accepted]) == 0
-    found = json.loads((run / "provenance.json").read_text())["accepted_changes"]
-    assert {"data.source", "tokenizer"} <= {*found}
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert {"data.source", "tokenizer"} <= {*provenance["accepted_changes"]}
 
 
 @pytest.mark.promise("67")
-def test_set_on_a_continued_run_obeys_the_same_classes(
+def test_set_option_on_a_resumed_run_follows_the_same_rules(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path, capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -213,7 +209,7 @@ def test_set_on_a_continued_run_obeys_the_same_classes(
 
 
 @pytest.mark.promise("83")
-def test_weights_of_another_shape_are_refused_whatever_is_accepted(
+def test_weights_of_another_shape_are_refused_even_if_accepted(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, _ = stopped_run(model__n_layer=3)
@@ -222,7 +218,7 @@ def test_weights_of_another_shape_are_refused_whatever_is_accepted(
 
 
 @pytest.mark.promise("98")
-def test_what_may_change_the_bits_is_told_and_recorded(
+def test_numerics_changes_are_reported_and_recorded(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()
@@ -238,7 +234,7 @@ def test_what_may_change_the_bits_is_told_and_recorded(
 
 
 @pytest.mark.promise("86")
-def test_a_folder_that_was_moved_is_continued(
+def test_moved_directory_is_resumed(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
 ) -> None:
     recipe, run = stopped_run(output_dir="elsewhere")
@@ -248,22 +244,22 @@ def test_a_folder_that_was_moved_is_continued(
 
 
 @pytest.mark.promise("84")
-def test_links_are_followed_once(
+def test_linked_directory_is_used_but_linked_checkpoint_is_not(
     stopped_run: Callable[..., tuple[Path, Path]], tiny_run: Path
 ) -> None:
-    """A linked folder of a run is that folder; a linked checkpoint is none."""
+    """A symbolic link to a run is that run; a symbolic link to a checkpoint is ignored."""
     recipe, run = stopped_run(output_dir="linked")
-    kept = run.rename(recipe.parent / "kept")
-    (recipe.parent / "linked").symlink_to(kept)
-    (kept / "checkpoint-6").symlink_to(kept / "checkpoint-4")
+    target = run.rename(recipe.parent / "target")
+    (recipe.parent / "linked").symlink_to(target)
+    (target / "checkpoint-6").symlink_to(target / "checkpoint-4")
     assert main([str(recipe)]) == 0
-    assert same_weights(kept, tiny_run)
+    assert same_weights(target, tiny_run)
     assert (recipe.parent / "linked").is_symlink()
-    assert (kept / "checkpoint-6").is_symlink()
+    assert (target / "checkpoint-6").is_symlink()
 
 
 @pytest.mark.promise("74", "79")
-def test_a_damaged_checkpoint_is_told_and_none_is_exit_3(
+def test_run_with_damaged_checkpoints_only_exits_with_code_3(
     stopped_run: Callable[..., tuple[Path, Path]], capsys: Any
 ) -> None:
     recipe, run = stopped_run()

@@ -1,10 +1,10 @@
-"""A stand-in for the Hub on loopback: it serves datasets and models, takes commits, and fails.
+"""A fake Hub on localhost that serves datasets and models, accepts commits, and fails on request.
 
 root/datasets/USER/NAME/FILES   root/models/USER/NAME/FILES   root/datasets/USER/NAME@REVISION/FILES
 
     with serve(root) as hub:
-        hub.fail("/commit/", 503, 503)         # the first two requests of that kind
-        hub.fail("/commit/", "lost", 2.0)      # done, and the reply is dropped; 2 s late
+        hub.fail("/commit/", 503, 503)     # the first two requests for such a path
+        hub.fail("/commit/", "lost", 2.0)  # done, but without a reply; then 2 seconds late
         subprocess.run(..., env={**os.environ, **hub.environment})
 """
 
@@ -25,13 +25,13 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".png")  # kept as LFS objects
-READ_TIMEOUT = 20  # seconds in which a reply does not come
-OTHERS = "other"  # a user in whose name nobody else writes
+LARGE = (".safetensors", ".png")  # stored as LFS objects
+SILENCE = 20  # seconds without a reply
+OTHER_USER = "other"  # no token may write to the repositories of this user
 
 
 class Repository:
-    """One dataset or model, at the commit that its content makes."""
+    """One dataset or model; its commit is a hash of its content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class Repository:
         self.commit = digest.hexdigest()
 
     def oid(self, name: str) -> str | None:
-        """What git, or its LFS, calls the content of a file."""
+        """Return the object id of a file in git or git LFS; None if there is no such file."""
         if name not in self.files:
             return None
         data = self.files[name].read_bytes()
@@ -54,7 +54,7 @@ class Repository:
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
     def info(self, *, private: bool = False) -> dict[str, Any]:
-        """What the API says of a repository."""
+        """Describe the repository as the API does."""
         return {
             "_id": "0" * 24,
             "id": self.name,
@@ -68,39 +68,39 @@ class Repository:
         }
 
     def entries(self, paths: list[str]) -> list[dict[str, Any]]:
-        """Files and folders by path, as the API lists them."""
+        """List files and folders by path, as the API does."""
         folders = {str(parent) for name in self.files for parent in Path(name).parents} - {"."}
-        found: list[dict[str, Any]] = [
+        entries: list[dict[str, Any]] = [
             {"type": "directory", "path": name, "oid": "0" * 40} for name in folders & set(paths)
         ]
         for name in paths:
             if name in self.files:
                 data = self.files[name].read_bytes()
                 oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-                found.append({"type": "file", "path": name, "size": len(data), "oid": oid})
-        return found
+                entries.append({"type": "file", "path": name, "size": len(data), "oid": oid})
+        return entries
 
     def tree(self, under: str, *, recursive: bool) -> list[dict[str, Any]]:
-        """What a folder of the repository holds."""
+        """List the content of a folder of the repository."""
         base = Path(under or ".")
         names = set()
         for name in self.files:
             if base != Path() and base not in Path(name).parents:
                 continue
             relative = Path(name).relative_to(base)
-            depths = range(1, len(relative.splits) + 1) if recursive else [1]
-            names |= {str(base / Path(*relative.splits[:depth])) for depth in depths}
+            depths = range(1, len(relative.parts) + 1) if recursive else [1]
+            names |= {str(base / Path(*relative.parts[:depth])) for depth in depths}
         return self.entries(sorted(names))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers what datasets, transformers and huggingface_hub ask for."""
+    """The HTTP handler for the requests of datasets, transformers and huggingface_hub."""
 
     protocol_version = "HTTP/1.1"
     server: Any
 
     def log_message(self, *_: Any) -> None:
-        """Nothing on stderr."""
+        """Print nothing on stderr."""
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
         """Send a reply."""
@@ -112,94 +112,98 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def missing(self, code: str) -> None:
-        """The Hub's way of saying that something is not there."""
+        """Send the reply of the Hub for something that does not exist."""
         self.answer(404, b"{}", X_Error_Code=code)
 
     def repository(self, kind: str, user: str, name: str, revision: str) -> Repository | None:
-        """A repository at a branch, tag or commit, if it is there."""
+        """Find a repository at a branch, tag or commit; None if it does not exist."""
         folder = self.server.root / kind / user
-        found = [
+        repositories = [
             Repository(path) for path in (folder / name, *folder.glob(f"{name}@*")) if path.is_dir()
         ]
-        named = [r for r in found if r.folder.name == f"{name}@{revision}" or r.commit == revision]
-        return next(iter(named or (found if revision == "main" else [])), None)
+        named = [
+            r for r in repositories if r.folder.name == f"{name}@{revision}" or r.commit == revision
+        ]
+        return next(iter(named or (repositories if revision == "main" else [])), None)
 
     def body(self) -> bytes:
-        """What was sent, whole or in chunks."""
+        """Read the body of the request, also if it is sent in chunks."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        found = b""
+        body = b""
         while size := int(self.rfile.readline(), 16):
-            found += self.rfile.read(size)
+            body += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return body
 
     def handle_any(self) -> None:
         """Route a request."""
         url = urlsplit(self.path)
-        splits = [unquote(part) for part in url.path.strip("/").split("/")]
+        segments = [unquote(part) for part in url.path.strip("/").split("/")]
         body = self.body()
         self.server.requests.append(f"{self.command} {self.path}")
         self.server.sent.append(bytes(self.headers) + body)
-        self.lost = False
-        if self.failed(self.server.fault(self.path)):
+        self.drops_reply = False
+        if self.fails(self.server.fault(self.path)):
             return
-        for pattern, answer in self.routes(splits, parse_qs(url.query), body).items():
+        for pattern, answer in self.routes(segments, parse_qs(url.query), body).items():
             if fnmatch(url.path, pattern):
                 answer()
                 return
         self.missing("EntryNotFound")
 
     def routes(
-        self, splits: list[str], query: dict[str, list[str]], body: bytes
+        self, segments: list[str], query: dict[str, list[str]], body: bytes
     ) -> dict[str, Callable[[], None]]:
-        """What answers, by the pattern of a path; the first that fits."""
-        name = "/".join(splits[1:4])
+        """Return the functions that answer, by path pattern; the first match counts."""
+        name = "/".join(segments[1:4])
         return {
             "/api/whoami-v2": self.whoami,
             "/api/repos/create": lambda: self.create(json.loads(body)),
             "/api/validate-yaml": lambda: self.json({"errors": [], "warnings": []}),
             "*/objects/batch": lambda: self.batch(json.loads(body)),
-            "/lfs/*": lambda: self.put(splits[1], body),
+            "/lfs/*": lambda: self.put(segments[1], body),
             "/api/*/preupload/*": lambda: self.preupload(name, body),
             "/api/*/commit/*": lambda: self.commit(name, body),
             "/api/*/tag/*": lambda: self.tag(json.loads(body)),
-            "/api/*/auth-check/write": lambda: self.answer(403 if OTHERS in splits else 200, b"{}"),
-            "/api/datasets/*": lambda: self.api(splits[1:], query, body),
-            "/api/models/*": lambda: self.api(splits[1:], query, body),
-            "/datasets/*/resolve/*": lambda: self.resolve("datasets", splits[1:]),
-            "*/resolve/*": lambda: self.resolve("models", splits),
+            "/api/*/auth-check/write": lambda: self.answer(
+                403 if OTHER_USER in segments else 200, b"{}"
+            ),
+            "/api/datasets/*": lambda: self.api(segments[1:], query, body),
+            "/api/models/*": lambda: self.api(segments[1:], query, body),
+            "/datasets/*/resolve/*": lambda: self.resolve("datasets", segments[1:]),
+            "*/resolve/*": lambda: self.resolve("models", segments),
         }
 
     def put(self, oid: str, data: bytes) -> None:
-        """Keep an LFS object."""
+        """Store an LFS object."""
         self.server.objects[oid] = data
         self.answer(200, b"")
 
-    def api(self, splits: list[str], query: dict[str, list[str]], body: bytes) -> None:
-        """Information, trees and paths of a repository."""
-        kind, user, name, *rest = splits
+    def api(self, segments: list[str], query: dict[str, list[str]], body: bytes) -> None:
+        """Answer requests for the description, folders and paths of a repository."""
+        kind, user, name, *rest = segments
         repository = self.repository(kind, user, name, rest[1] if len(rest) > 1 else "main")
         if repository is None:
             self.missing("RepoNotFound")
             return
         if rest[:1] == ["tree"]:
-            found: Any = repository.tree("/".join(rest[2:]), recursive="recursive" in query)
+            answer: Any = repository.tree("/".join(rest[2:]), recursive="recursive" in query)
         elif rest[:1] == ["paths-info"]:
             form = body.decode()
-            asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form)["paths"]
-            found = repository.entries([asked] if isinstance(asked, str) else asked)
+            paths = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form)["paths"]
+            answer = repository.entries([paths] if isinstance(paths, str) else paths)
         else:
-            found = repository.info(private=f"{user}/{name}" in self.server.private)
-        self.json(found)
+            answer = repository.info(private=f"{user}/{name}" in self.server.private)
+        self.json(answer)
 
-    def failed(self, fault: int | float | str | None) -> bool:
-        """Go wrong as scripted; whether nothing else is to be done."""
+    def fails(self, fault: int | float | str | None) -> bool:
+        """Fail as scripted; return whether the request is finished."""
         if isinstance(fault, int):
             self.answer(fault, b'{"error": "as scripted"}', Retry_After="1")
         elif fault == "silence":
-            time.sleep(READ_TIMEOUT)
+            time.sleep(SILENCE)
         elif fault == "reset":
             self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         elif fault == "half":
@@ -211,13 +215,13 @@ class Handler(BaseHTTPRequestHandler):
             return True
         else:
             time.sleep(fault if isinstance(fault, float) else 0)
-            self.lost = fault == "lost"
+            self.drops_reply = fault == "lost"
             return False
         self.close_connection = True
         return True
 
     def whoami(self) -> None:
-        """Whose token it is, and what it may do."""
+        """Send the user and role of a token."""
         role = {"Bearer hf_writes": "write", "Bearer hf_reads": "read"}.get(
             self.headers.get("Authorization", "")
         )
@@ -226,33 +230,34 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.json({"name": "USER", "auth": {"accessToken": {"role": role}}})
 
-    def batch(self, asked: dict[str, Any]) -> None:
-        """Where to put the LFS objects that are not here yet."""
+    def batch(self, request: dict[str, Any]) -> None:
+        """Send where to upload the LFS objects that are not stored yet."""
         host = self.headers["Host"]
-        found: list[dict[str, Any]] = []
-        for one in asked["objects"]:
-            actions = {"upload": {"href": f"http://{host}/lfs/{one['oid']}", "header": {}}}
-            known = one["oid"] in self.server.objects
-            found.append(one if known else {**one, "actions": actions})
-        self.json({"transfer": "basic", "objects": found})
+        objects: list[dict[str, Any]] = []
+        for lfs_object in request["objects"]:
+            oid = lfs_object["oid"]
+            actions = {"upload": {"href": f"http://{host}/lfs/{oid}", "header": {}}}
+            is_stored = oid in self.server.objects
+            objects.append(lfs_object if is_stored else {**lfs_object, "actions": actions})
+        self.json({"transfer": "basic", "objects": objects})
 
-    def tag(self, asked: dict[str, Any]) -> None:
-        """Remember a tag."""
-        self.server.tags.append(asked["tag"])
+    def tag(self, request: dict[str, Any]) -> None:
+        """Record a tag."""
+        self.server.tags.append(request["tag"])
         self.json({})
 
     def json(self, value: Any) -> None:
-        """Send a JSON reply, unless it is to be lost."""
-        if self.lost:
+        """Send a JSON reply, unless the script drops it."""
+        if self.drops_reply:
             self.close_connection = True
             return
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
-    def create(self, asked: dict[str, Any]) -> None:
-        """Make an empty repository."""
-        name = f"{asked.get('organization') or 'USER'}/{asked['name']}"
-        kind = f"{asked.get('type') or 'model'}s"
-        if name.startswith(f"{OTHERS}/"):
+    def create(self, request: dict[str, Any]) -> None:
+        """Create an empty repository."""
+        name = f"{request.get('organization') or 'USER'}/{request['name']}"
+        kind = f"{request.get('type') or 'model'}s"
+        if name.startswith(f"{OTHER_USER}/"):
             self.answer(403, b'{"error": "You have no rights under the namespace other"}')
             return
         folder = self.server.root / kind / name
@@ -261,27 +266,27 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(409, json.dumps({"error": "You already created it", "url": url}).encode())
             return
         folder.mkdir(parents=True)
-        self.server.created.append(asked)
-        if asked.get("visibility") == "private":
+        self.server.created.append(request)
+        if request.get("visibility") == "private":
             self.server.private.add(name)
         self.json({"url": f"http://{self.headers['Host']}/{kind}/{name}", "name": name, "id": name})
 
     def preupload(self, name: str, body: bytes) -> None:
-        """Which files go into the commit itself, and what is there by their names."""
-        there = Repository(self.server.root / name)
+        """Send which files the commit contains itself, and the object ids of existing files."""
+        repository = Repository(self.server.root / name)
         files = [
             {
                 "path": f["path"],
                 "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
                 "shouldIgnore": False,
-                "oid": there.oid(f["path"]),
+                "oid": repository.oid(f["path"]),
             }
             for f in json.loads(body)["files"]
         ]
         self.json({"files": files, "commitOid": "0" * 40})
 
     def commit(self, name: str, body: bytes) -> None:
-        """Write, and delete, the files of a commit."""
+        """Write and delete the files of a commit."""
         folder = self.server.root / name
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
@@ -301,13 +306,13 @@ class Handler(BaseHTTPRequestHandler):
         url = f"http://{self.headers['Host']}/{name}/commit/{oid}"
         self.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
-    def resolve(self, kind: str, splits: list[str]) -> None:
-        """The bytes of a file."""
-        repository = self.repository(kind, splits[0], splits[1], splits[3])
+    def resolve(self, kind: str, segments: list[str]) -> None:
+        """Send the bytes of a file."""
+        repository = self.repository(kind, segments[0], segments[1], segments[3])
         if repository is None:
             self.missing("RepoNotFound")
             return
-        path = repository.files.get("/".join(splits[4:]))
+        path = repository.files.get("/".join(segments[4:]))
         if path is None:
             self.missing("EntryNotFound")
             return
@@ -328,12 +333,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, data, **headers)
 
 
-for method in ("GET", "HEAD", "POST", "PUT"):  # http.server calls them by these names
+for method in ("GET", "HEAD", "POST", "PUT"):  # http.server calls handlers by these names.
     setattr(Handler, f"do_{method}", Handler.handle_any)
 
 
 class Hub(ThreadingHTTPServer):
-    """The server, what it was asked for, and what it will do wrong."""
+    """The server, the requests that it received, and the faults that it will make."""
 
     daemon_threads = True
 
@@ -352,23 +357,23 @@ class Hub(ThreadingHTTPServer):
         }
 
     def fail(self, part: str, *faults: int | float | str | None) -> None:
-        """Script what goes wrong with the next requests for such a path; None for nothing."""
+        """Script the faults of the next requests whose path contains `part`; None is no fault."""
         self.script.append((part, [*faults]))
 
     def fault(self, path: str) -> int | float | str | None:
-        """What goes wrong with this request, if anything."""
+        """Return the fault of this request, if any."""
         for part, faults in self.script:
             if part in path and faults:
                 return faults.pop(0)
         return None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing on stderr: connections are cut here on purpose."""
+        """Print nothing on stderr, because connections are cut on purpose."""
 
 
 @contextmanager
 def serve(root: Path) -> Iterator[Hub]:
-    """Serve a folder on loopback."""
+    """Serve a folder on localhost."""
     hub = Hub(root)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Child processes that hold locks, and what became of them."""
+"""Start child processes that hold locks or build data, and read their exit codes."""
 
 import os
 import time
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from hf_lm.data.cache import build_once
 from hf_lm.errors import LockedError
-from hf_lm.run_dir.lock import locked
+from hf_lm.run_dir.lock import lock_directory
 
 
 def child(work: Callable[[], object]) -> int:
-    """Start a process that does some work; its pid."""
+    """Fork a process that does some work, and return its pid."""
     pid = os.fork()
     if not pid:
         try:
@@ -24,20 +24,20 @@ def child(work: Callable[[], object]) -> int:
     return pid
 
 
-def ended(pid: int) -> int:
-    """The exit code of a child."""
+def exit_code(pid: int) -> int:
+    """Wait for a child process and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def hold(folder: Path, held: Path, *, seconds: float = 60) -> None:
-    """Hold a folder, and say so."""
-    with locked(folder):
-        held.touch()
+def hold(folder: Path, marker: Path, *, seconds: float = 60) -> None:
+    """Lock a directory for some seconds, and create a marker file once it is locked."""
+    with lock_directory(folder):
+        marker.touch()
         time.sleep(seconds)
 
 
 def wait_for(path: Path) -> None:
-    """Until a child has got there."""
+    """Wait up to 10 seconds until a file exists."""
     end = time.monotonic() + 10
     while not path.exists() and time.monotonic() < end:
         time.sleep(0.001)
@@ -45,19 +45,12 @@ def wait_for(path: Path) -> None:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Run in a fork; its exit code."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Run a function in a forked process and return its exit code."""
+    return exit_code(child(work))
 
 
 def slow_build(calls: str) -> str:
-    """Build one entry slowly and take down that it was built; its folder."""
+    """Build one cache entry slowly, log the build in a file, and return the directory."""
 
     def build(folder: Path) -> None:
         time.sleep(0.5)

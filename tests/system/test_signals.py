@@ -1,4 +1,4 @@
-"""The first signal waits for the step or ends what has none; the second is the system's."""
+"""Test that the first signal stops a run after its step, and a second one immediately."""
 
 import contextlib
 import multiprocessing
@@ -20,38 +20,38 @@ from hf_lm.errors import StoppedError
 from hf_lm.planning.hardware import detect_hardware
 from hf_lm.system import signals
 from hf_lm.training.trainer import LMTrainer
-from hf_lm.workflows import train as fit
+from hf_lm.workflows import train
 
 
 class Send(TrainerCallback):
-    """Sends signals to this process in the middle of a step."""
+    """Send signals to this process in the middle of a step."""
 
     def __init__(self, step: int, *numbers: int) -> None:
         self.step, self.numbers = step, numbers
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Between backward and step."""
+        """Send them between the backward pass and the optimizer step."""
         if state.global_step == self.step:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
 
 
 class SendSaved(Send):
-    """Sends them once what was saved before is on the disk."""
+    """Send signals after the previous checkpoint has been written."""
 
     def __init__(self, trainer: LMTrainer, step: int, *numbers: int) -> None:
         super().__init__(step, *numbers)
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """As above."""
+        """Wait for the checkpoint, then send them."""
         if state.global_step == self.step:
             self.trainer.writer.wait()
         super().on_pre_optimizer_step(args, state, control, **kwargs)
 
 
-def stopped(folder: Path, *numbers: int) -> StoppedError:
-    """What a run raises that is sent signals in its sixth step."""
+def stop_in_sixth_step(folder: Path, *numbers: int) -> StoppedError:
+    """Send signals to a run in its sixth step and return the error that it raises."""
     trainer = trainer_of(folder, {"dropout": 0.2})
     trainer.add_callback(Send(5, *numbers))
     with pytest.raises(StoppedError) as caught:
@@ -69,22 +69,22 @@ def stopped(folder: Path, *numbers: int) -> StoppedError:
         (signal.SIGUSR1, 143),
     ],
 )
-def test_the_first_signal_leaves_an_exact_checkpoint_of_its_step(
+def test_first_signal_leaves_an_exact_checkpoint_of_its_step(
     number: int, code: int, tmp_path: Path
 ) -> None:
     handler = signal.getsignal(number)
-    error = stopped(tmp_path / "run", number)
+    error = stop_in_sixth_step(tmp_path / "run", number)
     assert error.exit_code == code
     assert "at step 6, with a checkpoint; the same command continues" in str(error)
     assert CheckpointStore(tmp_path / "run").latest_valid() == tmp_path / "run" / "checkpoint-6"
     assert signal.getsignal(number) == handler
     continued(tmp_path / "run", {"dropout": 0.2})
-    continued(tmp_path / "whole", {"dropout": 0.2})
-    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+    continued(tmp_path / "uninterrupted", {"dropout": 0.2})
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "uninterrupted"))
 
 
 @pytest.mark.promise("90")
-def test_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
+def test_signal_in_the_last_step_stops_the_run(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {})
     trainer.add_callback(Send(RESUME_STEPS - 1, signal.SIGTERM))
     with pytest.raises(StoppedError, match=f"at step {RESUME_STEPS}"):
@@ -95,7 +95,7 @@ def test_a_signal_behind_the_last_step_ends_no_less(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("90")
-def test_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: Path) -> None:
+def test_signal_in_the_step_of_early_stopping_keeps_the_stop(tmp_path: Path) -> None:
     axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
     trainer = trainer_of(tmp_path, axis)
     trainer.add_callback(Send(5, signal.SIGTERM))
@@ -105,25 +105,23 @@ def test_a_signal_in_the_step_that_stops_early_does_not_hide_that(tmp_path: Path
 
 
 class SendAll(Send):
-    """Sends them to the workers of the DataLoader first, as to a group, and not as their parent."""
+    """Send signals to the data-loader workers first, as the kernel does for a process group."""
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Between backward and step."""
+        """Send them between the backward pass and the optimizer step."""
         if state.global_step == self.step:
             workers = multiprocessing.active_children()
             assert workers
             pids = [str(worker.pid) for worker in workers]
             for number in self.numbers:
                 subprocess.run(["sh", "-c", f'kill -{int(number)} "$@"', "sh", *pids], check=True)
-            time.sleep(0.2)  # in which the death of a worker is told
+            time.sleep(0.2)  # in which a dead worker would be noticed
         super().on_pre_optimizer_step(args, state, control)
 
 
 @pytest.mark.promise("90")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
-    number: int, tmp_path: Path
-) -> None:
+def test_signal_to_the_process_group_does_not_end_the_workers(number: int, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, {"dataloader_num_workers": 2})
     trainer.add_callback(SendAll(5, number))
     with pytest.raises(StoppedError, match="at step 6"):
@@ -133,9 +131,11 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_end(
 
 @pytest.mark.promise("90")
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM)])
-def test_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Path) -> None:
+def test_second_signal_ends_the_process_immediately(
+    numbers: tuple[int, ...], tmp_path: Path
+) -> None:
     def run() -> None:
-        torch.set_num_threads(1)  # the threads of the parent are not there in a fork
+        torch.set_num_threads(1)  # A forked process does not have the threads of its parent.
         signal.alarm(60)
         trainer = trainer_of(tmp_path, {})
         trainer.add_callback(SendSaved(trainer, 5, *numbers))
@@ -146,17 +146,19 @@ def test_the_second_signal_is_at_once(numbers: tuple[int, ...], tmp_path: Path) 
 
 
 @pytest.mark.promise("91")
-def test_the_launchers_own_copy_of_a_signal_is_no_second_one(
+def test_signal_forwarded_by_the_launcher_is_not_a_second_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert stopped(tmp_path, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP).exit_code == 143
+    assert (
+        stop_in_sixth_step(tmp_path, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP).exit_code == 143
+    )
     assert CheckpointStore(tmp_path).latest_valid() == tmp_path / "checkpoint-6"
 
 
 @pytest.mark.promise("90")
-def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
-    """As under nohup."""
+def test_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """SIGHUP is ignored under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         trainer = trainer_of(tmp_path, {})
@@ -168,7 +170,7 @@ def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("90")
-def test_outside_of_training_a_signal_ends_at_once() -> None:
+def test_signal_outside_training_stops_immediately() -> None:
     with (
         pytest.raises(StoppedError, match=r"stopped by SIGTERM; the same"),
         signals.signals_as_errors(),
@@ -178,24 +180,24 @@ def test_outside_of_training_a_signal_ends_at_once() -> None:
 
 
 @pytest.mark.promise("90")
-def test_a_single_process_that_waits_for_no_other_heeds_signals_throughout(
+def test_single_process_handles_signals_while_it_finds_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def struck(cpu: bool) -> None:
+    def send_signal(cpu: bool) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
     def run() -> None:
         with pytest.raises(StoppedError), signals.signals_as_errors():
-            fit.latest_checkpoint(CheckpointStore(tmp_path), detect_hardware(TRAINING))
+            train.latest_checkpoint(CheckpointStore(tmp_path), detect_hardware(TRAINING))
 
-    monkeypatch.setattr(fit, "PartialState", struck)
+    monkeypatch.setattr(train, "PartialState", send_signal)
     assert in_child(run) == 0
 
 
 @pytest.mark.promise("90")
-def test_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
-    """As in a finalizer, out of which nothing is raised."""
+def test_signal_lost_before_training_counts_when_training_begins() -> None:
+    """An exception in a finalizer is lost, so only the record of the signal remains."""
     with pytest.raises(StoppedError, match="stopped by SIGTERM"), signals.signals_as_errors():
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -205,20 +207,20 @@ def test_a_signal_that_is_lost_before_training_counts_when_it_begins() -> None:
 
 
 @pytest.mark.promise("90")
-def test_an_error_behind_a_signal_is_that_error() -> None:
+def test_error_after_a_signal_is_raised_as_it_is() -> None:
     with (
         pytest.raises(OSError, match="No space left"),
         signals.signals_as_errors(),
-        signals.defer_signals() as found,
+        signals.defer_signals() as deferred,
     ):
         os.kill(os.getpid(), signal.SIGTERM)
-        wait(lambda: bool(found.received))
+        wait(lambda: bool(deferred.received))
         raise OSError(28, "No space left on device")
 
 
 @pytest.mark.promise("90")
-def test_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> None:
-    """The processes have agreed by then that there was none."""
+def test_signal_after_the_last_agreement_stops_the_run(tmp_path: Path) -> None:
+    """By then, the processes have agreed that there was no signal."""
     trainer = trainer_of(tmp_path, {"max_steps": 1})
 
     def late(number: int) -> int:
@@ -227,13 +229,13 @@ def test_a_signal_behind_the_last_look_of_all_ends_no_less(tmp_path: Path) -> No
             wait(lambda: bool(trainer.stopping.signals.received))
         return number
 
-    trainer.all_reduce_max = late  # what is asked behind training; steps ask as before
+    trainer.all_reduce_max = late  # Only the agreement after training uses it.
     with pytest.raises(StoppedError, match="SIGTERM"):
         trainer.train_from(None)
 
 
 def wait(done: Callable[[], bool]) -> None:
-    """Until something is so."""
+    """Wait up to 10 seconds until a condition is true."""
     end = time.monotonic() + 10
     while not done() and time.monotonic() < end:
         time.sleep(0.01)
@@ -241,13 +243,13 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 @pytest.mark.promise("91")
-def test_a_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
+def test_launched_process_ends_with_its_launcher(tmp_path: Path) -> None:
     def child() -> None:
-        with signals.defer_signals() as found:
+        with signals.defer_signals() as deferred:
             signals.end_with_launcher()
             (tmp_path / "ready").touch()
-            wait(lambda: bool(found.received))
-            (tmp_path / str(found.received)).touch()
+            wait(lambda: bool(deferred.received))
+            (tmp_path / str(deferred.received)).touch()
 
     def launcher() -> None:
         os.environ["TORCHELASTIC_RUN_ID"] = "none"

@@ -1,7 +1,8 @@
-"""What a person sees holds the numbers, on a terminal and in a file."""
+"""Test what is printed on a terminal and in a file."""
 
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ METRICS = {
 }
 
 
-def shown(call: Any, monkeypatch: Any, *, terminal: bool = False) -> str:
-    """What a call prints."""
+def printed(call: Any, monkeypatch: Any, *, terminal: bool = False) -> str:
+    """Return what a call prints."""
     out = io.StringIO()
     fake = Console(file=out, force_terminal=terminal, width=120, soft_wrap=True, highlight=False)
     monkeypatch.setattr(console, "console", fake)
@@ -35,9 +36,9 @@ def shown(call: Any, monkeypatch: Any, *, terminal: bool = False) -> str:
     return out.getvalue()
 
 
-def test_the_end_says_what_was_reached_and_how_to_use_it(monkeypatch: Any) -> None:
+def test_end_of_a_run_shows_results_and_commands(monkeypatch: Any) -> None:
     samples = [{"prompt": "def ", "text": "f(x): [/bold]"}]
-    text = shown(lambda: summary.show_end(Path("a b/model"), METRICS, samples), monkeypatch)
+    text = printed(lambda: summary.show_end(Path("a b/model"), METRICS, samples), monkeypatch)
     assert "def f(x): [/bold]" in text
     assert "loss           1.5000 ± 0.0100 nats a token" in text
     assert "bits per byte  1.2500 on 3,000 bytes" in text
@@ -46,17 +47,26 @@ def test_the_end_says_what_was_reached_and_how_to_use_it(monkeypatch: Any) -> No
     assert 'AutoModelForCausalLM.from_pretrained("a b/model")' in text
 
 
-def test_a_model_is_named_as_a_person_here_would_type_it(monkeypatch: Any) -> None:
-    text = shown(lambda: summary.show_complete(Path.cwd() / "runs/a/model"), monkeypatch)
+def test_model_path_is_relative_to_the_current_folder(monkeypatch: Any) -> None:
+    text = printed(lambda: summary.show_complete(Path.cwd() / "runs/a/model"), monkeypatch)
     assert text == "already complete: runs/a/model; start anew with --fresh\n"
 
 
-def test_durations_are_minutes_and_hours() -> None:
+def test_durations_have_minutes_and_hours() -> None:
     assert [console.duration(s) for s in (5, 65, 3600)] == ["0:05", "1:05", "1:00:00"]
 
 
+def test_console_writes_to_the_current_stdout(monkeypatch: Any) -> None:
+    """Notebooks and tests replace sys.stdout after the console was created."""
+    for _ in range(2):
+        stdout = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", stdout)
+        console.show_note("text")
+        assert stdout.getvalue() == "note: text\n"
+
+
 def prepare() -> None:
-    """Two portions of text as a run reports them, and none at all."""
+    """Report two portions of text, then a step without any."""
     with console.preparing("tokenize", 4_000_000) as report:
         report(3, 2_000_000)
         report(1, 2_000_000)
@@ -64,19 +74,19 @@ def prepare() -> None:
         pass
 
 
-def test_prepared_text_is_a_line_and_a_bar_on_a_terminal_and_nothing_is_nothing(
+def test_prepared_text_is_one_line_and_a_bar_on_a_terminal(
     monkeypatch: Any,
 ) -> None:
     line = r"tokenize: 4 documents, 4\.0 MB, [\d,.]+ MB/s, 0:00\n"
-    assert re.fullmatch(line, shown(prepare, monkeypatch))
-    text = shown(prepare, monkeypatch, terminal=True)
+    assert re.fullmatch(line, printed(prepare, monkeypatch))
+    text = printed(prepare, monkeypatch, terminal=True)
     assert "4 documents, 4.0 MB" in text
     assert "left" in text
     assert "read: " not in text
 
 
 def play(bar: ProgressBar) -> None:
-    """A short run as the trainer tells it."""
+    """Send the events of a short run to a progress bar."""
     state = TrainerState(max_steps=20, is_world_process_zero=True)
     control = TrainerControl()
     bar.on_train_begin(None, state, control)
@@ -98,8 +108,8 @@ def play(bar: ProgressBar) -> None:
 def test_progress_is_lines_in_a_file_and_a_bar_on_a_terminal() -> None:
     out = io.StringIO()
     play(ProgressBar(Console(file=out, width=120)))
-    assert "step  5  loss 3.250  rate 1.0e-03  4,321 tokens/s" in out.getvalue()
-    assert "held out: loss 3.0000  perplexity 20.10  accuracy 50.0%  bits per byte 1.7000" in (
+    assert "step  5  loss 3.250  learning rate 1.0e-03  4,321 tokens/s" in out.getvalue()
+    assert "validation: loss 3.0000  perplexity 20.10  accuracy 50.0%  bits per byte 1.7000" in (
         out.getvalue()
     )
     out = io.StringIO()

@@ -33,7 +33,9 @@ def test_offline_mode_is_not_waited_for_and_a_cut_connection_is() -> None:
 
 
 def test_a_hub_out_of_reach_is_told_from_a_model_of_others() -> None:
-    with pytest.raises(RecipeError, match=r"recipe\.json is not here, and the Hub is out of reach"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.json is not in the cache, and the Hub cannot be"
+    ):
         fetch_file("hub:USER/none", "recipe.json")  # the tests are offline
 
 

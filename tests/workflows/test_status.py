@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_lm.cli import main
-from hf_lm.run_dir.lock import locked
+from hf_lm.run_dir.lock import lock_directory
 from hf_lm.workflows.status import status_rows
 
 
@@ -42,7 +42,7 @@ def test_a_finished_run_is_told_on_one_screen(run: Path, capsys: Any) -> None:
 def test_a_killed_run_is_not_said_to_train(run: Path) -> None:
     set_state(run, "training")
     assert dict(status_rows(run))["state"] == "killed while training; the same command continues"
-    with locked(run):
+    with lock_directory(run):
         text = dict(status_rows(run))["state"]
     assert text.startswith(f"training, process {os.getpid()} on ")
     child = os.fork()

@@ -25,7 +25,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from hf_lm.data.blocks.dataset import LOSS_BIT, START_BIT
 from hf_lm.data.text.conversations import ASSISTANT, PAIR, Conversation, conversation
-from hf_lm.errors import DataError
+from hf_lm.errors import DataError, one_line
 
 PRIVATE = 0x100000  # characters from here on stand for special tokens that a person wrote
 
@@ -124,7 +124,7 @@ class TokenizeCompletions:
         except DataError as error:
             raise refused(text, str(error)) from None
         except Exception as error:  # a template raises what it likes
-            reason = " ".join(str(error).split())[:LONGEST]
+            reason = one_line(error, limit=LONGEST)
             raise refused(text, f"the chat template refuses it: {reason}") from None
 
     def templated(self, found: Conversation) -> tuple[str, Spans]:
@@ -207,7 +207,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Any:
     try:
         return tokenizer.get_chat_template() if tokenizer.chat_template else None
     except ValueError as error:
-        reason = " ".join(str(error).split())[:LONGEST]
+        reason = one_line(error, limit=LONGEST)
         raise DataError(f"set tokenizer.chat_template: {reason}") from None
 
 

@@ -20,7 +20,7 @@ from hf_lm.data.blocks.dataset import COUNTS, Blocks, open_blocks
 from hf_lm.data.text.sources import PREPARED, check_foreign_directory
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
-from hf_lm.system.files import sha256
+from hf_lm.system.files import replace_directory, sha256
 
 TOKENIZER = "tokenizer"
 
@@ -79,22 +79,15 @@ def write_prepared(
         DataError: the folder is there and is not one of ours.
     """
     check_foreign_directory(folder)
-    staging, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
-    for left in (staging, old):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for file in sorted(blocks.glob("*.arrow")):
-        shutil.copyfile(file, staging / file.name)
-    shutil.copyfile(blocks / COUNTS, staging / COUNTS)
-    tokenizer.save_pretrained(str(staging / TOKENIZER))
     cutting = {name: getattr(data, name) for name in CUTTING}
-    (staging / "README.md").write_text(card(staging, cutting), encoding="utf-8")
-    about = {"format": FORMAT, **cutting, "weights": weights, **facts, "files": hashes(staging)}
-    (staging / PREPARED).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():  # moved aside whole: a kill must not leave half of it in its place
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replace_directory(folder) as staging:
+        for file in sorted(blocks.glob("*.arrow")):
+            shutil.copyfile(file, staging / file.name)
+        shutil.copyfile(blocks / COUNTS, staging / COUNTS)
+        tokenizer.save_pretrained(str(staging / TOKENIZER))
+        (staging / "README.md").write_text(card(staging, cutting), encoding="utf-8")
+        about = {"format": FORMAT, **cutting, "weights": weights, **facts, "files": hashes(staging)}
+        (staging / PREPARED).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def card(folder: Path, cutting: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.data.text.columns import Columns
+from hf_lm.errors import one_line
 
 MAX_DOCUMENT = 256 * 2**20  # bytes; a tokenizer takes about 20 times its text in memory
 
@@ -259,7 +260,7 @@ def read_parquet(
                 yield from row_text(row, f"{path}: row {number}", columns, report)
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
-        report.problem(str(path), f"is no Parquet file: {str(error).splitlines()[0]}")
+        report.problem(str(path), f"is no Parquet file: {one_line(error)}")
 
 
 READERS = {

@@ -13,7 +13,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from hf_lm.data.text.columns import Columns, TextColumns, columns_of
 from hf_lm.data.text.documents import SPLITS, HubTexts
 from hf_lm.data.text.sources import Corpus
-from hf_lm.errors import DataError
+from hf_lm.errors import DataError, one_line
 from hf_lm.recipe import DataRecipe
 
 
@@ -83,8 +83,8 @@ def joined(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
 def unreachable(name: str, error: Exception) -> str:
     """Why a name is neither a local path nor a dataset the Hub gives."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else " ".join(str(error).split())
-    return f"{name}: not found locally (no {Path.cwd() / name}), nor on the Hub: {reason[:300]}"
+    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else one_line(error)
+    return f"{name}: not found locally (no {Path.cwd() / name}), nor on the Hub: {reason}"
 
 
 def hub_texts(data: DataRecipe, corpus: Corpus) -> tuple[HubTexts, tuple[str, ...]]:
