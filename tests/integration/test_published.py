@@ -83,6 +83,15 @@ def push(run: Path, hub: Hub, name: str = "USER/tiny", **changes: str | None) ->
     return done.returncode, done.stdout + done.stderr
 
 
+def wait_for_commit(hub: Hub, process: subprocess.Popen[bytes]) -> None:
+    """Wait up to 60 seconds until a process has sent a commit."""
+    end = time.monotonic() + 60
+    while not any("/commit/" in request for request in hub.requests):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def file_contents(folder: Path) -> dict[str, bytes]:
     """Read the files of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -298,8 +307,7 @@ def test_killed_upload_leaves_nothing_and_the_next_one_everything(run: Path, hub
     command = [sys.executable, "-m", "hf_lm.cli", "publish", str(run)]
     options = ["--set", "hub.model_id=USER/tiny"]
     process = subprocess.Popen([*command, *options], env={**os.environ, **hub.environment})
-    while not any("/commit/" in request for request in hub.requests):
-        time.sleep(0.05)
+    wait_for_commit(hub, process)
     process.kill()
     process.wait()
     assert published(hub) == set()
@@ -348,8 +356,7 @@ def test_stopped_run_does_not_wait_for_uploads_or_publish_its_model(
     process = subprocess.Popen(
         [sys.executable, "-m", "hf_lm.run", recipe], env={**os.environ, **hub.environment}
     )
-    while not any("/commit/" in request for request in hub.requests):
-        time.sleep(0.05)
+    wait_for_commit(hub, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 143
     assert published(hub) == set()
@@ -378,7 +385,7 @@ def test_reproduced_run_has_the_same_bits(
     assert tuned < first
 
 
-def test_published_recipe_cannot_choose_output_dir_or_repository(
+def test_recipe_from_the_hub_cannot_choose_output_dir_or_repository(
     write_recipe: Callable[..., Path], run_recipe: Run, tmp_path: Path, hub: Hub
 ) -> None:
     folder = hub.root / "models" / "USER" / "shared"
