@@ -2,195 +2,163 @@
 
     accelerate launch -m hf_lm.run RECIPE [--set section.key=value ...] [--check] [--fresh]
 
-`train_in` is the table of contents. Everything is imported where it is used, and the heavy
-libraries behind the checks of the recipe and its text: --help and mistakes are answered at once.
+Heavy libraries are imported where they are used, after the recipe and its text are known to be
+good: `--help` and a bad recipe are answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_lm import __version__
 from hf_lm.terminal.exit_code import run_command
-from hf_lm.workflows.check import check
-from hf_lm.workflows.stages import (
-    make_blocks,
-    make_planned,
-    prepare_libraries,
-    read_corpus,
-    read_text,
-    require,
-)
-from hf_lm.workflows.summary import run_rows
 
 if TYPE_CHECKING:
-    from hf_lm.planning.hardware import Hardware
     from hf_lm.recipe import Recipe
-    from hf_lm.run_dir.directory import RunDirectory
+    from hf_lm.workflows.train import TrainResult
 
 
 def train(
-    recipe: Recipe, *, accepted: Sequence[str] = (), force_unlock: bool = False
-) -> Mapping[str, Any]:
-    """Recipe in, metrics out; everything else lands in recipe.output_dir, held meanwhile."""
+    recipe: Recipe, *, accept_changes: Sequence[str] = (), force_unlock: bool = False
+) -> TrainResult:
+    """Run every stage of a recipe; everything is written to its output directory.
+
+    Running the same recipe again continues from the newest valid checkpoint and ends in the same
+    bits; a run that is complete is not trained again.
+
+    Args:
+        recipe: as `load_recipe` returns it.
+        accept_changes: keys such as "data.source" that may differ from the run in that directory.
+        force_unlock: take over a directory that a run on another machine seems to hold.
+
+    Returns:
+        The path of the model, its metrics on the validation set, and a sample per prompt.
+
+    Raises:
+        RecipeError: this machine cannot run the recipe.
+        DataError: the text cannot be used.
+        MismatchError: the directory holds a run of another recipe, text or tokenizer.
+        LockedError: another run holds the directory.
+        CheckpointError: there are checkpoints, and none is valid.
+        NonFiniteError: the loss or its gradient became NaN or infinite.
+        StoppedError: a signal came; a checkpoint of that step was written.
+        UploadError: the model was trained and not uploaded.
+
+    Example:
+        >>> recipe = load_recipe("recipes/small.json", overrides=["training.max_steps=200"])
+        >>> result = train(recipe)
+        >>> result.metrics["bits_per_byte"]
+    """
     from hf_lm.run_dir.directory import RunDirectory
-    from hf_lm.workflows.publish import published
+    from hf_lm.workflows import publish, stages, summary
 
-    folder = RunDirectory(recipe.folder)
-    with folder.lock(force=force_unlock) as notes, published(folder, recipe):
-        return train_in(folder, recipe, accepted, notes)
+    run_dir = RunDirectory(recipe.folder)
+    with run_dir.lock(force=force_unlock) as lock_notes:
+        publish.check_upload(recipe.hub, run_dir)  # before any work
+        changes = run_dir.check_compatible(recipe, accept_changes)
+        corpus, scan = stages.read_corpus(recipe.data)  # names every bad file, without torch
+        if run_dir.is_complete and not changes:
+            result = summary.show_complete(run_dir)
+        else:
+            stages.prepare_libraries(recipe, corpus)  # before they are imported
 
+            from hf_lm.workflows.train import RunContext, train_and_evaluate
 
-def train_in(
-    folder: RunDirectory, recipe: Recipe, accepted: Sequence[str], notes: Sequence[str]
-) -> Mapping[str, Any]:
-    """The way of the data, stage by stage."""
-    from hf_lm.recipe import warnings
-    from hf_lm.run_dir.compatibility import numerics_changes
-    from hf_lm.run_dir.directory import METRICS
-    from hf_lm.run_dir.provenance import describe_run
-    from hf_lm.terminal import console
-    from hf_lm.workflows.publish import saves
-    from hf_lm.workflows.summary import show_complete, show_end, text_rows
-
-    changed = folder.check_compatible(recipe, accepted)
-    corpus, scan = read_corpus(recipe)
-    if folder.is_complete and not changed:
-        show_complete(folder.model)
-        return folder.read(METRICS)
-    prepare_libraries(recipe, corpus)  # before they are imported
-
-    from hf_lm.model.config import Vocabulary
-    from hf_lm.tokenizer import tokenizer_hash
-    from hf_lm.workflows.train import Run, fit
-
-    machine = require_machine(recipe)
-    text, tokenizer = read_text(recipe, corpus, scan)
-    blocks = make_blocks(recipe, text, tokenizer, **machine.shard())
-    vocabulary = Vocabulary.of(tokenizer)
-    model, plan, kernels = make_planned(recipe, vocabulary, machine, blocks.counts, folder)
-    found = (machine, plan, kernels, text, blocks)
-    facts = {name: fact for stage in found for name, fact in stage.facts().items()}
-    hashes = text.content, tokenizer_hash(tokenizer, chat=recipe.data.train_on == "completion")
-    provenance = describe_run(*hashes, facts)
-    console.show_rows(
-        recipe.name,
-        [*text_rows(recipe.data, blocks.counts), *run_rows(recipe, plan, machine, kernels)],
-        notes=[
-            *warnings(recipe),
-            *(text.scan or scan).notes,
-            *notes,
-            *changed.values(),
-            *numerics_changes(folder.provenance, provenance),
-        ],
-    )
-
-    with folder.track_status(recipe, provenance, accepted), saves(folder, recipe) as upload:
-        run = Run(recipe, folder, machine, tokenizer, blocks, model, plan, kernels)
-        metrics, samples = fit(run, upload)
-    show_end(folder.model, metrics, samples, chat=run.chat)
-    return metrics
-
-
-def require_machine(recipe: Recipe) -> Hardware:
-    """This machine, which can do what the recipe asks for."""
-    from hf_lm.planning.hardware import detect_hardware
-
-    machine = detect_hardware(recipe.training)
-    require(machine.unmet_requirements)
-    return machine
+            hardware = stages.require_hardware(recipe.training)
+            text, tokenizer = stages.load_text(recipe, corpus, scan)
+            blocks = stages.load_blocks(recipe, text, tokenizer, hardware)
+            model, plan, kernels = stages.plan_and_build(
+                recipe, tokenizer, blocks.counts, hardware, run_dir
+            )
+            context = RunContext(recipe, run_dir, hardware, tokenizer, blocks, model, plan, kernels)
+            provenance = stages.describe_provenance(context, text)
+            summary.show_plan(
+                context, text.scan or scan, provenance, [*lock_notes, *changes.values()]
+            )
+            with run_dir.track_status(recipe, provenance, accept_changes):
+                result = train_and_evaluate(context)
+            summary.show_result(result, chat=context.is_chat)
+        publish.publish_if_requested(recipe, run_dir)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of a run; returns its exit code."""
-    options = argparse.ArgumentParser(
+    """Run the command line of a run and return its exit code."""
+    parser = argparse.ArgumentParser(
         prog="python -m hf_lm.run",
         description="Train or fine-tune a language model from one JSON recipe.",
     )
-    options.add_argument("--version", action="version", version=f"hf_lm {__version__}")
-    return run_command(partial(run, add_options(options).parse_args(arguments)))
+    parser.add_argument("--version", action="version", version=f"hf_lm {__version__}")
+    add_run_options(parser)
+    return run_command(partial(run_from_options, parser.parse_args(arguments)))
 
 
-def run(options: argparse.Namespace) -> None:
+def run_from_options(options: argparse.Namespace) -> None:
     """Check or train what the command line asks for."""
     from hf_lm.run_dir.directory import next_free_path
+    from hf_lm.terminal import console
+    from hf_lm.workflows.check import check
+    from hf_lm.workflows.stages import find_recipe
 
-    recipe = find_recipe(options)
+    recipe = find_recipe(options.recipe, options.overrides, pretrained=options.pretrained)
     if options.fresh:
         recipe = recipe.model_copy(update={"output_dir": str(next_free_path(recipe.folder))})
     if options.check:
-        check(recipe)
+        result = check(recipe)
+        console.show_rows(result.title, result.rows, notes=result.notes)
     else:
-        train(recipe, accepted=options.accepted, force_unlock=options.force_unlock)
+        train(recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock)
 
 
-def find_recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe of a file, or of a published model; the paths of that one start here."""
-    from hf_lm.recipe import load_recipe, make_recipe
-
-    given = {"overrides": options.overrides, "pretrained": options.pretrained}
-    if not options.recipe.startswith("hub:"):
-        return load_recipe(options.recipe, **given)
-
-    from hf_lm.hub.access import go_offline_if_unreachable
-    from hf_lm.hub.download import fetch_recipe
-    from hf_lm.terminal import console
-
-    go_offline_if_unreachable(console.show_note)
-    raw = fetch_recipe(options.recipe)
-    return make_recipe(raw, Path.cwd(), name=options.recipe, **given)
-
-
-def add_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options of a run; `hf-lm run` has the same."""
-    options.add_argument(
+def add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of a run to a parser; `hf-lm run` has the same."""
+    parser.add_argument(
         "recipe",
         metavar="RECIPE",
         help="a JSON file, see recipes/README.md; or hub:USER/MODEL, the recipe of that model",
     )
-    add_overrides(options, "override one key of the recipe; may be given many times")
-    options.add_argument(
+    add_overrides(parser, "override one key of the recipe; may be given many times")
+    parser.add_argument(
         "--from",
         dest="pretrained",
         metavar="MODEL",
-        help="fine-tune this model (a folder or Hub id) in place of the recipe's own",
+        help="fine-tune this model (a folder or Hub id) instead of the recipe's own",
     )
-    options.add_argument(
+    parser.add_argument(
         "--check", action="store_true", help="check everything, print the plan and stop"
     )
-    options.add_argument(
+    parser.add_argument(
         "--fresh", action="store_true", help="start over in a new folder; nothing is deleted"
     )
-    options.add_argument(
+    parser.add_argument(
         "--accept-change",
-        dest="accepted",
+        dest="accept_changes",
         action="append",
         default=[],
         metavar="SECTION.KEY",
-        help="continue a run although this changed; may be given many times",
+        help="continue a run although this key changed; may be given many times",
     )
-    options.add_argument(
+    parser.add_argument(
         "--force-unlock",
         action="store_true",
         help="take over a folder that a run on another machine seems to hold",
     )
-    return options
+    return parser
 
 
-def add_overrides(options: argparse.ArgumentParser, text: str) -> None:
-    """The option that overrides keys of a recipe."""
-    options.add_argument(
+def add_overrides(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add the option that overrides keys of a recipe."""
+    parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help=text,
+        help=help_text,
     )
 
 

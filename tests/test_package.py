@@ -35,7 +35,9 @@ def test_functions_fit_a_screen_and_modules_a_sitting(path: Path) -> None:
     assert text.count("\n") <= 350
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 50, node.name
+            # the docstring of a public function is a page of the manual, not code to follow
+            manual = (ast.get_docstring(node) or "").count("\n")
+            assert node.end_lineno - node.lineno - manual < 50, node.name
             assert node.returns is not None or node.name == "__init__", node.name
 
 

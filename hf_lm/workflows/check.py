@@ -1,75 +1,140 @@
-"""Validate everything that can be known without training, and print the plan."""
+"""Validate everything that can be known without training, and plan the run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from hf_lm.workflows.stages import plan_run, prepare_libraries
-from hf_lm.workflows.summary import run_rows
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hf_lm.data.text.scan import Scan
+    from hf_lm.data.text.sources import Corpus
     from hf_lm.model.config import Vocabulary
+    from hf_lm.planning.plan import Plan
     from hf_lm.recipe import Recipe
+    from hf_lm.run_dir.directory import RunDirectory
 
 
-def check(recipe: Recipe) -> None:
-    """Everything that can be known without training, and the plan; nothing is written."""
-    from hf_lm.data.estimate import sample_counts, sample_documents
+class CheckResult(NamedTuple):
+    """The plan of a run; `str()` gives the text that `--check` prints.
+
+    Attributes:
+        title: the name of the recipe.
+        plan: steps, batch sizes, memory, FLOPs and disk.
+        rows: the plan as pairs of a label and a text.
+        notes: warnings and other notes.
+        shortfalls: what the run needs and this machine lacks; they are among the notes.
+    """
+
+    title: str
+    plan: Plan
+    rows: list[tuple[str, str]]
+    notes: list[str]
+    shortfalls: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max(len(label) for label, _ in self.rows) + 2
+        lines = [self.title, *(f"{label.ljust(width)}{text}" for label, text in self.rows)]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def check(recipe: Recipe) -> CheckResult:
+    """Check a recipe, its text and this machine, and plan the run; nothing is written.
+
+    Text of up to 32 MB is tokenized whole; larger text is estimated from a sample, and Hub datasets
+    are not downloaded.
+
+    Args:
+        recipe: as `load_recipe` returns it.
+
+    Returns:
+        The plan, its text, and notes.
+
+    Raises:
+        RecipeError: the recipe cannot be run anywhere, or its upload is not allowed.
+        DataError: the text cannot be used.
+        MismatchError: the output directory holds a run of another recipe.
+
+    Example:
+        >>> print(check(load_recipe("recipes/small.json")))
+    """
+    from hf_lm.run_dir.directory import RunDirectory
+
+    run_dir = RunDirectory(recipe.folder)
+    run_dir.check_owner()
+    run_dir.check_compatible(recipe, ())
+    access_notes = check_access(recipe)
+
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
-    from hf_lm.hub.access import check_write_access
-    from hf_lm.recipe import warnings
-    from hf_lm.run_dir.directory import RunDirectory
-    from hf_lm.workflows.summary import text_rows
 
-    folder = RunDirectory(recipe.folder)
-    folder.check_owner()
-    folder.check_compatible(recipe, ())
-    access = check_write_access(recipe.hub, create=False) if recipe.hub.push != "never" else []
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus)
+    result = plan_without_training(recipe, run_dir, corpus, scan)
+    return result._replace(notes=[*access_notes, *result.notes])
 
+
+def check_access(recipe: Recipe) -> list[str]:
+    """Check that the Hub would accept the model; return notes."""
+    if recipe.hub.push == "never":
+        return []
+    from hf_lm.hub.access import check_write_access
+
+    return check_write_access(recipe.hub, create=False)
+
+
+def plan_without_training(
+    recipe: Recipe, run_dir: RunDirectory, corpus: Corpus, scan: Scan
+) -> CheckResult:
+    """Plan a run from a sample of its text."""
+    from hf_lm.data.estimate import sample_counts, sample_documents
     from hf_lm.planning.hardware import detect_hardware
-    from hf_lm.terminal import console
+    from hf_lm.recipe import warnings
     from hf_lm.tokenizer import build_tokenizer
+    from hf_lm.workflows import stages, summary
 
-    prepare_libraries(recipe, corpus)
-    machine = detect_hardware(recipe.training)
+    stages.prepare_libraries(recipe, corpus)
+    hardware = detect_hardware(recipe.training)
     sample = sample_documents(recipe.data, corpus, scan)
     default = recipe.model.pretrained or corpus.tokenizer
     tokenizer = build_tokenizer(recipe.tokenizer, sample.documents, default=default)
     counts = sample_counts(recipe.data, sample, tokenizer)
-    vocabulary = estimate_vocabulary(recipe, tokenizer, whole=sample.whole)
-    plan, kernels = plan_run(recipe, vocabulary, machine, counts)
-    lacking = folder.disk_shortfall(plan.disk)
-    missing = (*machine.unmet_requirements, *plan.unmet_requirements, *lacking)
-    rows = text_rows(recipe.data, counts, about=not sample.whole)
-    console.show_rows(
-        f"{recipe.name}: checked, nothing written",
-        [*rows, *run_rows(recipe, plan, machine, kernels)],
-        notes=[
-            *(*warnings(recipe), *access, *scan.notes, *sample.notes),
-            *(f"not on this machine: {line}" for line in missing),
+    vocabulary = estimate_vocabulary(recipe, tokenizer, is_whole=sample.whole)
+    plan, kernels = stages.plan_run(recipe, vocabulary, hardware, counts)
+    shortfalls = (
+        *hardware.unmet_requirements,
+        *plan.unmet_requirements,
+        *run_dir.disk_shortfall(plan.disk),
+    )
+    return CheckResult(
+        title=f"{recipe.name}: checked, nothing written",
+        plan=plan,
+        rows=[
+            *summary.text_rows(recipe.data, counts, is_estimate=not sample.whole),
+            *summary.run_rows(recipe, plan, hardware, kernels),
         ],
+        notes=[
+            *(*warnings(recipe), *scan.notes, *sample.notes),
+            *(f"not on this machine: {line}" for line in shortfalls),
+        ],
+        shortfalls=shortfalls,
     )
 
 
 def estimate_vocabulary(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, whole: bool
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, is_whole: bool
 ) -> Vocabulary:
-    """The vocabulary that training on all text will give.
+    """Estimate the vocabulary that training on all text will give.
 
     Args:
         recipe: how the tokenizer is made.
         tokenizer: made from a sample of the text.
-        whole: whether the sample is all text.
+        is_whole: whether the sample is all text.
     """
     from hf_lm.model.config import Vocabulary
     from hf_lm.tokenizer import bpe_size, trains_bpe
 
     vocabulary = Vocabulary.of(tokenizer)
-    if not whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):
+    if not is_whole and trains_bpe(recipe.tokenizer, default=recipe.model.pretrained):
         return vocabulary._replace(size=bpe_size(recipe.tokenizer))
     return vocabulary

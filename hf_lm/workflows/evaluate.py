@@ -1,18 +1,13 @@
-"""Evaluate a finished model, or let it write.
-
-The sub-commands of `hf-lm` that need no run, each one stage; what is heavy is imported in them.
-"""
+"""Evaluate a finished model, or generate text with it."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm.errors import DataError
-from hf_lm.workflows.stages import check_model_path, load, reach_hub
+from hf_lm.workflows.stages import check_model_path, load_model, reach_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,115 +16,149 @@ if TYPE_CHECKING:
     from hf_lm.data.text.sources import Corpus
     from hf_lm.recipe import Recipe
 
-
 LONGEST_BLOCK = 1024  # tokens of context to evaluate with, unless the model has fewer
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    """Print loss, perplexity, accuracy and bits per byte of a model."""
+def evaluate(
+    model: str | Path, *, source: str | Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, float]:
+    """Compute loss, perplexity, accuracy and bits per byte of a model.
+
+    Args:
+        model: a directory or a Hub id.
+        source: text, as `data.source` of a recipe; without it, the validation set of the run that
+            the model directory belongs to.
+        overrides: keys of the data or evaluation section, such as "data.text_column=body".
+
+    Returns:
+        loss (nats per token), perplexity, accuracy, bits_per_byte, loss_stderr, tokens and bytes.
+
+    Raises:
+        RecipeError: there is no such model, or an override is wrong.
+        DataError: the text cannot be used, or there is no run around the model.
+
+    Example:
+        >>> evaluate("runs/small/model", source="README.md")["bits_per_byte"]
+    """
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
 
-    check_model_path(given.model)
-    recipe = evaluated_recipe(given)
+    name = str(model)
+    check_model_path(name)
+    recipe = find_evaluation_recipe(name, source, overrides)
     corpus = find_corpus(recipe.data)
-    scan = scan_documents(recipe.data, corpus, whole=bool(given.source))
+    scan = scan_documents(recipe.data, corpus, whole=source is not None)
     if not corpus.local:
         reach_hub()
-    model, tokenizer = load(given.model)
+    network, tokenizer = load_model(name)
     if recipe.tokenizer.chat_template:
         tokenizer.chat_template = recipe.tokenizer.chat_template
 
     from hf_lm.data.collator import make_collate
-    from hf_lm.evaluation.evaluate import evaluate as evaluate_model
+    from hf_lm.evaluation import evaluate as evaluation
     from hf_lm.evaluation.generate import context_length
-    from hf_lm.evaluation.metrics import metric_rows
-    from hf_lm.terminal import console
     from hf_lm.tokenizer import token_bytes
 
-    data = recipe.data
-    if given.source and not any(key.startswith("data.block_size=") for key in given.overrides):
-        size = min(context_length(model), LONGEST_BLOCK)
-        data = data.model_copy(update={"block_size": size})
-    recipe = recipe.model_copy(update={"data": data})
-    metrics = evaluate_model(
-        model,
-        evaluated_blocks(recipe, corpus, scan, tokenizer, whole=bool(given.source)),
+    if source is not None and "block_size" not in recipe.data.model_fields_set:
+        size = min(context_length(network), LONGEST_BLOCK)
+        data = recipe.data.model_copy(update={"block_size": size})
+        recipe = recipe.model_copy(update={"data": data})
+    return evaluation.evaluate(
+        network,
+        load_evaluation_blocks(recipe, corpus, scan, tokenizer, is_whole=source is not None),
         recipe.evaluation,
-        collate=make_collate(data, tokenizer, split="validation"),
+        collate=make_collate(recipe.data, tokenizer, split="validation"),
         token_bytes=token_bytes(tokenizer),
     )
-    if given.json:
-        sys.stdout.write(json.dumps(metrics) + "\n")
-    else:
-        console.show_rows(given.model, metric_rows(metrics))
 
 
-def evaluated_blocks(
-    recipe: Recipe, corpus: Corpus, scan: Scan, tokenizer: PreTrainedTokenizerBase, *, whole: bool
+def load_evaluation_blocks(
+    recipe: Recipe,
+    corpus: Corpus,
+    scan: Scan,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_whole: bool,
 ) -> Any:
-    """The blocks of a whole text, or those that its run held out of it."""
+    """Load the blocks of a whole text, or those of the validation set of a run."""
     from hf_lm.data.load import load_blocks, load_documents, text_blocks
 
-    if whole:
+    if is_whole:
         return text_blocks(recipe.data, corpus, tokenizer)
     text = load_documents(recipe.data, corpus, scan)
-    options = {"seed": recipe.seed, "num_validation_blocks": recipe.evaluation.max_blocks}
-    return load_blocks(recipe.data, text, tokenizer, **options).splits["validation"]
+    blocks = load_blocks(
+        recipe.data,
+        text,
+        tokenizer,
+        seed=recipe.seed,
+        num_validation_blocks=recipe.evaluation.max_blocks,
+    )
+    return blocks.splits["validation"]
 
 
-def evaluated_recipe(given: argparse.Namespace) -> Recipe:
-    """The recipe of the run the model came from, or one around `--source`.
+def find_evaluation_recipe(
+    model: str, source: str | Path | None, overrides: Sequence[str]
+) -> Recipe:
+    """Load the recipe of the run that a model belongs to, or make one around a source.
 
     Raises:
-        DataError: neither is there.
+        DataError: there is no source, and no run around the model.
     """
     from hf_lm.recipe import load_recipe, make_recipe
 
-    if given.source:
-        data = {"source": given.source, "deduplicate": False}
-        tokenizer = {"pretrained": given.model}
-        raw = {"data": data, "tokenizer": tokenizer, "training": {"max_steps": 1}}
-        return make_recipe(raw, Path.cwd(), name="--source", overrides=given.overrides)
-    own = Path(given.model).parent / "recipe.json"
-    if not own.is_file():
-        raise DataError(f"{given.model}: no run around it (no {own}); name the text with --source")
-    return load_recipe(own, overrides=given.overrides)
+    if source is not None:
+        raw: dict[str, Any] = {
+            "data": {"source": str(source), "deduplicate": False},
+            "tokenizer": {"pretrained": model},
+            "training": {"max_steps": 1},
+        }
+        return make_recipe(raw, Path.cwd(), name="--source", overrides=overrides)
+    path = Path(model).parent / "recipe.json"
+    if not path.is_file():
+        raise DataError(f"{model}: no run around it (no {path}); name the text with --source")
+    return load_recipe(path, overrides=overrides)
 
 
-def generate(given: argparse.Namespace) -> None:
-    """Print each prompt with what the model adds to it."""
-    check_model_path(given.model)
-    model, tokenizer = load(given.model)
+def generate(
+    model: str | Path,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    seed: int = 0,
+    chat: bool = False,
+) -> list[str]:
+    """Generate a continuation of each prompt.
+
+    Args:
+        model: a directory or a Hub id.
+        prompts: the texts to continue; an empty one begins a document.
+        max_new_tokens: tokens to add to each.
+        temperature: 0 takes the likeliest token.
+        seed: the same seed gives the same text.
+        chat: answer each prompt as a user's message, by the model's chat template.
+
+    Returns:
+        What the model adds to each prompt.
+
+    Raises:
+        RecipeError: there is no such model, or it cannot encode a prompt.
+
+    Example:
+        >>> generate("runs/small/model", ["def "], max_new_tokens=40)
+    """
+    check_model_path(str(model))
+    network, tokenizer = load_model(str(model))
 
     from hf_lm.evaluation.generate import generate_samples
 
-    written = generate_samples(
-        model,
+    samples = generate_samples(
+        network,
         tokenizer,
-        given.prompt or [""],
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        seed=given.seed,
-        chat=given.chat,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        chat=chat,
     )
-    between = "\n" if given.chat else ""
-    for piece in written:
-        sys.stdout.write(f"{piece['prompt']}{between}{piece['text']}\n")
-
-
-def export(given: argparse.Namespace) -> None:
-    """Write a model for another runtime."""
-    check_model_path(given.model)
-
-    from hf_lm.export.onnx import check_export, export_onnx
-    from hf_lm.terminal import console
-
-    check_export(given.output)
-    model, tokenizer = load(given.model, device="cpu")
-    difference = export_onnx(model, tokenizer, given.output)
-    rows = [
-        ("onnx", console.short(given.output.absolute())),
-        ("logits", f"within {difference:.1e} of the largest, on ONNX Runtime"),
-    ]
-    console.show_rows(given.model, rows)
+    return [sample["text"] for sample in samples]

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_lm.errors import DataError, RecipeError
-from hf_lm.workflows.stages import prepare_libraries, read_text
+from hf_lm.workflows.stages import load_text, prepare_libraries
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from hf_lm.recipe import Recipe
 
 
-def prepare(given: argparse.Namespace) -> None:
-    """Write the blocks of a recipe to a folder that other recipes, and other people, can train on.
+def prepare(recipe: Recipe, output: str | Path, *, push: str | None = None) -> str | None:
+    """Write the blocks of a recipe to a directory that other recipes can train on.
+
+    Args:
+        recipe: as `load_recipe` returns it.
+        output: the directory, to be named as `data.source`.
+        push: a private Hub dataset to upload the directory to, as USER/NAME.
+
+    Returns:
+        The address of the upload, if there was one.
 
     Raises:
-        RecipeError: the text cannot be prepared, because it is a stream or blocks already.
-        DataError: the folder is somebody else's.
+        RecipeError: the text cannot be prepared, because it is a stream or is prepared already.
+        DataError: the directory holds something else, or the upload failed.
     """
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import check_foreign_directory, find_corpus
-    from hf_lm.recipe import load_recipe
     from hf_lm.terminal import console
 
-    recipe = load_recipe(given.recipe, overrides=given.overrides)
     if recipe.data.streaming:
-        raise RecipeError("data.streaming = true: a stream is not prepared; set it to false")
-    folder = Path(given.output).resolve()
-    check_foreign_directory(folder)
+        raise RecipeError("data.streaming = true: a stream cannot be prepared; set it to false")
+    directory = Path(output).resolve()
+    check_foreign_directory(directory)
     corpus = find_corpus(recipe.data)
     if corpus.prepared:
         raise RecipeError(f"data.source = {json.dumps(recipe.data.source)}: is prepared already")
@@ -36,40 +46,49 @@ def prepare(given: argparse.Namespace) -> None:
 
     from hf_lm.data.load import write_blocks
 
-    text, tokenizer = read_text(recipe, corpus, scan)
+    text, tokenizer = load_text(recipe, corpus, scan)
     with console.preparing("tokenize", text.size) as report:
-        write_blocks(recipe.data, text, tokenizer, folder, report=report)
-    rows = [("blocks", console.short(folder)), ("train on it", f'"data": {{"source": "{folder}"}}')]
-    if given.push:
-        rows.append(("dataset", push_prepared(folder, given.push)))
+        write_blocks(recipe.data, text, tokenizer, directory, report=report)
+    rows = [
+        ("blocks", console.short(directory)),
+        ("train on it", f'"data": {{"source": "{directory}"}}'),
+    ]
+    url = push_prepared(directory, push) if push else None
+    if url:
+        rows.append(("dataset", url))
     console.show_rows(f"{recipe.name}: prepared", rows, notes=scan.notes)
+    return url
 
 
-def cache(given: argparse.Namespace) -> None:
-    """Show the prepared text that is kept, or remove what was not used for some days."""
+def show_cache(*, prune_days: float | None = None) -> None:
+    """Show the prepared data in the cache, after deleting what was not used for some days.
+
+    Args:
+        prune_days: delete entries that were not used for so many days; 0 deletes all.
+    """
     from hf_lm.data.cache import cache_root, entries, prune
     from hf_lm.terminal import console
 
-    removed = prune(given.prune) if given.prune is not None else 0
-    kept = entries()
+    removed = prune(prune_days) if prune_days is not None else 0
+    remaining = entries()
     rows = [
         (
             f"{entry.kind} {entry.key[:8]}",
             f"{entry.size / 1e6:,.1f} MB, used {entry.age:.1f} days ago",
         )
-        for entry in kept
+        for entry in remaining
     ]
-    total = f"{sum(entry.size for entry in kept) / 1e6:,.1f} MB in {cache_root()}"
-    if given.prune is not None:
+    total = f"{sum(entry.size for entry in remaining) / 1e6:,.1f} MB in {cache_root()}"
+    if prune_days is not None:
         total += f"; {removed / 1e6:,.1f} MB removed"
     console.show_rows("prepared text", [*rows, ("all", total)])
 
 
-def push_prepared(folder: Path, name: str) -> str:
-    """Upload a prepared folder as a private dataset; its address.
+def push_prepared(directory: Path, name: str) -> str:
+    """Upload a prepared directory as a private dataset and return the address of the commit.
 
     Raises:
-        DataError: the Hub refuses.
+        DataError: the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -77,21 +96,21 @@ def push_prepared(folder: Path, name: str) -> str:
 
     api = HfApi()
 
-    def upload() -> Any:
-        """One commit of all of it."""
+    def upload() -> CommitInfo:
+        """Upload everything in one commit."""
         api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
         return api.upload_folder(
             repo_id=name,
             repo_type="dataset",
-            folder_path=str(folder),
+            folder_path=str(directory),
             commit_message="Blocks prepared by hf_lm",
         )
 
     try:
-        done = retry(upload, deadline=DEADLINE)
-    except Exception as error:  # HTTP errors, connections, offline mode, a name that is none
+        commit = retry(upload, deadline=DEADLINE)
+    except Exception as error:  # HTTP errors, connection errors, offline mode, an invalid name
         raise DataError(
-            f"{name}: not uploaded: {safe_error_message(error)}; the blocks are in {folder}, and "
-            f"`hf upload --repo-type dataset {name} {folder}` tries again"
+            f"{name}: not uploaded: {safe_error_message(error)}; the blocks are in {directory}, "
+            f"and `hf upload --repo-type dataset {name} {directory}` tries again"
         ) from None
-    return str(done.commit_url)
+    return str(commit.commit_url)

@@ -3,63 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lm.errors import RecipeError
-from hf_lm.hub.download import PREFIX, fetch_file
+from hf_lm.hub.access import go_offline_if_unreachable
+from hf_lm.hub.download import PREFIX, fetch_file, fetch_recipe
+from hf_lm.recipe import Recipe, make_recipe
 from hf_lm.run_dir.compatibility import CONTENT, NUMERICS_KEYS, flatten
 from hf_lm.run_dir.directory import METRICS, PROVENANCE, RECIPE, RunDirectory
 from hf_lm.system.files import sha256
+from hf_lm.terminal import console
 
 MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
 
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
-
-
-CAUSES = {*CONTENT, *CONTENT.values(), *NUMERICS_KEYS, "commits", "hf_lm"}  # of another result
+# Fields of provenance.json that may explain another result.
+CAUSES = {*CONTENT, *CONTENT.values(), *NUMERICS_KEYS, "commits", "hf_lm"}
 
 
 class Published(NamedTuple):
-    """What a published model says of the run that made it."""
+    """The results of a published model, as its files say.
+
+    Attributes:
+        metrics: its metrics.json.
+        provenance: its provenance.json.
+        weights: the name of its weights file.
+        digest: the SHA-256 of that file.
+    """
 
     metrics: Mapping[str, float]
     provenance: Mapping[str, Any]
-    weights: str  # the file of that name
-    digest: str  # its SHA-256
+    weights: str
+    digest: str
 
     @classmethod
-    def of(cls, name: str) -> Published:
-        """That of `hub:USER/MODEL[@REVISION]`.
+    def fetch(cls, name: str) -> Published:
+        """Fetch the results of `hub:USER/MODEL[@REVISION]`.
 
         Raises:
-            RecipeError: it is none, or was published before its training ended.
+            RecipeError: there is no such model, or it was published before its training ended.
         """
         if not name.startswith(PREFIX):
-            raise RecipeError(f"{name}: is no published model; name one as hub:USER/MODEL")
-        metrics, provenance = (
+            raise RecipeError(f"{name}: is not a published model; name one as hub:USER/MODEL")
+        go_offline_if_unreachable(console.show_note)
+        metrics, provenance, recipe = (
             json.loads(fetch_file(name, file).read_text(encoding="utf-8"))
-            for file in (METRICS, PROVENANCE)
+            for file in (METRICS, PROVENANCE, RECIPE)
         )
-        model = json.loads(fetch_file(name, RECIPE).read_text(encoding="utf-8"))["model"]
-        weights = ADAPTER if model["lora"] and not model["lora"]["merge"] else WEIGHTS
+        lora = recipe["model"]["lora"]
+        weights = ADAPTER if lora and not lora["merge"] else WEIGHTS
         return cls(metrics, provenance, weights, sha256(fetch_file(name, weights)))
 
 
-def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """A published model beside the one of a run.
+def reproduction_recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a published model, with an output directory beside that of the original."""
+    raw = fetch_recipe(name)
+    raw["output_dir"] = str(Path.cwd() / "runs" / f"{raw['name']}-reproduced")
+    return make_recipe(raw, Path.cwd(), name=name, overrides=overrides)
+
+
+def compare(published: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Compare a published model with the model of a run.
 
     Returns:
-        Rows of a name and both results, and what in text, versions or machine is another.
+        Rows of a name and both results, and notes on differences in data, versions or machine.
     """
-    folder = RunDirectory(run)
-    here = folder.read(METRICS)
-    rows = [(name, beside(float(there.metrics[name]), float(here[name]))) for name in MEASURED]
-    same = there.digest == sha256(folder.model / there.weights)
-    rows.append(("weights", "the same bits" if same else "other bits"))
-    old, new = flatten(there.provenance), flatten(folder.provenance)
+    run_dir = RunDirectory(run)
+    metrics = run_dir.read(METRICS)
+    rows = [
+        (name, compare_metric(float(published.metrics[name]), float(metrics[name])))
+        for name in MEASURED
+    ]
+    is_same = published.digest == sha256(run_dir.model / published.weights)
+    rows.append(("weights", "the same bits" if is_same else "other bits"))
+    old, new = flatten(published.provenance), flatten(run_dir.provenance)
     notes = [
         f"{key} was {old.get(key)}, is {new.get(key)} here"
         for key in sorted({*old, *new})
@@ -68,7 +88,7 @@ def compare(there: Published, run: Path) -> tuple[list[tuple[str, str]], list[st
     return rows, notes
 
 
-def beside(there: float, here: float) -> str:
-    """Two results, and how far they are apart."""
-    apart = "equal" if there == here else f"{abs(here - there):.2g} apart"
-    return f"{there:.6g} published, {here:.6g} here: {apart}"
+def compare_metric(published: float, here: float) -> str:
+    """Format two results and the difference between them."""
+    difference = "equal" if published == here else f"{abs(here - published):.2g} apart"
+    return f"{published:.6g} published, {here:.6g} here: {difference}"

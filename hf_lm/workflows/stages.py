@@ -1,4 +1,8 @@
-"""Call each stage with its own recipe section."""
+"""Call each stage with its own recipe section.
+
+The modules of the stages are imported inside the functions, so that a bad recipe or text is
+reported before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from hf_lm.terminal.streams import SafeStream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_lm.data.blocks.dataset import Blocks
+    from hf_lm.data.blocks.dataset import Blocks, SplitCounts
     from hf_lm.data.load import LoadedText
     from hf_lm.data.text.scan import Scan
     from hf_lm.data.text.sources import Corpus
@@ -20,41 +24,77 @@ if TYPE_CHECKING:
     from hf_lm.planning.hardware import Hardware
     from hf_lm.planning.kernels import Kernels
     from hf_lm.planning.plan import Plan
-    from hf_lm.recipe import Recipe
+    from hf_lm.recipe import DataRecipe, Recipe, TrainingRecipe
     from hf_lm.run_dir.directory import RunDirectory
+    from hf_lm.workflows.train import RunContext
 
 
-def read_corpus(recipe: Recipe) -> tuple[Corpus, Scan]:
-    """The sources of the recipe, read once to find what cannot be trained on."""
+def find_recipe(name: str, overrides: Sequence[str], *, pretrained: str | None = None) -> Recipe:
+    """Load the recipe of a file, or of a published model given as `hub:USER/MODEL[@REVISION]`.
+
+    The relative paths of a published recipe start in the current directory.
+
+    Raises:
+        RecipeError: the recipe cannot be found, or something in it is wrong.
+    """
+    from hf_lm.recipe import load_recipe, make_recipe
+
+    if not name.startswith("hub:"):
+        return load_recipe(name, overrides=overrides, pretrained=pretrained)
+
+    from hf_lm.hub.access import go_offline_if_unreachable
+    from hf_lm.hub.download import fetch_recipe
+    from hf_lm.terminal import console
+
+    go_offline_if_unreachable(console.show_note)
+    raw = fetch_recipe(name)
+    return make_recipe(raw, Path.cwd(), name=name, overrides=overrides, pretrained=pretrained)
+
+
+def read_corpus(data: DataRecipe) -> tuple[Corpus, Scan]:
+    """Resolve the sources and read them once, to report everything that cannot be trained on."""
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
     from hf_lm.terminal import console
 
-    corpus = find_corpus(recipe.data)
+    corpus = find_corpus(data)
     with console.preparing("read", corpus.size) as report:
-        return corpus, scan_documents(recipe.data, corpus, keep=True, report=report)
+        return corpus, scan_documents(data, corpus, keep=True, report=report)
 
 
 def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
-    """Make them quiet; where the recipe names something on the Hub, find out whether it answers.
+    """Quiet the libraries, and go offline if the recipe needs a Hub that cannot be reached.
 
-    A run that is published has found that out already, and needs it again.
+    A recipe with an upload has already checked the Hub and needs it at the end.
     """
     from hf_lm.terminal import console
 
     console.quiet_libraries()
     names = (recipe.model.pretrained, recipe.tokenizer.pretrained)
-    named = any(name and not Path(name).is_absolute() for name in names)
-    if recipe.hub.push == "never" and (named or not corpus.local):
+    has_hub_names = any(name and not Path(name).is_absolute() for name in names)
+    if recipe.hub.push == "never" and (has_hub_names or not corpus.local):
         from hf_lm.hub.access import go_offline_if_unreachable
 
         go_offline_if_unreachable(console.show_note)
 
 
-def read_text(
+def require_hardware(training: TrainingRecipe) -> Hardware:
+    """Detect this machine's hardware.
+
+    Raises:
+        RecipeError: it lacks something that the recipe asks for.
+    """
+    from hf_lm.planning.hardware import detect_hardware
+
+    hardware = detect_hardware(training)
+    require(hardware.unmet_requirements)
+    return hardware
+
+
+def load_text(
     recipe: Recipe, corpus: Corpus, scan: Scan
 ) -> tuple[LoadedText, PreTrainedTokenizerBase]:
-    """The documents of the recipe and the tokenizer for them."""
+    """Load the documents of the recipe and the tokenizer for them."""
     from hf_lm.data.load import load_documents
     from hf_lm.tokenizer import build_tokenizer
 
@@ -63,32 +103,32 @@ def read_text(
     return text, build_tokenizer(recipe.tokenizer, text.documents, default=default)
 
 
-def make_blocks(
-    recipe: Recipe, text: LoadedText, tokenizer: PreTrainedTokenizerBase, **place: int
+def load_blocks(
+    recipe: Recipe, text: LoadedText, tokenizer: PreTrainedTokenizerBase, hardware: Hardware
 ) -> Blocks:
-    """The blocks of those documents, with a bar for whoever waits while they are prepared."""
-    from hf_lm.data.load import load_blocks
+    """Load the blocks of the documents, with a progress bar while they are prepared."""
+    from hf_lm.data import load
     from hf_lm.data.streaming.blocks import StreamShard
     from hf_lm.terminal import console
 
-    shard = StreamShard(**place, threads=max(1, recipe.training.dataloader_num_workers))
+    threads = max(1, recipe.training.dataloader_num_workers)
     with console.preparing("tokenize", text.size) as report:
-        return load_blocks(
+        return load.load_blocks(
             recipe.data,
             text,
             tokenizer,
             seed=recipe.seed,
             num_validation_blocks=recipe.evaluation.max_blocks,
-            shard=shard,
+            shard=StreamShard(**hardware.shard(), threads=threads),
             report=report,
         )
 
 
-def make_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTrainedModel:
-    """The network the recipe describes, for its blocks."""
-    from hf_lm.model.build import build_model
+def build_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTrainedModel:
+    """Build or load the model that the recipe describes."""
+    from hf_lm.model import build
 
-    return build_model(
+    return build.build_model(
         recipe.model,
         vocabulary,
         block_size=recipe.data.block_size,
@@ -99,59 +139,68 @@ def make_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTra
 
 
 def plan_run(
-    recipe: Recipe, vocabulary: Vocabulary, machine: Hardware, counts: Mapping[str, Any]
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    hardware: Hardware,
+    counts: Mapping[str, SplitCounts],
 ) -> tuple[Plan, Kernels]:
-    """What the run will do on this machine and how, from a network without weights."""
+    """Plan the run on this machine from a model without weights."""
     from hf_lm.planning.costs import describe_model
     from hf_lm.planning.kernels import choose_kernels
     from hf_lm.planning.plan import make_plan
 
-    model = make_model(recipe, vocabulary, meta=True)
+    model = build_model(recipe, vocabulary, meta=True)
     plan = make_plan(
         recipe.training,
         describe_model(model),
         block_size=recipe.data.block_size,
         train_blocks=counts["train"].blocks if "train" in counts else None,
-        world_size=machine.world_size,
-        memory=machine.memory,
+        world_size=hardware.world_size,
+        memory=hardware.memory,
     )
     kernels = choose_kernels(
         recipe,
-        device=machine.device,
-        precision=machine.precision,
+        device=hardware.device,
+        precision=hardware.precision,
         model_type=model.config.model_type,
         flops=plan.flops,
     )
     return plan, kernels
 
 
-def make_planned(
+def plan_and_build(
     recipe: Recipe,
-    vocabulary: Vocabulary,
-    machine: Hardware,
-    counts: Mapping[str, Any],
-    folder: RunDirectory,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Mapping[str, SplitCounts],
+    hardware: Hardware,
+    run_dir: RunDirectory,
 ) -> tuple[PreTrainedModel, Plan, Kernels]:
-    """The network, and the plan with a number for the micro-batch "auto".
+    """Plan the run, build the model, and choose the micro-batch size where it is "auto".
 
-    A GPU is tried; of a CPU the estimate is taken. Rounding depends on the number, so a continued
-    run keeps the one its folder has, whatever else fills the memory by now.
+    A GPU is tried; on a CPU the estimate is used. Rounding depends on the size, so a resumed run
+    keeps the one in its directory, whatever else fills the memory by now.
+
+    Raises:
+        RecipeError: memory or disk is too small.
     """
-    plan, kernels = plan_run(recipe, vocabulary, machine, counts)
-    require((*plan.unmet_requirements, *folder.disk_shortfall(plan.disk)))
-    model = make_model(recipe, vocabulary, attention=kernels.attention)
+    from hf_lm.model.config import Vocabulary
+
+    vocabulary = Vocabulary.of(tokenizer)
+    plan, kernels = plan_run(recipe, vocabulary, hardware, counts)
+    require((*plan.unmet_requirements, *run_dir.disk_shortfall(plan.disk)))
+    model = build_model(recipe, vocabulary, attention=kernels.attention)
     if recipe.training.micro_batch_size != "auto":
         return model, plan, kernels
-    if folder.micro_batch_size in plan.micro_batch_sizes:
-        plan = plan.with_micro_batch_size(folder.micro_batch_size)
-    elif machine.device == "cuda":
+    if run_dir.micro_batch_size in plan.micro_batch_sizes:
+        plan = plan.with_micro_batch_size(run_dir.micro_batch_size)
+    elif hardware.device == "cuda":
         from hf_lm.planning.micro_batch import find_micro_batch
 
         size = find_micro_batch(
             model,
             plan.micro_batch_sizes,
             block_size=plan.block_size,
-            dtype=machine.dtype,
+            dtype=hardware.dtype,
             other_memory=plan.other_memory,
             activation_checkpointing=plan.activation_checkpointing,
         )
@@ -159,29 +208,55 @@ def make_planned(
     return model, plan, kernels
 
 
-def require(missing: Sequence[str]) -> None:
-    """End a run that its machine cannot do; a check, which may be of a run elsewhere, says it."""
-    if missing:
-        raise RecipeError(missing)
+def describe_provenance(context: RunContext, text: LoadedText) -> dict[str, Any]:
+    """What the weights depend on: the fields of provenance.json."""
+    from hf_lm.run_dir.provenance import describe_run
+    from hf_lm.tokenizer import tokenizer_hash
+
+    described = (context.hardware, context.plan, context.kernels, text, context.blocks)
+    is_chat = context.recipe.data.train_on == "completion"
+    return describe_run(
+        text.content,
+        tokenizer_hash(context.tokenizer, chat=is_chat),
+        {key: value for stage in described for key, value in stage.facts().items()},
+    )
+
+
+def require(unmet_requirements: Sequence[str]) -> None:
+    """Raise for requirements that this machine does not meet.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    if unmet_requirements:
+        raise RecipeError(unmet_requirements)
 
 
 def check_model_path(name: str) -> None:
-    """Refuse a model that is plainly a path, and not there, before anything is loaded."""
+    """Check that a model given as a path exists, before anything is imported.
+
+    Raises:
+        RecipeError: the name is plainly a path, and there is no such directory.
+    """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise RecipeError(f"{name}: no such folder (current folder: {Path.cwd()})")
 
 
 def reach_hub() -> None:
-    """Find out whether the Hub answers; what is said of it is not in the way of what is printed."""
+    """Go offline if the Hub cannot be reached; the note goes to stderr, not into the output."""
     from hf_lm.hub.access import go_offline_if_unreachable
 
     go_offline_if_unreachable(lambda note: SafeStream("stderr").write(f"note: {note}\n"))
 
 
-def load(
+def load_model(
     name: str, *, device: Literal["auto", "cpu"] = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with its tokenizer, in fp32; on the GPU if there is one and may be.
+    """Load a model in fp32 with its tokenizer.
+
+    Args:
+        name: a directory or a Hub id.
+        device: "auto" uses a GPU if there is one.
 
     Raises:
         RecipeError: there is no such model.
@@ -195,6 +270,6 @@ def load(
     console.quiet_libraries()
     if not Path(name).is_dir():
         reach_hub()
-    machine = detect_hardware(TrainingRecipe(device=device))
+    hardware = detect_hardware(TrainingRecipe(device=device))
     tokenizer = load_tokenizer(name)
-    return load_pretrained(name).to(machine.device), tokenizer
+    return load_pretrained(name).to(hardware.device), tokenizer

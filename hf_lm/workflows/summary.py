@@ -4,106 +4,133 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from hf_lm.evaluation.metrics import metric_rows
-from hf_lm.recipe import DataRecipe, Recipe, TrainingRecipe, count_steps
+from hf_lm.recipe import DataRecipe, Recipe, TrainingRecipe, count_steps, warnings
+from hf_lm.run_dir.compatibility import numerics_changes
+from hf_lm.run_dir.directory import METRICS, RunDirectory, TrainResult
 from hf_lm.terminal import console
 from hf_lm.terminal.console import duration, short, show_rows
 
 if TYPE_CHECKING:
     from hf_lm.data.blocks.dataset import SplitCounts
+    from hf_lm.data.text.scan import Scan
     from hf_lm.planning.hardware import Hardware
     from hf_lm.planning.kernels import Kernels
     from hf_lm.planning.plan import Plan
-    from hf_lm.recipe import Recipe
+    from hf_lm.workflows.train import RunContext
+
+Row = tuple[str, str]  # a label and a text
 
 
-def run_rows(
-    recipe: Recipe, plan: Plan, machine: Hardware, kernels: Kernels
-) -> list[tuple[str, str]]:
-    """The lines of the plan about the run; those about its text go before them."""
-    rates = rate_row(recipe.training, plan.max_steps)
-    return [*plan.rows(), rates, *machine.rows(), *kernels.rows()]
-
-
-def show_samples(samples: Sequence[Mapping[str, str]], *, chat: bool) -> None:
-    """What the model writes, prompts in bold; an answer on a line of its own."""
-    between = "\n" if chat else ""
-    for sample in samples:
-        console.console.print(Text("sample", style="bold cyan"))
-        console.console.print(Text.assemble((sample["prompt"], "bold"), between, sample["text"]))
-        console.console.print()
-
-
-def show_end(
-    model: Path,
-    metrics: Mapping[str, Any],
-    samples: Sequence[Mapping[str, str]],
-    *,
-    chat: bool = False,
+def show_plan(
+    context: RunContext, scan: Scan, provenance: Mapping[str, Any], notes: Sequence[str]
 ) -> None:
-    """The result of a run, and what to do with it."""
-    console.console.print()
-    show_samples(samples, chat=chat)
-    seconds, speed = metrics["train_seconds"], metrics["tokens_per_second"]
-    name = short(model)
-    where = shlex.quote(name)
-    prompt = next((s["prompt"] for s in samples if s["prompt"]), "Once upon a time")
+    """Show what a run will do, with warnings and notes.
+
+    Args:
+        context: the run.
+        scan: what was found in its text.
+        provenance: what its weights depend on, compared with the run in the same directory.
+        notes: other notes.
+    """
+    recipe = context.recipe
     show_rows(
-        "done",
+        recipe.name,
         [
-            *metric_rows(metrics),
-            (
-                "training",
-                f"{metrics['train_tokens']:,} tokens in {duration(seconds)}, {speed:,.0f} a second",
-            ),
-            ("model", name),
-            (
-                "write with it",
-                f"hf-lm generate {where}{' --chat' * chat} --prompt {shlex.quote(prompt)}",
-            ),
-            ("measure it", f"hf-lm evaluate {where} --source YOUR_TEXT"),
-            ("in Python", f'AutoModelForCausalLM.from_pretrained("{name}")'),
+            *text_rows(recipe.data, context.blocks.counts),
+            *run_rows(recipe, context.plan, context.hardware, context.kernels),
+        ],
+        notes=[
+            *(*warnings(recipe), *scan.notes, *notes),
+            *numerics_changes(context.run_dir.provenance, provenance),
         ],
     )
 
 
-def show_complete(model: Path) -> None:
-    """The same command again, after a run that is done."""
-    console.console.print(f"already complete: {short(model)}; start anew with --fresh")
+def show_result(result: TrainResult, *, chat: bool) -> None:
+    """Show the samples and metrics of a finished run, and the commands that use the model."""
+    console.console.print()
+    show_samples(result.samples, chat=chat)
+    metrics = result.metrics
+    path = short(result.model_path)
+    quoted = shlex.quote(path)
+    prompt = next((s["prompt"] for s in result.samples if s["prompt"]), "Once upon a time")
+    options = f"{' --chat' * chat} --prompt {shlex.quote(prompt)}"
+    training = (
+        f"{metrics['train_tokens']:,} tokens in {duration(metrics['train_seconds'])}, "
+        f"{metrics['tokens_per_second']:,.0f} tokens per second"
+    )
+    show_rows(
+        "done",
+        [
+            *metric_rows(metrics),
+            ("training", training),
+            ("model", path),
+            ("generate", f"hf-lm generate {quoted}{options}"),
+            ("evaluate", f"hf-lm evaluate {quoted} --source YOUR_TEXT"),
+            ("in Python", f'AutoModelForCausalLM.from_pretrained("{path}")'),
+        ],
+    )
+
+
+def show_samples(samples: Sequence[Mapping[str, str]], *, chat: bool) -> None:
+    """Show each prompt in bold with what the model adds; an answer starts on a new line."""
+    separator = "\n" if chat else ""
+    for sample in samples:
+        console.console.print(Text("sample", style="bold cyan"))
+        console.console.print(Text.assemble((sample["prompt"], "bold"), separator, sample["text"]))
+        console.console.print()
+
+
+def show_complete(run_dir: RunDirectory) -> TrainResult:
+    """Say that a run is complete already, and return its result."""
+    path = short(run_dir.model)
+    console.console.print(f"already complete: {path}; start over with --fresh")
+    samples = [row["samples"] for row in run_dir.log.rows() if "samples" in row]
+    return TrainResult(run_dir.model, run_dir.read(METRICS), samples[-1] if samples else [])
+
+
+def run_rows(recipe: Recipe, plan: Plan, hardware: Hardware, kernels: Kernels) -> list[Row]:
+    """The lines of the plan about the run; those about its text come before them."""
+    rates = rate_row(recipe.training, plan.max_steps)
+    return [*plan.rows(), rates, *hardware.rows(), *kernels.rows()]
 
 
 def text_rows(
-    data: DataRecipe, counts: Mapping[str, SplitCounts], *, about: bool = False
-) -> list[tuple[str, str]]:
-    """The lines of the plan about the text; `about` marks an estimate."""
-    mark, uncounted = "about " if about else "", "a stream" if data.streaming else "on the Hub"
+    data: DataRecipe, counts: Mapping[str, SplitCounts], *, is_estimate: bool = False
+) -> list[Row]:
+    """The lines of the plan about the text."""
+    about, uncounted = (
+        "about " if is_estimate else "",
+        "a stream" if data.streaming else "on the Hub",
+    )
     rows = []
-    for split, label in (("train", "text"), ("validation", "held out")):
-        c = counts.get(split)
+    for split, label in (("train", "text"), ("validation", "validation")):
         line = uncounted
-        if c:
+        if split in counts:
+            c = counts[split]
             padded = f", {c.padded_tokens:,} padded" if c.padded_tokens else ""
-            learnt = f", {c.completion_tokens:,} of them learnt" if c.completion_tokens else ""
+            in_loss = f", {c.completion_tokens:,} in the loss" if c.completion_tokens else ""
             line = (
-                f"{mark}{c.documents:,} documents, {c.tokens:,} tokens{learnt}, "
+                f"{about}{c.documents:,} documents, {c.tokens:,} tokens{in_loss}, "
                 f"{c.blocks:,} blocks ({c.unused_tokens:,} tokens unused{padded})"
             )
         rows.append((label, line))
     return rows
 
 
-def rate_row(training: TrainingRecipe, total: int) -> tuple[str, str]:
-    """The line of the plan about the rates of a run of so many steps, each "auto" settled."""
+def rate_row(training: TrainingRecipe, max_steps: int) -> Row:
+    """The line of the plan about the learning rates, with every "auto" resolved."""
     peak = f"{training.optimizer} {training.learning_rate:.2g}"
     if training.optimizer == "muon":
         peak = f"muon {training.matrix_learning_rate:.2g}, adamw {training.learning_rate:.2g}"
-    warmup = f"{count_steps(training.warmup_steps, total):,} steps of warmup"
-    then = "constant"
+    warmup = f"{count_steps(training.warmup_steps, max_steps):,} steps of warmup"
+    decay = "constant"
     if training.schedule != "constant":
-        then = f"{training.schedule} to {training.min_lr_ratio:.0%}"
-    return "rates", f"{peak}; {warmup}, then {then}; weight decay {training.weight_decay:.2g}"
+        decay = f"{training.schedule} to {training.min_lr_ratio:.0%}"
+    row = f"{peak}; {warmup}, then {decay}; weight decay {training.weight_decay:.2g}"
+    return "learning rates", row

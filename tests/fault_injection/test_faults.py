@@ -364,9 +364,7 @@ def complete(bench: Bench, name: str, **options: Any) -> subprocess.CompletedPro
 
 @pytest.mark.promise("T12")
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "optimizer.safetensors"])
-def test_a_file_larger_than_is_allowed_is_told_and_loses_nothing(
-    name: str, bench: Bench
-) -> None:
+def test_a_file_larger_than_is_allowed_is_told_and_loses_nothing(name: str, bench: Bench) -> None:
     bench.servers("python")
     size = (bench.whole / "checkpoint-3" / name).stat().st_size
     line = command(bench, f"fsize-{name}", limit=("RLIMIT_FSIZE", size - 1))

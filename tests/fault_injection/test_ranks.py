@@ -105,7 +105,7 @@ def rank_that_is_missed(recipe: Path, pids: Path) -> None:
     """The same, but the second one is killed before the two have found each other."""
     from hf_lm.workflows import train as fit
 
-    find = fit.latest_valid
+    find = fit.latest_checkpoint
 
     def missed(*args: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
@@ -113,7 +113,7 @@ def rank_that_is_missed(recipe: Path, pids: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return find(*args, **options)
 
-    fit.latest_valid = missed
+    fit.latest_checkpoint = missed
     rank(recipe, pids)
 
 

@@ -18,6 +18,7 @@ from hf_lm.planning.hardware import detect_hardware
 from hf_lm.planning.micro_batch import find_micro_batch
 from hf_lm.recipe import ModelRecipe, load_recipe
 from hf_lm.run_dir.directory import RunDirectory
+from hf_lm.workflows.stages import plan_and_build
 
 T = 4
 SIZES = [12, 6, 4, 3, 2, 1]
@@ -108,8 +109,10 @@ def test_a_gpu_is_tried_unless_an_earlier_part_of_the_run_has_found_what_still_f
     if earlier:
         folder.path.mkdir()
         folder.write("provenance.json", {"micro_batch_size": earlier})
-    model, plan, _ = run.make_planned(
-        recipe, Vocabulary(320, 0, 0), gpu, {"train": SplitCounts(blocks=100)}, folder
+    monkeypatch.setattr(Vocabulary, "of", lambda tokenizer: Vocabulary(320, 0, 0))
+    tokenizer: Any = None
+    model, plan, _ = plan_and_build(
+        recipe, tokenizer, {"train": SplitCounts(blocks=100)}, gpu, folder
     )
     assert (plan.micro_batch_size, plan.accumulation) == (found, 4 // found)
     state = 8 * sum(weight.numel() for weight in model.parameters() if weight.ndim != 2)

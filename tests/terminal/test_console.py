@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
+from hf_lm.run_dir.directory import RunDirectory, TrainResult
 from hf_lm.terminal import console
 from hf_lm.terminal.progress import ProgressBar
 from hf_lm.workflows import summary
@@ -38,18 +39,26 @@ def printed(call: Any, monkeypatch: Any, *, terminal: bool = False) -> str:
 
 def test_end_of_a_run_shows_results_and_commands(monkeypatch: Any) -> None:
     samples = [{"prompt": "def ", "text": "f(x): [/bold]"}]
-    text = printed(lambda: summary.show_end(Path("a b/model"), METRICS, samples), monkeypatch)
+    result = TrainResult(Path("a b/model"), METRICS, samples)
+    text = printed(lambda: summary.show_result(result, chat=False), monkeypatch)
     assert "def f(x): [/bold]" in text
     assert "loss           1.5000 ± 0.0100 nats a token" in text
     assert "bits per byte  1.2500 on 3,000 bytes" in text
-    assert "123,456 tokens in 1:02:05, 33 a second" in text
+    assert "123,456 tokens in 1:02:05, 33 tokens per second" in text
     assert "hf-lm generate 'a b/model' --prompt 'def '" in text
     assert 'AutoModelForCausalLM.from_pretrained("a b/model")' in text
 
 
-def test_model_path_is_relative_to_the_current_folder(monkeypatch: Any) -> None:
-    text = printed(lambda: summary.show_complete(Path.cwd() / "runs/a/model"), monkeypatch)
-    assert text == "already complete: runs/a/model; start anew with --fresh\n"
+def test_a_complete_run_is_named_relative_to_the_current_folder(
+    tiny_run: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tiny_run.parent)
+    run_dir = RunDirectory(tiny_run)
+    text = printed(lambda: summary.show_complete(run_dir), monkeypatch)
+    assert text == "already complete: run/model; start over with --fresh\n"
+    result = summary.show_complete(run_dir)
+    assert result.metrics == run_dir.read("metrics.json")
+    assert [sample["prompt"] for sample in result.samples] == ["The "]
 
 
 def test_durations_have_minutes_and_hours() -> None:

@@ -42,7 +42,7 @@ def test_a_hub_out_of_reach_is_told_from_a_model_of_others() -> None:
 def test_the_command_that_tries_again_is_one_for_a_shell(tmp_path: Path) -> None:
     tree = merged(TINY, {"hub.model_id": "USER/tiny"})
     recipe = make_recipe(tree, tmp_path, name="recipe.json")
-    words = shlex.split(publish.command(RunDirectory(tmp_path / "my runs"), recipe))
+    words = shlex.split(publish.retry_command(RunDirectory(tmp_path / "my runs"), recipe))
     assert words[:2] == ["hf-lm", "publish"]
     assert words[2].endswith("my runs")
     assert words[3:] == ["--set", "hub.model_id=USER/tiny"]

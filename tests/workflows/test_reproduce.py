@@ -58,4 +58,4 @@ def test_what_differs_is_told_with_what_may_be_its_cause(tmp_path: Path) -> None
 
 def test_what_is_no_published_model_is_refused() -> None:
     with pytest.raises(RecipeError, match="name one as hub:USER/MODEL"):
-        Published.of("runs/small")
+        Published.fetch("runs/small")

@@ -34,7 +34,7 @@ def test_a_finished_run_is_told_on_one_screen(run: Path, capsys: Any) -> None:
     assert found["step"].startswith("8 of 8 in 0:")
     assert found["checkpoints"].startswith("steps 4, 8; ")
     assert float(found["loss"]) > 0
-    assert found["speed"].endswith("tokens a second")
+    assert found["speed"].endswith("tokens per second")
     assert len(lines) < 20
 
 

@@ -156,7 +156,7 @@ def test_streams_and_prepared_blocks_are_not_prepared(
     path = write_recipe(data__source="prepared", tokenizer={})
     assert main(["prepare", str(path), "--output", folder]) == 2
     errors = capsys.readouterr().err
-    assert "a stream is not prepared" in errors
+    assert "a stream cannot be prepared" in errors
     assert "is prepared already" in errors
 
 

@@ -10,7 +10,7 @@ from onnxruntime import InferenceSession
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_lm.cli import main
-from hf_lm.export import onnx as export
+from hf_lm.exporters import onnx as export
 from recipes import TINY, merged, write_corpus
 
 
