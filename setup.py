@@ -17,7 +17,7 @@ INSTALL = [
     "transformers>=5.20.2,<5.25",  # LMTrainer overrides private methods of its Trainer
     "accelerate>=1.15,<1.16",  # earlier: wrong data order after resuming; later: its step counters
     "datasets>=5.2,<5.3",  # blocks are memory-mapped from the Arrow files that map() writes
-    "tokenizers>=0.23.1,<0.24",  # tokenizer.json is hashed: a new format is another tokenizer
+    "tokenizers>=0.23.3,<0.24",  # tokenizer.json is hashed: a new format is another tokenizer
     "evaluate>=0.4.6",
     "huggingface_hub>=2.4,<2.5",  # the errors and the cache that offline runs depend on
     "safetensors>=0.8",
@@ -31,7 +31,7 @@ INSTALL = [
     "httpx2",  # whose errors huggingface_hub lets through; it needs it too
     "filelock>=3.16",  # one process prepares the data; datasets needs it too
 ]
-# transformers 5.24 refuses a peft below 0.22, which is not released: LoRA stays with 5.23 until then
+# transformers 5.24 refuses a peft below 0.22, which is not released: LoRA keeps 5.23 until then
 LORA = ["peft>=0.21,<0.22", "transformers<5.24"]
 ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.23.2"]
 TEST = [
@@ -47,7 +47,7 @@ TEST = [
 setup(
     name="hf_lm",
     version=VERSION,
-    description="Train or fine-tune a GPT-2-scale language model on your own text, from one recipe.",
+    description="Train or fine-tune a small language model on your own text, from one JSON recipe.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="hf_lm contributors",
