@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hf_lm/__init__.py").read_text())[1]
+VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "hf_lm/__init__.py").read_text())[0]
 REPOSITORY = "https://github.com/hf-lm/hf_lm"
 
 # An upper bound stands where a release can change what we rely on without an error: a private part
@@ -22,7 +22,7 @@ INSTALL = [
     "huggingface_hub>=2.4,<2.5",  # the errors and the cache that offline runs depend on
     "safetensors>=0.8",
     "pydantic>=2.12,<3",  # its error types become our messages
-    "rich>=14.0",
+    "rich>=14.3",
     "jinja2>=3.1.6",  # the model card; earlier: escapes from the sandbox, CVE-2025-27516
     "matplotlib>=3.10",
     "tensorboard>=2.19",

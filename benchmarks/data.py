@@ -39,11 +39,11 @@ Figures = dict[str, float]
 
 def texts_of(source: str) -> list[str]:
     """All documents of a source, in memory."""
-    from hf_lm.data.text.documents import Reader
+    from hf_lm.data.text.documents import DocumentReader
     from hf_lm.data.text.sources import find_corpus
 
     data = recipe_of(source)
-    return [document.text for document in Reader(data, find_corpus(data), {})]
+    return [document.text for document in DocumentReader(data, find_corpus(data), {})]
 
 
 def recipe_of(source: str, **changes: Any) -> Any:
@@ -112,9 +112,9 @@ def stock(source: str, folder: Path) -> Figures:
     from stock_trainer import prepare
 
     file = folder / "stdlib.jsonl" if source == STDLIB else Path(source)
-    num_validation_blocks, out = folder / "validation.jsonl", folder / "stock"
+    validation, out = folder / "validation.jsonl", folder / "stock"
     shutil.rmtree(out, ignore_errors=True)
-    given = Namespace(train=str(file), validation=str(num_validation_blocks), out=out, block=BLOCK)
+    given = Namespace(train=str(file), validation=str(validation), out=out, block=BLOCK)
     tokenizer = load_tokenizer(folder)
     began = time.perf_counter()
     blocks = prepare(given, tokenizer)
@@ -150,7 +150,7 @@ def feed(source: str, folder: Path) -> Figures:
     from hf_lm.data.collator import make_collate
 
     found, _ = prepared(source, folder)
-    collate = make_collate(recipe_of(source), load_tokenizer(folder), part="train")
+    collate = make_collate(recipe_of(source), load_tokenizer(folder), split="train")
     train = found.splits["train"]
     loader = DataLoader(train, batch_size=BATCH, shuffle=True, collate_fn=collate)
     for _ in loader:  # once to have the file in memory, as after the first steps of a run
@@ -175,7 +175,7 @@ def stream(source: str, folder: Path) -> Figures:
     data, tokenizer = recipe_of(source, streaming=True), load_tokenizer(folder)
     text = load_documents(data, find_corpus(data))
     blocks = load_blocks(data, text, tokenizer, seed=0, num_validation_blocks=8)
-    collate = make_collate(data, tokenizer, part="train")
+    collate = make_collate(data, tokenizer, split="train")
     batches = iter(DataLoader(blocks.splits["train"], batch_size=BATCH, collate_fn=collate))
     documents = (row["text"] for row in text.documents["train"])
     portions = cycle([list(islice(documents, 500)) for _ in range(40)])

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
@@ -39,7 +40,7 @@ def stock(folder: Path) -> None:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     blocks = torch.randint(VOCABULARY, (40 * BATCH, BLOCK))
-    rows = [{"input_ids": block, "labels": block} for block in blocks]
+    rows: Any = [{"input_ids": block, "labels": block} for block in blocks]
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,

@@ -202,10 +202,10 @@ def saves(steps: int) -> Figures:
         )
         copy = trainer._save_checkpoint
 
-        def timed(*given: Any) -> None:
+        def timed(model: Any, trial: Any) -> None:
             """The copy, and what it takes."""
             began = time.perf_counter()
-            copy(*given)
+            copy(model, trial)
             copies.append(time.perf_counter() - began)
 
         trainer._save_checkpoint = timed
@@ -236,7 +236,7 @@ def make_trainer(
     batch: int = BATCH,
     block: int = BLOCK,
 ) -> LMTrainer:
-    """Our trainer on random blocks, as `fit` makes it."""
+    """Our trainer on random blocks, as a run makes it."""
     import numpy as np
     from datasets import Dataset
 
@@ -248,13 +248,14 @@ def make_trainer(
     from hf_lm.training.schedule import build_lr_schedule
     from hf_lm.training.trainer import TrainerHooks, build_trainer
 
+    assert recipe.max_steps
     shape = (batch * recipe.max_steps, block + 1)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, shape, dtype=np.uint16)
     hooks = TrainerHooks(
         make_optimizer=partial(build_optimizer, recipe=recipe),
         make_schedule=partial(build_lr_schedule, recipe=recipe),
         evaluate=lambda model: {},
-        sample=lambda model: [],
+        generate_samples=lambda model: [],
         write_row=lambda row: None,
         flops_per_token=1.0,
         peak_flops=1.0,

@@ -86,7 +86,7 @@ class Stopwatch(TrainerCallback):
 def main() -> None:
     """Prepare, train, save and print."""
     given = options()
-    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    tokenizer: Any = AutoTokenizer.from_pretrained(given.tokenizer)
     began = time.perf_counter()
     blocks = prepare(given, tokenizer)
     prepared = time.perf_counter() - began
@@ -131,8 +131,9 @@ def main() -> None:
     began = time.perf_counter()
     trainer.train()
     trained = time.perf_counter() - began
-    trainer.model.config.use_cache = True
-    trainer.model.save_pretrained(given.out / "model")
+    model: Any = trainer.model
+    model.config.use_cache = True
+    model.save_pretrained(given.out / "model")
     tokenizer.save_pretrained(given.out / "model")
     spans = [b - a for a, b in itertools.pairwise(stopwatch.times[3:])]
     files = (path for path in (given.out / "cache").rglob("*") if path.is_file())

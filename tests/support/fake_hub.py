@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Any
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *_: Any) -> None:
         """Print nothing on stderr."""
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{")
         elif fault == "words":
             self.answer(200, b"<html>sign in</html>", Content_Type="text/html")
-        elif fault and fault.startswith("http"):
+        elif isinstance(fault, str) and fault.startswith("http"):
             self.answer(307, b"", Location=fault + self.path)
             return True
         else:

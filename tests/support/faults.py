@@ -332,7 +332,7 @@ def ended(work: Callable[[int], int], safe_error_message: int) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()
+    threading._shutdown()  # pyrefly: ignore[missing-attribute]
     atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()
@@ -355,7 +355,7 @@ def spare_time() -> None:
 
     from hf_lm.planning import hardware as machine
 
-    machine.measured_flops = lambda *ignored: 1e9
+    machine.measured_flops = lambda kind, dtype: 1e9
     get_checkpoint_conversion_mapping("gpt2")
     gc.collect()
     gc.freeze()

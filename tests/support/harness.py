@@ -184,7 +184,7 @@ def write_corpus(folder: Path) -> None:
 
 def write_recipe(path: Path, output_dir: str, *changes: Mapping[str, Any]) -> Path:
     """The recipe of a run with changed sections, beside its corpus."""
-    recipe = {**RECIPE, "output_dir": output_dir}
+    recipe: dict[str, Any] = {**RECIPE, "output_dir": output_dir}
     for change in changes:
         recipe = {**recipe, **{name: {**recipe[name], **keys} for name, keys in change.items()}}
     write_corpus(path.parent / "corpus")

@@ -41,7 +41,7 @@ def make_blocks(count: int = 8 * STEPS) -> Dataset:
     return Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy")
 
 
-def make_model(family: str = "gpt2") -> torch.nn.Module:
+def make_model(family: Any = "gpt2") -> torch.nn.Module:
     """A small network."""
     network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
     return build_model(network, Vocabulary(V, 0, 0), block_size=T, seed=1)
@@ -71,7 +71,7 @@ def make_trainer(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
     )
-    given = {
+    defaults: dict[str, Any] = {
         "make_optimizer": partial(build_optimizer, recipe=recipe),
         "make_schedule": partial(build_lr_schedule, recipe=recipe),
         "evaluate": lambda model: {
@@ -89,7 +89,7 @@ def make_trainer(
         recipe,
         args,
         notify=lambda line: None,
-        hooks=TrainerHooks(**{**given, **hooks}),
+        hooks=TrainerHooks(**{**defaults, **hooks}),
         checkpoints=CheckpointStore(folder, limit=recipe.save_total_limit),
         callbacks=[],
         model=model or make_model(),
