@@ -1,4 +1,4 @@
-"""The supported versions of setup.py, and the tested sets in the two files of constraints, agree."""
+"""The supported versions of setup.py agree with the tested sets in the files of constraints."""
 
 import ast
 import re
