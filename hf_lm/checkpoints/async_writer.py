@@ -32,7 +32,7 @@ class AsyncWriter:
         """Wait for the checkpoint that is being written.
 
         Raises:
-            OSError: it could not be written; the one before it is whole.
+            OSError: it could not be written; the one before it is valid.
         """
         pending, self.pending = self.pending, None
         if pending is not None:

@@ -1,8 +1,8 @@
 """Convert the state of model, optimizer and random generators to safetensors and JSON.
 
-Tensors are safetensors and everything else JSON: nothing is pickled, so a checkpoint from a
-stranger is data. Process 0 writes for all: what the others hold of their own (random numbers, the
-place in a stream) is a few kilobytes, and is gathered.
+Nothing is pickled, so loading a checkpoint from the internet runs no code. Process 0 writes for all
+processes: the state of the others (random generators, the position in a stream) is a few kilobytes
+and is gathered.
 """
 
 from __future__ import annotations
@@ -24,59 +24,62 @@ Tensors = dict[str, torch.Tensor]
 
 
 def model_state(model: torch.nn.Module) -> Tensors:
-    """A copy of the weights in memory, those that share a tensor once, without frozen ones."""
-    found: Tensors = {}
-    seen: set[int] = set()
+    """Copy the trainable weights to memory; weights that share a tensor are copied once."""
+    weights: Tensors = {}
+    storages: set[int] = set()
     for name, value in trainable_state(model).items():
-        if not value.numel() or storage_of(value) not in seen:
-            found[name] = to_cpu(value)
-            seen.add(storage_of(value))
-    return found
+        if not value.numel() or storage_of(value) not in storages:
+            weights[name] = to_cpu(value)
+            storages.add(storage_of(value))
+    return weights
 
 
-def restore_weights(model: torch.nn.Module, found: Tensors) -> None:
-    """Take weights that `weights_of` returned; every one of them, and no other.
+def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
+    """Load the weights that `model_state` returned.
 
     Raises:
-        ValueError: they are those of another network.
+        ValueError: a weight is missing, is not in the model, or has another shape or type.
     """
-    own = trainable_state(model)
-    shared = {storage_of(value): found[name] for name, value in own.items() if name in found}
-    if len(shared) != len(found):
-        raise ValueError(f"{next(iter(found.keys() - own.keys()), 'a tensor')} is not in this one")
-    whole: Tensors = {}
-    for name, value in own.items():
-        given = shared.get(storage_of(value))
-        if given is None or (given.shape, given.dtype) != (value.shape, value.dtype):
-            shape = "not there" if given is None else f"{list(given.shape)}, {given.dtype}"
-            raise ValueError(f"{name} is {list(value.shape)}, {value.dtype} and there {shape}")
-        whole[name] = shard_like(value, given)
-    model.load_state_dict({**model.state_dict(), **whole})
+    state = trainable_state(model)
+    shared = {storage_of(value): weights[name] for name, value in state.items() if name in weights}
+    if len(shared) != len(weights):
+        unknown = next(iter(weights.keys() - state.keys()), "a tensor")
+        raise ValueError(f"{unknown} is not in this model")
+    loaded: Tensors = {}
+    for name, value in state.items():
+        saved = shared.get(storage_of(value))
+        if saved is None or (saved.shape, saved.dtype) != (value.shape, value.dtype):
+            other = "missing" if saved is None else f"{list(saved.shape)}, {saved.dtype}"
+            raise ValueError(
+                f"{name} is {list(value.shape)}, {value.dtype} in the model and {other} in the file"
+            )
+        loaded[name] = shard_like(value, saved)
+    model.load_state_dict({**model.state_dict(), **loaded})
 
 
 def trainable_state(model: torch.nn.Module) -> Tensors:
-    """The state of a network without the parameters that are not trained."""
+    """Return the state of a model without its frozen parameters."""
     frozen = frozen_weights(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def frozen_weights(model: torch.nn.Module) -> Tensors:
-    """The parameters that are not trained: those under adapters."""
+    """Return the parameters that are not trained: those under adapters."""
     named = model.named_parameters(remove_duplicate=False)
     return {name: value for name, value in named if not value.requires_grad}
 
 
 def digest(tensors: Tensors) -> str:
-    """The SHA-256 of tensors with their names."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of tensors and their names."""
+    sha256 = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        found.update(name.encode())
-        found.update(to_cpu(value).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(to_cpu(value).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def optimizer_state(optimizer: Any) -> Tensors:
-    """A copy of an optimizer's tensors, named NUMBER.NAME; its rates are the recipe's."""
+    """Copy the tensors of an optimizer to memory, with the names PARAMETER_NUMBER.NAME."""
     return {
         f"{number}.{name}": to_cpu(value)
         for number, values in optimizer.state_dict()["state"].items()
@@ -85,10 +88,10 @@ def optimizer_state(optimizer: Any) -> Tensors:
 
 
 def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
-    """Take what `optimizer_state` returned.
+    """Load the tensors that `optimizer_state` returned; learning rates stay the recipe's.
 
     Raises:
-        ValueError: it is the state of another optimizer.
+        ValueError: they are the state of another optimizer.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -103,14 +106,14 @@ def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
 
 
 def restore_schedule(schedule: Any, step: int) -> None:
-    """Set the rates of a schedule that was just made to those behind a number of steps."""
-    counts = {"last_epoch": step - 1, "_step_count": step + 1}  # 1 would be taken for its first
+    """Set a new schedule to the learning rates after a number of steps."""
+    counts = {"last_epoch": step - 1, "_step_count": step + 1}  # 1 would mean its first step
     schedule.load_state_dict({**schedule.state_dict(), **counts})
     schedule.step()
 
 
 def rng_state() -> tuple[Tensors, dict[str, Any]]:
-    """Where this process's random numbers stand."""
+    """Return the state of the random generators of this process, as tensors and as JSON values."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -123,7 +126,7 @@ def rng_state() -> tuple[Tensors, dict[str, Any]]:
 
 
 def restore_rng(tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-    """Go on with the random numbers of `random_state`."""
+    """Restore the random generators that `rng_state` returned."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
@@ -135,30 +138,31 @@ def restore_rng(tensors: Tensors, numbers: Mapping[str, Any]) -> None:
 
 
 def as_list(value: Any) -> Any:
-    """An array as JSON has it."""
+    """Return an array as a list, and any other value as it is."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def storage_of(value: torch.Tensor) -> int:
-    """Where a tensor's numbers stand on this process."""
+    """Return the memory address of the part of a tensor that this process holds."""
     return (value.to_local() if isinstance(value, DTensor) else value).data_ptr()
 
 
 def to_cpu(value: torch.Tensor) -> torch.Tensor:
-    """A whole tensor in memory that the next step does not change."""
+    """Copy a tensor to the CPU; a sharded one is gathered from all processes."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().to("cpu", copy=True).contiguous()
 
 
-def shard_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A tensor shared out over processes as another one is."""
-    if not isinstance(own, DTensor):
+def shard_like(reference: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Shard a tensor over the processes as another tensor is sharded."""
+    if not isinstance(reference, DTensor):
         return value
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    device, mesh = reference.device, reference.device_mesh
+    return distribute_tensor(value.to(device), mesh, reference.placements)
 
 
 def tensor_file(tensors: Tensors) -> Write:
-    """Writes tensors; with the word that transformers looks for before it reads them."""
+    """Return a function that writes tensors to a path, with the metadata transformers needs."""
 
     def write(path: Path) -> None:
         with unwrap_os_errors(path):
@@ -168,6 +172,6 @@ def tensor_file(tensors: Tensors) -> Write:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a file."""
+    """Read the tensors of a safetensors file."""
     with unwrap_os_errors(path):
         return load_file(path)

@@ -1,13 +1,13 @@
 """Write checkpoints atomically, rotate them, and find the newest valid one.
 
-    .partial-checkpoint-400/   being written; no reader takes it for a checkpoint
-    checkpoint-400/            whole: manifest.json lists the size and SHA-256 of every file
-    checkpoint-400.bad/        found damaged and set aside
+    .partial-checkpoint-400/   being written; never read as a checkpoint
+    checkpoint-400/            complete: manifest.json lists the size and SHA-256 of every file
+    checkpoint-400.bad/        found damaged and moved out of the way
     .trash-checkpoint-300/     about to be deleted
 
-Every file is on the disk before the manifest, the manifest before the name, and the name before an
-older checkpoint is deleted: whichever call a crash or a full disk comes at, the older one is whole.
-Checkpoints are ordered by step, never by clock.
+The files are on the disk before the manifest, the manifest before the directory gets its name, and
+the name before an older checkpoint is deleted. So whenever a crash or a full disk interrupts, an
+older checkpoint is valid. Checkpoints are ordered by step, never by time.
 """
 
 from __future__ import annotations
@@ -37,20 +37,19 @@ from hf_lm.system.files import Write, fsync, remove, size_of
 
 PARTIAL, TRASH, BAD = ".partial-", ".trash-", ".bad"
 
-
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
 
 class CheckpointStore:
-    """The checkpoints in the folder of one run.
+    """The checkpoints in the directory of a run.
 
     Args:
-        folder: of the run.
-        limit: how many to keep; None keeps all.
-        facts: what every manifest says of the run.
+        folder: the directory of the run.
+        limit: the number of checkpoints to keep; None keeps all.
+        provenance: fields of every manifest that describe the run.
         extra: files of every checkpoint, such as the tokenizer's.
-        before_write: what has to be on the disk first, such as the rows of the log.
-        on_saved: called with each that is whole, before an older one is deleted.
+        before_write: called before each write, for example to flush the log to the disk.
+        on_saved: called with each new checkpoint, before an older one is deleted.
     """
 
     def __init__(
@@ -58,25 +57,25 @@ class CheckpointStore:
         folder: Path,
         *,
         limit: int | None = None,
-        facts: Mapping[str, Any] = MappingProxyType({}),
+        provenance: Mapping[str, Any] = MappingProxyType({}),
         extra: Mapping[str, Write] = MappingProxyType({}),
         before_write: Callable[[], None] = lambda: None,
         on_saved: Write = lambda path: None,
     ) -> None:
-        self.folder, self.limit, self.facts = folder, limit, facts
+        self.folder, self.limit, self.provenance = folder, limit, provenance
         self.extra, self.before_write, self.on_saved = extra, before_write, on_saved
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """Return the path of the checkpoint of a step, whether it exists or not."""
         return self.folder / f"checkpoint-{step}"
 
     def steps(self) -> list[int]:
-        """Steps with a folder that is named as a checkpoint, in ascending order."""
+        """Return the steps of the directories with the name of a checkpoint, in ascending order."""
         names = [entry.name for entry in self.entries() if entry.is_dir(follow_symlinks=False)]
         return sorted(int(name.split("-")[1]) for name in names)
 
     def entries(self) -> list[os.DirEntry[str]]:
-        """What has the name of a checkpoint."""
+        """Return the files, directories and links that have the name of a checkpoint."""
         if not self.folder.is_dir():
             return []
         return [entry for entry in os.scandir(self.folder) if NAME.fullmatch(entry.name)]
@@ -85,18 +84,21 @@ class CheckpointStore:
         """Write a checkpoint, and delete older ones over the limit.
 
         Args:
-            step: the optimizer steps behind it.
-            files: by name; each writes its file at a path.
-            best: the step that is never deleted.
+            step: the number of optimizer steps.
+            files: by name; each function writes its file to a path.
+            best: the step whose checkpoint is never deleted.
+
+        Returns:
+            The path of the checkpoint.
 
         Raises:
-            OSError: the disk is full or broken; the checkpoints before are whole.
-            ValueError: the name of a file is none that a reader would take.
+            OSError: the disk is full or broken; the earlier checkpoints are valid.
+            ValueError: a file has a name that cannot be in a checkpoint.
         """
         files = {**self.extra, **files}
-        foreign = [name for name in files if not FILE.fullmatch(name) or name == MANIFEST]
-        if foreign:
-            raise ValueError(f"not the name of a checkpoint's file: {foreign[0]}")
+        invalid = [name for name in files if not FILE.fullmatch(name) or name == MANIFEST]
+        if invalid:
+            raise ValueError(f"not the name of a checkpoint's file: {invalid[0]}")
         final, staging = self.path(step), self.folder / f"{PARTIAL}checkpoint-{step}"
         remove(staging)
         try:
@@ -106,11 +108,11 @@ class CheckpointStore:
                 write(staging / name)
                 fsync(staging / name)
             listed = {name: file_digest(staging / name) for name in files}
-            text = manifest_text({"format": FORMAT, "step": step, **self.facts, "files": listed})
-            (staging / MANIFEST).write_text(text, encoding="utf-8")
+            manifest = {"format": FORMAT, "step": step, **self.provenance, "files": listed}
+            (staging / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             fsync(staging / MANIFEST)
             fsync(staging)
-            if os.path.lexists(final):  # a step taken again, or somebody's own
+            if os.path.lexists(final):  # the step was repeated, or a user made the directory
                 self.quarantine(final)
             staging.rename(final)
             fsync(self.folder)
@@ -123,33 +125,38 @@ class CheckpointStore:
         return final
 
     def with_disk_usage(self, error: BaseException, staging: Path) -> BaseException:
-        """A full disk, with what was needed and what there is; any other error as it is."""
+        """Add the space needed and the space free to the error of a full disk."""
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
-        whole = [size_of(self.path(step)) for step in self.steps()]
-        needed = max([size_of(staging), *whole])
+        sizes = [size_of(self.path(step)) for step in self.steps()]
+        needed = max([size_of(staging), *sizes])
         free = shutil.disk_usage(self.folder).free + size_of(staging)
         return OSError(
             error.errno,
             f"{error.strerror}: a checkpoint needs about {needed / 1e9:.2g} GB, "
-            f"{free / 1e9:.2g} GB are free; the checkpoint before is whole, and the same command "
+            f"{free / 1e9:.2g} GB are free; the checkpoint before is valid, and the same command "
             "continues from it",
             str(staging),
         )
 
     def rotate(self, *, written: int, best: int | None) -> None:
-        """Delete the oldest over the limit: none but ours, and neither the last nor the best."""
+        """Delete the oldest checkpoints over the limit, but only those that we wrote.
+
+        Args:
+            written: the step of the newest checkpoint, which stays.
+            best: the step of the best checkpoint, which stays.
+        """
         if self.limit is None:
             return
         ours = [step for step in self.steps() if read_manifest(self.path(step)) is not None]
         kept = {written, best, *sorted(ours, reverse=True)[: self.limit]}
         for step in ours:
             if step not in kept and step < written:
-                with suppress(OSError):  # the new one is whole; the next start tries again
+                with suppress(OSError):  # the new one is valid; the next start tries again
                     self.delete(self.path(step))
 
     def delete(self, path: Path) -> None:
-        """Delete a checkpoint: out of its name at once, so that no half of it is ever found."""
+        """Delete a checkpoint; it is renamed first, so that no partial one is ever found."""
         trash = self.folder / f"{TRASH}{path.name}"
         remove(trash)
         path.rename(trash)
@@ -157,7 +164,7 @@ class CheckpointStore:
         remove(trash)
 
     def remove_leftovers(self) -> None:
-        """Delete what a killed run has left half-made or half-deleted; nothing else."""
+        """Delete the partly written and partly deleted checkpoints of a killed run."""
         if self.folder.is_dir():
             for entry in list(os.scandir(self.folder)):
                 kind, dash, rest = entry.name.partition("-")
@@ -165,11 +172,17 @@ class CheckpointStore:
                     remove(Path(entry.path))
 
     def latest_valid(self, *, notify: Callable[[str], None] = lambda line: None) -> Path | None:
-        """The checkpoint of the highest step that verifies; later ones are named and set aside.
+        """Find the valid checkpoint of the highest step, and quarantine damaged later ones.
+
+        Args:
+            notify: called with a line for each damaged checkpoint.
+
+        Returns:
+            Its path; None if there is no checkpoint at all.
 
         Raises:
-            CheckpointError: there are some, and all are damaged, or links.
-            MismatchError: the newest one was written by a newer version.
+            CheckpointError: there are checkpoints, and all are damaged or links.
+            MismatchError: a newer version of hf_lm wrote the newest one.
         """
         damaged: dict[Path, list[str]] = {}
         for step in reversed(self.steps()):
@@ -177,25 +190,25 @@ class CheckpointStore:
             check_format(path)
             problems = list(verify(path))
             if not problems:
-                for other, lines in damaged.items():
-                    notify(f"{other.name} is damaged ({lines[0]}); continuing from step {step}")
-                    if os.path.lexists(other / MANIFEST):  # else it never was one of ours
-                        self.quarantine(other)
+                for later, lines in damaged.items():
+                    notify(f"{later.name} is damaged ({lines[0]}); continuing from step {step}")
+                    if os.path.lexists(later / MANIFEST):  # otherwise we did not write it
+                        self.quarantine(later)
                 return path
             damaged[path] = problems
         links = [entry.name for entry in self.entries() if entry.is_symlink()]
         if links and not damaged:
             raise CheckpointError(
                 f"{self.folder / links[0]}: is a link; move the checkpoint itself here, or start "
-                "anew with --fresh"
+                "over with --fresh"
             )
         if damaged:
-            lines = [f"{path}: {'; '.join(found)}" for path, found in damaged.items()]
-            raise CheckpointError([*lines, "no checkpoint is whole; start anew with --fresh"])
+            lines = [f"{path}: {'; '.join(problems)}" for path, problems in damaged.items()]
+            raise CheckpointError([*lines, "no checkpoint is valid; start over with --fresh"])
         return None
 
     def quarantine(self, path: Path) -> None:
-        """Move what has the name of a checkpoint out of the way."""
+        """Rename a damaged checkpoint, or whatever has its name, to NAME.bad."""
         aside, number = path.with_name(f"{path.name}{BAD}"), 1
         while os.path.lexists(aside):
             number += 1

@@ -1,6 +1,6 @@
 """Check field names and types of a loaded checkpoint before they are used.
 
-A manifest proves that nothing was damaged, not who wrote it.
+A manifest proves that files are undamaged, not who wrote them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from hf_lm.errors import CheckpointError, one_line
 
 FieldTypes = Mapping[str, tuple[type, ...]]
 
-
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
 
-
-USED: FieldTypes = {  # fields of the Trainer's state
+TRAINER_STATE_TYPES: FieldTypes = {
     "global_step": (int,),
     "epoch": (int, float),
     "num_input_tokens_seen": (int,),
@@ -37,10 +35,10 @@ USED: FieldTypes = {  # fields of the Trainer's state
 
 @contextmanager
 def invalid_checkpoint_errors(checkpoint: Path) -> Iterator[None]:
-    """Say of whose files an error is, when they are whole and do not hold what they should.
+    """Turn an error about the content of a checkpoint into one that names the checkpoint.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: a field is missing or has another type or value than hf_lm writes.
     """
     try:
         yield
@@ -49,31 +47,33 @@ def invalid_checkpoint_errors(checkpoint: Path) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint}: was not written by hf_lm ({reason})") from None
 
 
-def check_types(name: str, values: Mapping[str, Any], kinds: FieldTypes) -> None:
-    """Refuse values of other types than were written: "3" is not 3, nor is true 1.
+def check_types(name: str, values: Mapping[str, Any], field_types: FieldTypes) -> None:
+    """Check that values have exactly the types that are written: "3" is not 3, nor is true 1.
 
     Args:
-        name: of the file.
-        values: what it holds.
-        kinds: the types that each may have.
+        name: the name of the file.
+        values: its content.
+        field_types: the types that each field may have.
 
     Raises:
-        KeyError: one is missing.
-        TypeError: one is of another type.
+        KeyError: a field is missing.
+        TypeError: a field has another type.
     """
-    for key, types in kinds.items():
+    for key, types in field_types.items():
         if type(values[key]) not in types:
             raise TypeError(f"{name}: {key} is {type(values[key]).__name__}")
 
 
 def check_trainer_state(state: Mapping[str, Any]) -> None:
-    """Refuse a Trainer's state with what the Trainer would not write.
+    """Check the fields of a Trainer's state.
 
     Raises:
-        TypeError: it has such a thing.
+        KeyError: a field is missing.
+        TypeError: a field is unknown or has another type than the Trainer writes.
     """
-    TrainerState(**copy.deepcopy(dict(state)))  # which knows its fields
-    check_types(TRAINER_STATE, state, USED)
-    for kept in state["stateful_callbacks"].values():
-        if any(type(value) not in (int, float) for value in kept.get("attributes", {}).values()):
-            raise TypeError(f"{TRAINER_STATE}: a callback's attribute is no number")
+    TrainerState(**copy.deepcopy(dict(state)))  # it refuses unknown fields
+    check_types(TRAINER_STATE, state, TRAINER_STATE_TYPES)
+    for callback in state["stateful_callbacks"].values():
+        attributes = callback.get("attributes", {})
+        if any(type(value) not in (int, float) for value in attributes.values()):
+            raise TypeError(f"{TRAINER_STATE}: a callback's attribute is not a number")

@@ -102,7 +102,7 @@ def require_accepted(folder: Path, changed: Mapping[str, str], accepted: Sequenc
     refused = [key for key in changed if key not in accepted]
     if refused:
         flags = " ".join(f"--accept-change {key}" for key in refused)
-        remedy = f"continue the run with {flags}, or start anew with --fresh"
+        remedy = f"continue the run with {flags}, or start over with --fresh"
         raise MismatchError([*(f"{folder}: {changed[key]}" for key in refused), remedy])
 
 

@@ -1,4 +1,4 @@
-"""Callbacks: stop on a signal, and isolate trackers that fail."""
+"""Stop training on a signal, and keep a failing tracker from ending a run."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
 def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None]) -> None:
-    """Let a tracker fail without ending the run; it is told once, and not called again."""
-    failed: list[Exception] = []
+    """Let a tracker fail without ending the run; after its first error it is not called again.
+
+    Args:
+        callback: a callback of a tracker such as TensorBoard; it is changed.
+        notify: called once, with the error.
+    """
+    errors: list[Exception] = []
 
     def isolated(event: Callable[..., Any]) -> Callable[..., Any]:
-        """The same event, tried."""
+        """Return a method that calls an event until one has failed."""
 
         @wraps(event)
-        def tried(*args: Any, **options: Any) -> None:
-            """Call it, until it has failed once."""
-            if failed:
+        def call_unless_failed(*args: Any, **options: Any) -> None:
+            if errors:
                 return
             try:
                 event(*args, **options)
             except Exception as error:
-                failed.append(error)
+                errors.append(error)
                 notify(
                     f"{type(callback).__name__}: {type(error).__name__}: {error}; "
-                    "training goes on without it"
+                    "training continues without it"
                 )
 
-        return tried
+        return call_unless_failed
 
     for name in EVENTS:
         setattr(callback, name, isolated(getattr(callback, name)))
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training behind the step in which a signal came, on all processes at the same one.
+    """Ends training after the step in which a signal came, at the same step on all processes.
 
     Args:
-        all_reduce_max: this process's number to the highest of all processes.
+        all_reduce_max: returns the highest of the numbers of all processes.
     """
 
     def __init__(self, all_reduce_max: Callable[[int], int]) -> None:
@@ -54,7 +58,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop."""
+        """Save a checkpoint and stop if a process has received a signal."""
         if self.all_reduce_max(self.signals.received):
             self.step = state.global_step
             control.should_save = control.should_training_stop = True

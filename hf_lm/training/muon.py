@@ -17,8 +17,8 @@ import torch
 from torch import distributed
 from torch.optim.adamw import adamw
 
-# a·x + b·x³ + c·x⁵ of each iteration, for singular values from 1e-3 of the norm on; kept 1 % inside
-# the range where they converge, as the paper does for bf16.
+# The coefficients of a·x + b·x³ + c·x⁵ for each iteration. They are for singular values from 1e-3
+# of the norm, and stay 1 % inside the range of convergence, as the paper does for bf16.
 SAFETY = 1.01
 
 
@@ -33,10 +33,17 @@ POLYNOMIALS = [
 
 
 def orthogonalize(matrices: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix of each of some matrices [n, R, C], roughly.
+    """Approximate the nearest (semi-)orthogonal matrix of each of the matrices.
 
-    Singular values come out between 0.13 and 1.87 where they were above 1e-3 of the norm. Two more
-    iterations bring them to 1, and gave the same loss for half as much time again.
+    Singular values above 1e-3 of the norm become 0.13 to 1.87. Two more iterations would make them
+    1; they gave the same loss and took 1.5 times as long.
+
+    Args:
+        matrices: [n, R, C].
+        dtype: the type of the matrix products.
+
+    Returns:
+        [n, R, C], in the type of the argument.
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).to(dtype)
@@ -52,33 +59,34 @@ def orthogonalize(matrices: torch.Tensor, *, dtype: torch.dtype = torch.float32)
 def over_ranks(
     function: Callable[[torch.Tensor], torch.Tensor], matrices: torch.Tensor
 ) -> torch.Tensor:
-    """A function of each matrix [n, R, C], every process doing its share of them."""
+    """Compute a function of each matrix [n, R, C]; every process computes its share of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return function(matrices)
     world_size, rank = distributed.get_world_size(), distributed.get_rank()
-    share = -(-len(matrices) // world_size)
-    empty = matrices.new_zeros(share * world_size - len(matrices), *matrices.shape[1:])
-    mine = function(torch.cat([matrices, empty])[rank * share : (rank + 1) * share]).contiguous()
-    found = [torch.empty_like(mine) for _ in range(world_size)]
-    distributed.all_gather(found, mine)
-    return torch.cat(found)[: len(matrices)]
+    count = -(-len(matrices) // world_size)
+    padding = matrices.new_zeros(count * world_size - len(matrices), *matrices.shape[1:])
+    share = torch.cat([matrices, padding])[rank * count : (rank + 1) * count]
+    result = function(share).contiguous()
+    results = [torch.empty_like(result) for _ in range(world_size)]
+    distributed.all_gather(results, result)
+    return torch.cat(results)[: len(matrices)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with "matrices" step by Muon, the others by torch's fused AdamW.
+    """An optimizer that updates groups with "matrices" by Muon and the others by fused AdamW.
 
-    The step of a matrix is scaled by √(outputs/inputs) where that is above 1, so that its effect on
-    what the matrix puts out, and with it the best rate, stays the same at every width.
+    The update of a matrix is scaled by √(outputs/inputs) if that is above 1, so that its effect on
+    the output of the matrix, and with it the best learning rate, is the same at every width.
 
     Args:
-        groups: of parameters. All: "params", "lr", "weight_decay". With "matrices" (how many stand
-            side by side in one weight [R, matrices·C]): "momentum" and "transposed", whether
-            weights are [inputs, outputs]; all weights of a group have one shape. Without:
-            "betas" and "eps".
-        dtype: of the matrix products.
+        groups: parameter groups. Each has "params", "lr" and "weight_decay". A group with
+            "matrices" (how many matrices one weight [R, matrices·C] holds side by side) also has
+            "momentum" and "transposed" (whether weights are [inputs, outputs]), and its weights
+            have one shape. Any other group has "betas" and "eps".
+        dtype: the type of the matrix products.
 
     Attributes:
-        found_inf: where it is 1.0, a step changes nothing; torch's fused optimizers have it too.
+        found_inf: a step changes nothing if it is 1.0, as in torch's fused optimizers.
     """
 
     found_inf: torch.Tensor | None = None
@@ -92,7 +100,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -106,17 +114,17 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def step_muon(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        """Muon with Nesterov's momentum and decoupled weight decay."""
+        """Update matrices by Muon with Nesterov momentum and decoupled weight decay."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         momentums = [self.state[weight]["momentum"] for weight in weights]
         grads = [cast("torch.Tensor", weight.grad) for weight in weights]
         decay: Any = group["lr"] * group["weight_decay"]
-        broken = self.found_inf
-        if broken is not None:  # momentum stays as it is, moved towards itself
+        skipped = self.found_inf
+        if skipped is not None:  # moving the momentum towards itself leaves it unchanged
             pairs = zip(momentums, grads, strict=True)
-            grads = [torch.where(broken > 0, *pair) for pair in pairs]
+            grads = [torch.where(skipped > 0, *pair) for pair in pairs]
         torch._foreach_lerp_(momentums, grads, 1 - group["momentum"])
         ahead = torch.stack(torch._foreach_lerp(grads, momentums, group["momentum"]))
         stacked = ahead.unflatten(-1, (group["matrices"], -1)).transpose(1, 2).flatten(0, 1)
@@ -125,13 +133,13 @@ class Muon(torch.optim.Optimizer):
         outputs, inputs = (columns, rows) if group["transposed"] else (rows, columns)
         rate = group["lr"] * math.sqrt(max(1, outputs / inputs))
         steps = steps.unflatten(0, (len(weights), -1)).transpose(1, 2).flatten(2)
-        if broken is not None:
-            steps, decay = steps * (1 - broken), decay * (1 - broken)
+        if skipped is not None:
+            steps, decay = steps * (1 - skipped), decay * (1 - skipped)
         torch._foreach_mul_(weights, 1 - decay)
         torch._foreach_add_(weights, list(steps.unbind()), alpha=-rate)
 
     def step_adamw(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        """AdamW as torch has it."""
+        """Update other parameters by the fused AdamW of torch."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["step"] = torch.zeros((), device=weight.device)

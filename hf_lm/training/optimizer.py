@@ -1,7 +1,6 @@
 """Build parameter groups and the optimizer: Muon, AdamW, Adam or SGD.
 
-Matrices decay and nothing else does: not biases, norms or other vectors. The schedules reach a
-floor of `min_lr_ratio`, and the first step already has a rate above 0.
+Only matrices have weight decay: biases, norms and other vectors have none.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from hf_lm.training.muon import Muon
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups that hold every trained parameter once: matrices, which decay, and the rest."""
+    """Put every trained parameter into one of two groups: matrices, which decay, and the rest."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -27,7 +26,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def muon_groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]]:
-    """The same for Muon, with the matrices that turn a width into a width in groups of their own.
+    """Return parameter groups for Muon: one per shape of hidden matrices, and two for AdamW.
 
     Embeddings and the output matrix stay with AdamW: their rows are tokens, not directions.
     """
@@ -62,12 +61,15 @@ def muon_groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]
 def build_optimizer(
     model: nn.Module, *, recipe: TrainingRecipe, precision: str = "fp32"
 ) -> torch.optim.Optimizer:
-    """Muon, AdamW (Loshchilov and Hutter, 2019), Adam (Kingma and Ba, 2015) or SGD with momentum.
+    """Build the optimizer of the recipe.
+
+    Muon (Jordan et al., 2024), AdamW (Loshchilov and Hutter, 2019), Adam (Kingma and Ba, 2015) or
+    SGD with momentum.
 
     Args:
-        model: whose parameters are trained.
-        recipe: with numbers in place of every "auto".
-        precision: of the run; in bf16 Muon's products are, too.
+        model: the model to train.
+        recipe: the `training` section, with a number in place of every "auto".
+        precision: "fp32", "bf16" or "fp16"; with "bf16", Muon's matrix products are in bf16.
     """
     if recipe.optimizer == "muon":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -77,7 +79,7 @@ def build_optimizer(
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, fused=True)
         for weight in (weight for group in groups if recipe.momentum for weight in group["params"]):
-            # torch leaves it unwritten where the first step is left out
+            # torch does not write it if the first step is skipped
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return sgd
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

@@ -1,7 +1,7 @@
 """Save and resume a Trainer exactly, through verified checkpoints.
 
-All of the stock saving and loading is replaced: it writes in place, pickles, orders by clock, and
-takes what is damaged or missing without a word.
+All of the stock saving and loading is replaced: it overwrites files in place, pickles, orders
+checkpoints by time, and accepts damaged or missing files silently.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ from hf_lm.system.files import json_file, read_json, text_file
 from hf_lm.system.signals import default_signal_handlers, defer_signals
 from hf_lm.training.callbacks import StopOnSignal
 
-CONFIG = "config.json"  # so that AutoModelForCausalLM reads a checkpoint, too
+CONFIG = "config.json"  # with it, AutoModelForCausalLM can load a checkpoint
 
-
-KINDS: FieldTypes = {  # of what state.json holds, and of each of its `ranks`
+STATE_TYPES: FieldTypes = {  # fields of state.json
     "schedule": (int,),
     "scaler": (dict, type(None)),
     "ended": (bool,),
@@ -65,16 +64,16 @@ KINDS: FieldTypes = {  # of what state.json holds, and of each of its `ranks`
     "ranks": (list,),
 }
 
-
-OWN_KINDS: FieldTypes = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
+RANK_TYPES: FieldTypes = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer that writes checkpoints behind the next steps, and continues exactly.
+    """A Trainer that writes checkpoints in the background and resumes exactly.
 
     Args:
-        checkpoints: of the run.
-        notify: takes a note for people.
+        checkpoints: the checkpoints of the run.
+        notify: called with a note for the user.
+        trainer_args: arguments of the transformers Trainer.
     """
 
     def __init__(
@@ -82,24 +81,24 @@ class ResumableTrainer(Trainer):
     ) -> None:
         self.checkpoints, self.notify = checkpoints, notify
         self.writer = AsyncWriter(checkpoints, notify=notify)
-        self.restored: dict[str, Any] = {}  # state.json of the checkpoint that is continued
-        self.own: dict[str, Any] = {}  # what that has of this process
+        self.restored: dict[str, Any] = {}  # state.json of the checkpoint to resume from
+        self.restored_rank: dict[str, Any] = {}  # the part of it that belongs to this process
         super().__init__(**trainer_args)
         self.stopping = StopOnSignal(self.all_reduce_max)
-        self.callback_handler.callbacks.insert(0, self.stopping)  # before who looks at should_save
-        self.cpu_group = None  # all processes' hosts, whatever their devices talk through
+        self.callback_handler.callbacks.insert(0, self.stopping)  # others read should_save after it
+        self.cpu_group = None  # signals are exchanged between CPUs, whatever the devices use
         if self.args.world_size > 1:
             with default_signal_handlers():
                 self.cpu_group = distributed.new_group(backend="gloo")
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint if there is one; it is all on the disk then.
+        """Train to the end, from a checkpoint if there is one, and wait until all is on the disk.
 
         Raises:
-            StoppedError: a signal came; there is a checkpoint of the step it came in.
-            CheckpointError: the checkpoint is whole, and does not hold what it should.
-            MismatchError: it is one of another network.
-            OSError: a checkpoint could not be written; the one before is whole.
+            StoppedError: a signal came; a checkpoint of that step was written.
+            CheckpointError: the checkpoint is undamaged, but its content is not valid.
+            MismatchError: the checkpoint is of another model or another number of processes.
+            OSError: a checkpoint could not be written; the one before it is valid.
         """
         with defer_signals() as self.stopping.signals:
             try:
@@ -111,15 +110,15 @@ class ResumableTrainer(Trainer):
                     self.restore_finished_run(checkpoint)
             finally:
                 self.writer.wait()
-            received = self.all_reduce_max(
-                self.stopping.signals.received
-            )  # all wait for who writes
-        received, self.stopping.signals.received = received or self.stopping.signals.received, 0
+            # This call also makes every process wait for the one that writes.
+            received = self.all_reduce_max(self.stopping.signals.received)
+        received = received or self.stopping.signals.received
+        self.stopping.signals.received = 0
         if received:
             raise StoppedError(received, self.stopping.step)
 
     def all_reduce_max(self, number: int) -> int:
-        """This process's number to the highest of all processes."""
+        """Return the highest of the numbers of all processes."""
         if self.cpu_group is None:
             return number
         highest = torch.tensor([number])
@@ -127,52 +126,56 @@ class ResumableTrainer(Trainer):
         return int(highest)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Copy the state of all processes into memory, and write it while training goes on."""
-        self.find_best()
+        """Copy the state of all processes to memory, and write it while training continues."""
+        self.set_best_checkpoint()
         ranks = gather_object([self.rank_state()])
         is_main_process = self.is_world_process_zero()
-        if not is_main_process and not self.is_fsdp_enabled:  # whose shards are put together by all
+        if not is_main_process and not self.is_fsdp_enabled:  # all processes gather FSDP's shards
             return
         failed = self.writer.pending_error()
-        network: Any = self.accelerator.unwrap_model(self.model)
-        weights, moments = model_state(network), optimizer_state(self.optimizer)
-        frozen = self.frozen
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        weights, moments = model_state(unwrapped), optimizer_state(self.optimizer)
+        frozen = self.frozen_digest
         if not is_main_process:
             return
-        self.note_callbacks()
-        config = copy.deepcopy(network.config)
-        config.use_cache = True  # the Trainer's false would make generate() crawl for users
+        self.export_callback_states()
+        config = copy.deepcopy(unwrapped.config)
+        config.use_cache = True  # the Trainer sets it to false, which makes generate() slow
         scaler = getattr(self.accelerator, "scaler", None)
-        numbers = {
+        state = {
             "schedule": cast("Any", self.lr_scheduler).last_epoch,
             "scaler": scaler.state_dict() if scaler else None,
-            "ended": self.ended,
+            "ended": self.has_stopped_early,
             "logged_step": self._globalstep_last_logged,
             "frozen": frozen,
-            "ranks": [own for _, own in ranks],
+            "ranks": [numbers for _, numbers in ranks],
             **self.extra_state(),
         }
-        chances = {f"{n}.{key}": t for n, (own, _) in enumerate(ranks) for key, t in own.items()}
+        generators = {
+            f"{rank}.{name}": tensor
+            for rank, (tensors, _) in enumerate(ranks)
+            for name, tensor in tensors.items()
+        }
         files = {
             **({} if frozen else {CONFIG: text_file(config.to_json_string())}),
             WEIGHTS: tensor_file(weights),
             OPTIMIZER: tensor_file(moments),
-            RNG_STATE: tensor_file(chances),
-            STATE_JSON: json_file(numbers),
+            RNG_STATE: tensor_file(generators),
+            STATE_JSON: json_file(state),
             TRAINER_STATE: json_file(asdict(self.state)),
         }
         step, best = self.state.global_step, self.state.best_global_step or None
         self.writer.write(step, files, best=best, failed=failed)
 
     @cached_property
-    def frozen(self) -> str | None:
-        """A hash of the weights under adapters, which no checkpoint holds; None where all train."""
-        found = frozen_weights(self.accelerator.unwrap_model(self.model))
-        return digest(found) if found else None
+    def frozen_digest(self) -> str | None:
+        """The SHA-256 of the weights under adapters, which checkpoints lack; None without any."""
+        weights = frozen_weights(self.accelerator.unwrap_model(self.model))
+        return digest(weights) if weights else None
 
     @property
-    def ended(self) -> bool:
-        """Whether early stopping has had enough, whatever else stops training now."""
+    def has_stopped_early(self) -> bool:
+        """True if early stopping has ended training; a stop by a signal does not count."""
         return any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in self.callback_handler.callbacks
@@ -180,7 +183,7 @@ class ResumableTrainer(Trainer):
         )
 
     def rank_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What this process holds alone: random numbers, the loss to log, the place in a stream."""
+        """Return the state of this process: generators, the loss sum, the position in a stream."""
         tensors, numbers = rng_state()
         numbers["loss"] = float(self._tr_loss)
         if isinstance(self.train_dataset, IterableDataset):
@@ -188,71 +191,76 @@ class ResumableTrainer(Trainer):
         return tensors, numbers
 
     def extra_state(self) -> dict[str, Any]:
-        """What a subclass keeps; it is back in `restored`."""
+        """Return the state of a subclass; when a run is resumed, `restored` has its keys."""
         return {}
 
-    def note_callbacks(self) -> None:
-        """Put the state of callbacks into the Trainer's."""
+    def export_callback_states(self) -> None:
+        """Copy the state of callbacks into the state of the Trainer."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                kept: Any = self.state.stateful_callbacks
-                kept[type(callback).__name__] = callback.state()
+                states: Any = self.state.stateful_callbacks
+                states[type(callback).__name__] = callback.state()
 
-    def find_best(self) -> None:
-        """Take the best checkpoint by its step, wherever the folder was when it was written."""
+    def set_best_checkpoint(self) -> None:
+        """Set the path of the best checkpoint from its step: the directory may have moved."""
         if self.state.best_global_step:
             best = self.checkpoints.path(self.state.best_global_step)
             self.state.best_model_checkpoint = str(best)
 
     def load_state(self, checkpoint: Path) -> bool:
-        """Read what the stock loading has no place for; before `train()`, which is given the path.
+        """Load the state that the stock loading does not know, before `train()` is called.
 
-        The stock Trainer reads and drops every batch of a stream, and is wrong in a second pass.
+        The stock Trainer would read and drop every batch of a stream, and gets a second pass wrong.
 
         Returns:
-            Whether there are steps left.
+            Whether there are steps left to train.
+
+        Raises:
+            MismatchError: the checkpoint is of other pretrained weights, or of another number of
+                processes.
+            CheckpointError: its content is not valid.
         """
         with invalid_checkpoint_errors(checkpoint):
             self.restored = read_json(checkpoint / STATE_JSON)
-            if self.restored.get("frozen") != self.frozen:
+            if self.restored.get("frozen") != self.frozen_digest:
                 raise MismatchError(
-                    f"{checkpoint}: its adapters are for other weights than model.pretrained has; "
-                    "bring those back, or start anew with --fresh"
+                    f"{checkpoint}: its adapters were trained on other weights than those of "
+                    "model.pretrained; restore those, or start over with --fresh"
                 )
             state = read_json(checkpoint / TRAINER_STATE)
             check_trainer_state(state)
-            check_types(STATE_JSON, self.restored, KINDS)
-            self.own = self.state_of_rank(checkpoint)
-            if "stream" in self.own:
-                cast("Any", self.train_dataset).load_state_dict(self.own["stream"])
+            check_types(STATE_JSON, self.restored, STATE_TYPES)
+            self.restored_rank = self.state_of_rank(checkpoint)
+            if "stream" in self.restored_rank:
+                cast("Any", self.train_dataset).load_state_dict(self.restored_rank["stream"])
                 self.args.ignore_data_skip = True
             return not self.restored["ended"] and state["global_step"] < self.args.max_steps
 
     def state_of_rank(self, checkpoint: Path) -> dict[str, Any]:
-        """What a checkpoint has of this process.
+        """Return the state that a checkpoint has for this process.
 
         Raises:
-            MismatchError: it is one of more processes, or fewer.
+            MismatchError: the checkpoint is of another number of processes.
         """
         ranks = self.restored["ranks"]
         if len(ranks) != self.args.world_size:
             raise MismatchError(
                 f"{checkpoint}: world_size was {len(ranks)}, is now {self.args.world_size}: random "
-                "numbers and places in a stream belong to a process; start as many, or anew with "
-                "--fresh"
+                "generators and positions in a stream belong to a process; start as many "
+                "processes, or start over with --fresh"
             )
-        own = ranks[self.args.process_index]
-        check_types(STATE_JSON, own, OWN_KINDS)
-        return own
+        rank_state = ranks[self.args.process_index]
+        check_types(STATE_JSON, rank_state, RANK_TYPES)
+        return rank_state
 
-    def continue_sums(self) -> None:
-        """Log the mean over the steps since the last row, those before the checkpoint included."""
+    def restore_loss_sum(self) -> None:
+        """Restore the sum of losses since the last row, so that the next row has the whole mean."""
         if self.restored:
             self._globalstep_last_logged = self.restored["logged_step"]
-            self._tr_loss += self.own["loss"]
+            self._tr_loss += self.restored_rank["loss"]
 
     def restore_finished_run(self, checkpoint: Path) -> None:
-        """Stand where a run stood that was killed behind its last step."""
+        """Restore a run whose newest checkpoint is already its final step."""
         with invalid_checkpoint_errors(checkpoint):
             self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if self.is_world_process_zero():
@@ -263,18 +271,18 @@ class ResumableTrainer(Trainer):
             self._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load every weight, strictly."""
+        """Load the weights; each one has to be there, with its shape and type."""
         folder = Path(resume_from_checkpoint)
-        network = self.accelerator.unwrap_model(model or self.model)
+        unwrapped = self.accelerator.unwrap_model(model or self.model)
         with invalid_checkpoint_errors(folder):
             weights = read_tensors(folder / WEIGHTS)
         try:
-            restore_weights(network, weights)
+            restore_weights(unwrapped, weights)
         except ValueError as error:
-            raise MismatchError(f"{folder}: holds another network: {error}") from None
+            raise MismatchError(f"{folder}: holds another model: {error}") from None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the optimizer and the schedule."""
+        """Load the state of the optimizer and of the learning-rate schedule."""
         if checkpoint is not None:
             with invalid_checkpoint_errors(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
@@ -282,38 +290,41 @@ class ResumableTrainer(Trainer):
                 restore_schedule(cast("Any", self.lr_scheduler), self.restored["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Load the gradient scaler of fp16."""
+        """Load the state of the gradient scaler of fp16."""
         if checkpoint is not None and self.restored["scaler"]:
             cast("Any", self.accelerator.scaler).load_state_dict(self.restored["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Go on with this process's random numbers."""
+        """Restore the random generators of this process."""
         if checkpoint is not None:
             rank = self.args.process_index
             with invalid_checkpoint_errors(Path(checkpoint)):
                 tensors = read_tensors(Path(checkpoint) / RNG_STATE)
-                own = {n.split(".")[1]: t for n, t in tensors.items() if n.startswith(f"{rank}.")}
-                restore_rng(own, self.own)
+                of_rank = {
+                    name.split(".")[1]: tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(f"{rank}.")
+                }
+                restore_rng(of_rank, self.restored_rank)
 
     def _load_callback_state(self) -> None:
-        """Give callbacks back what they said of themselves, and nothing that they did not.
+        """Restore the attributes that callbacks of this run exported, and nothing else.
 
-        The stock way makes new callbacks of whatever the file says, and restores that training is
-        to stop.
+        The stock method creates any callback that the file names, and restores a request to stop.
         """
-        self.find_best()
+        self.set_best_checkpoint()
+        states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                kept: Any = self.state.stateful_callbacks
-                found = kept.get(type(callback).__name__, {})
-                for name in callback.state()["attributes"].keys() & found.get("attributes", {}):
-                    setattr(callback, name, found["attributes"][name])
+                saved = states.get(type(callback).__name__, {}).get("attributes", {})
+                for name in callback.state()["attributes"].keys() & saved:
+                    setattr(callback, name, saved[name])
 
     def _load_best_model(self) -> None:
-        """Take the weights of the best evaluation.
+        """Load the weights of the best evaluation.
 
         Raises:
-            CheckpointError: its checkpoint is gone, or damaged.
+            CheckpointError: the checkpoint of that step is missing or damaged.
         """
         self.writer.wait()
         self.accelerator.wait_for_everyone()
@@ -321,7 +332,7 @@ class ResumableTrainer(Trainer):
         problems = list(verify(folder))
         if problems:
             raise CheckpointError(
-                f"{folder}: holds the best model, and {problems[0]}; the last one goes on with "
+                f"{folder}: holds the best model, and {problems[0]}; to use the last model, add "
                 "--set training.load_best_model_at_end=false "
                 "--accept-change training.load_best_model_at_end"
             )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules with a warmup whose first step is above 0."""
+"""Learning-rate schedules whose first step has a learning rate above 0."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from hf_lm.recipe import TrainingRecipe, count_steps
 
 
 def lr_multiplier(step: int, recipe: TrainingRecipe, total: int) -> float:
-    """The share of the peak rate in use at a step, counted from 0.
+    """Return the learning rate at a step as a fraction of the peak.
 
-    Warmup rises as 1/n, 2/n … 1: it does not waste step one at rate 0. What follows decays over the
-    steps left ("wsd": over the last `decay_steps` of them) to `min_lr_ratio`, which the step after
-    the last one would reach.
+    The warmup rises as 1/n, 2/n … 1: step one is not wasted at learning rate 0. The decay covers
+    the steps left ("wsd": the last `decay_steps`) and would reach `min_lr_ratio` one step after the
+    last one.
+
+    Args:
+        step: counted from 0.
+        recipe: the `training` section.
+        total: optimizer steps of the run.
     """
     warmup = count_steps(recipe.warmup_steps, total)
     if step < warmup:
@@ -33,5 +38,5 @@ def lr_multiplier(step: int, recipe: TrainingRecipe, total: int) -> float:
 def build_lr_schedule(
     optimizer: torch.optim.Optimizer, total: int, *, recipe: TrainingRecipe
 ) -> LambdaLR:
-    """The learning rate of each of `total` optimizer steps."""
+    """Build the learning-rate schedule of `total` optimizer steps."""
     return LambdaLR(optimizer, lambda step: lr_multiplier(step, recipe, total))

@@ -1,8 +1,9 @@
 """Keep steps with a non-finite or outlying loss away from the weights.
 
-What is not finite never reaches the weights, and what leaps out may be kept from them. A GPU keeps
-the weights as they are by itself, by the mark that a GradScaler would set on its optimizer, and is
-asked one step later: asked at once, it would have to wait for this process.
+A non-finite step never changes the weights, and a spike does not if the recipe says so. On a GPU
+the decision stays on the device: `found_inf`, the attribute that a GradScaler sets, makes a fused
+optimizer skip the step. The host reads the decision one step later; reading it at once would make
+the GPU wait.
 """
 
 from __future__ import annotations
@@ -14,52 +15,58 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-WINDOW = 128  # steps that a spike is judged by, as in OLMo-core's SkipStepOptimizer
+WINDOW = 128  # steps whose mean and spread define a spike, as in OLMo-core's SkipStepOptimizer
 
+APPLIED, EMPTY, SPIKE, NONFINITE = range(4)  # the highest value of all processes counts
 
-APPLIED, EMPTY, SPIKE, NONFINITE = range(4)  # the highest of all processes holds for all
-
-
-KINDS = ("taken", "empty", "spike", "nonfinite")
+KINDS = ("taken", "empty", "spike", "nonfinite")  # names in log.jsonl and in checkpoints
 
 
 class Step(NamedTuple):
-    """A step that was looked at; `seen` is on the host once `copied` has happened."""
+    """A checked step.
+
+    Attributes:
+        number: the optimizer step.
+        rate: its learning rate.
+        blocks: the numbers of the blocks of its batch.
+        result: [2] on the host: the kind and the loss, valid after `copied`.
+        copied: the event of the copy from a GPU; None on a CPU.
+    """
 
     number: int
     rate: float
     blocks: Sequence[int]
-    seen: torch.Tensor  # what became of it, and its loss
+    result: torch.Tensor
     copied: torch.cuda.Event | None
 
     @property
     def kind(self) -> int:
-        """What became of it."""
-        return int(self.seen[0])
+        """APPLIED, or the reason why the step was skipped."""
+        return int(self.result[0])
 
 
 class StepGuard:
-    """Looks at every step, without making a device wait.
+    """Checks every step without making a GPU wait.
 
     Args:
-        lag: steps after which a step is asked about.
+        lag: the number of steps after which the host reads the result of a step.
         spike_threshold: standard deviations above the mean of the last steps at which a loss or
-            a gradient norm is a spike; None looks for none.
+            a gradient norm is a spike; None does not look for spikes.
     """
 
     def __init__(self, lag: int, *, spike_threshold: float | None = None) -> None:
         self.lag, self.spike_threshold, self.waiting = lag, spike_threshold, deque[Step]()
-        self.counts = dict.fromkeys(KINDS[1:], 0)  # of steps that were not taken
-        self.history = torch.full((WINDOW, 2), torch.nan)  # losses and norms of steps taken
-        self.finite_loss: tuple[float, int] | None = None  # the last one, and its step
+        self.counts = dict.fromkeys(KINDS[1:], 0)  # skipped steps of each kind
+        self.history = torch.full((WINDOW, 2), torch.nan)  # loss and norm of the last applied steps
+        self.finite_loss: tuple[float, int] | None = None  # the last finite loss and its step
 
     def state_dict(self) -> dict[str, Any]:
-        """What it knows, as JSON can hold it."""
+        """Return the state as values that JSON can hold."""
         history = self.history.tolist() if self.spike_threshold else []
         return {"counts": self.counts, "history": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with what it knew."""
+        """Restore what `state_dict` returned."""
         self.counts = {kind: int(state["counts"][kind]) for kind in self.counts}
         if self.spike_threshold and state["history"]:
             self.history = torch.tensor(state["history"]).reshape(WINDOW, 2)
@@ -75,19 +82,19 @@ class StepGuard:
         blocks: Sequence[int],
         optimizer: Any,
     ) -> torch.Tensor:
-        """Look at a step before it is taken, and keep the optimizer from one that is not to be.
+        """Check a step before the optimizer applies it, and make the optimizer skip a bad one.
 
         Args:
-            loss: of the step.
-            norm: of its gradient; None where infinite ones are somebody else's business.
-            items: targets of all processes; None where they are not counted.
-            number: of the step.
+            loss: the loss of the step.
+            norm: its gradient norm; None if a GradScaler handles infinite gradients.
+            items: targets of all processes; None if they are not counted.
+            number: the optimizer step.
             rate: its learning rate.
-            blocks: numbers of the blocks of its batch.
-            optimizer: one of torch's fused ones, or Muon.
+            blocks: the numbers of the blocks of its batch.
+            optimizer: Muon, or a fused optimizer of torch.
 
         Returns:
-            What becomes of the step, on its device.
+            The kind of the step, on the device.
         """
         values = torch.stack([loss, loss if norm is None else norm]).detach().float()
         kind = (~torch.isfinite(values).all()).float() * NONFINITE
@@ -99,41 +106,42 @@ class StepGuard:
             distributed.all_reduce(kind, distributed.ReduceOp.MAX)
         if self.lag:
             optimizer.found_inf = (kind > APPLIED).float()
-        seen = torch.stack([kind, values[0]])
-        host, copied = seen.to("cpu", non_blocking=True), None
-        if seen.is_cuda:
+        result = torch.stack([kind, values[0]])
+        host, copied = result.to("cpu", non_blocking=True), None
+        if result.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
-        if not self.lag:  # the host knows already, and an unmarked step is the faster one
+        if not self.lag:  # the host knows the result, and a step without found_inf is faster
             optimizer.found_inf = torch.ones(()) if host[0] > APPLIED else None
         self.waiting.append(Step(number, rate, blocks, host, copied))
         return kind
 
     def spike(self, values: torch.Tensor) -> torch.Tensor:
-        """Whether a loss or a norm leaps out of those of the last steps, which it then joins not.
+        """Return SPIKE if a loss or a norm is an outlier among the last steps, else APPLIED.
 
-        As OLMo-core does it, but on the device.
+        An outlier is not added to the history. This is OLMo-core's rule, computed on the device.
         """
-        if distributed.is_initialized():  # every process has a loss of its own
+        if distributed.is_initialized():  # every process has its own loss
             distributed.all_reduce(values)
             values /= distributed.get_world_size()
         self.history = self.history.to(values.device)
         spread, mean = torch.std_mean(self.history, dim=0)  # NaN until the window is full
-        leaps = (values > mean + float(self.spike_threshold or 0) * spread).any()
-        joined = torch.cat([self.history[1:], values[None]])
-        self.history = torch.where(leaps | ~torch.isfinite(values).all(), self.history, joined)
-        return leaps.float() * SPIKE
+        is_spike = (values > mean + float(self.spike_threshold or 0) * spread).any()
+        extended = torch.cat([self.history[1:], values[None]])
+        is_outlier = is_spike | ~torch.isfinite(values).all()
+        self.history = torch.where(is_outlier, self.history, extended)
+        return is_spike.float() * SPIKE
 
     def skipped_steps(self, *, lag: int = 0) -> list[Step]:
-        """The steps that were not taken, as far as is known; the last `lag` ones stay for later."""
-        found = []
+        """Return the steps that were skipped since the last call, except for the last `lag`."""
+        skipped = []
         while len(self.waiting) > lag:
             step = self.waiting.popleft()
             if step.copied is not None:
                 step.copied.synchronize()
             if step.kind == APPLIED:
-                self.finite_loss = (float(step.seen[1]), step.number)
+                self.finite_loss = (float(step.result[1]), step.number)
             else:
                 self.counts[KINDS[step.kind]] += 1
-                found.append(step)
-        return found
+                skipped.append(step)
+        return skipped

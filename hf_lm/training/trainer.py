@@ -1,15 +1,15 @@
 """LMTrainer: the transformers Trainer with overridden hooks, and nothing else.
 
-What differs from the stock Trainer, and why:
-  - the optimizer and its schedule are made by functions it is given: transformers has neither decay
-    of matrices alone nor a warmup that starts above rate 0;
-  - evaluation is a function it is given too: the stock one averages over batches, not tokens, and
-    keeps every logit;
-  - a step that is not finite, leaps out or counts nothing never reaches the weights;
-  - checkpoints are written and read by what it inherits from resume.py;
-  - rows go to log.jsonl as numbers, with the tokens seen and the speed.
-The loss itself stays the stock one, which is the exact mean over tokens once the collator gives
-`shift_labels` and the model's `loss_type` says what it is.
+It differs from the stock Trainer in five points:
+  - The optimizer and its schedule are made by functions from outside: transformers can neither
+    decay matrices only nor start a warmup above learning rate 0.
+  - Evaluation is a function from outside: the stock one averages over batches instead of tokens,
+    and keeps every logit.
+  - A step whose loss is non-finite, is a spike or has no targets does not change the weights.
+  - Checkpoints are written and read by the base class in resumable_trainer.py.
+  - Rows of log.jsonl hold numbers, with the tokens seen and the throughput.
+The loss is the stock one. It is the exact mean over tokens because the collator gives
+`shift_labels` and the model has the right `loss_type`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_lm.checkpoints.manifest import STATE_JSON
@@ -40,34 +36,32 @@ from hf_lm.system.signals import ignore_signals
 from hf_lm.training.resumable_trainer import ResumableTrainer
 from hf_lm.training.skip_step import APPLIED, KINDS, NONFINITE, Step, StepGuard
 from hf_lm.training.throughput import ThroughputMeter
+from hf_lm.upstream import check_upstream
 
 Row = dict[str, Any]
 
+STATE_TYPES: FieldTypes = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
 
-OWN_KINDS: FieldTypes = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
+LISTED_BLOCKS = 8  # blocks of a batch that an error lists; log.jsonl lists all of them
 
-
-NAMED = 8  # blocks of a batch that an error lists; the log has them all
-
-
-EVALUATED = ("loss", "perplexity", "accuracy", "bits_per_byte")  # of what `measure` returns
+LOGGED_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
 
 
 @dataclass(frozen=True)
 class TrainerHooks:
-    """What a trainer is given to call; none of it is the trainer's own business.
+    """Functions and values from other stages that the trainer needs.
 
     Attributes:
-        make_optimizer: model to optimizer.
-        make_schedule: optimizer and number of steps to learning rates.
-        evaluate: model to metrics, on all processes.
-        generate_samples: model to texts, on the main process.
-        write_row: takes a row of log.jsonl, on the main process.
+        make_optimizer: makes the optimizer of a model.
+        make_schedule: makes the learning-rate schedule of an optimizer for a number of steps.
+        evaluate: computes the metrics of a model, on all processes together.
+        generate_samples: generates texts with a model; called on the main process.
+        write_row: appends a row to log.jsonl; called on the main process.
         flops_per_token: FLOPs to train on one token.
-        peak_flops: FLOP/s of all devices.
-        sampler: the order of the training blocks; None is a random one.
-        max_nonfinite_steps: steps that may be left out because they are not finite.
-        spike_threshold: standard deviations that make a spike; None leaves none out.
+        peak_flops: FLOPs per second of all devices together.
+        sampler: the order of the training blocks; None is a random order.
+        max_nonfinite_steps: the number of non-finite steps that are skipped before the run ends.
+        spike_threshold: standard deviations above the mean that make a spike; None skips none.
     """
 
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
@@ -83,12 +77,17 @@ class TrainerHooks:
 
 
 class LMTrainer(ResumableTrainer):
-    """A causal language model's Trainer."""
+    """The Trainer of a causal language model.
+
+    Args:
+        hooks: what the trainer calls.
+        trainer_args: arguments of ResumableTrainer and of the transformers Trainer.
+    """
 
     def __init__(self, *, hooks: TrainerHooks, **trainer_args: Any) -> None:
-        self.hooks, self.clock = hooks, ThroughputMeter()
-        self.counted: list[Any] = []  # of the steps since the last look
-        # Anything but an Optimizer class is called, and what it returns is called with the model.
+        self.hooks, self.throughput = hooks, ThroughputMeter()
+        self.step_targets: list[Any] = []  # targets of each step since the last token count
+        # The Trainer calls anything but an Optimizer class, and calls the result with the model.
         factory: Any = (lambda: hooks.make_optimizer, {})
         super().__init__(optimizer_cls_and_kwargs=factory, **trainer_args)
         self.guard = StepGuard(
@@ -99,7 +98,7 @@ class LMTrainer(ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
-        """Use our own schedule: every warmup of transformers wastes step one at rate 0."""
+        """Make our own schedule: every warmup of transformers has learning rate 0 at step one."""
         if self.lr_scheduler is None:
             self.lr_scheduler = self.hooks.make_schedule(
                 optimizer or self.optimizer, num_training_steps
@@ -108,10 +107,10 @@ class LMTrainer(ResumableTrainer):
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
-        """Leave a stream to itself: it already reads this process's share, at its own position."""
+        """Make the loader of the training blocks; a stream already reads its share of the data."""
         if not isinstance(self.train_dataset, IterableDataset):
-            loader = super().get_train_dataloader()
-            inner: Any = cast("Any", loader).base_dataloader  # accelerate's wrapper starts none
+            loader: Any = super().get_train_dataloader()
+            inner = loader.base_dataloader  # the worker processes are started by this one
             inner.worker_init_fn = partial(ignore_signals, inner.worker_init_fn)
             return loader
         return DataLoader(
@@ -119,62 +118,73 @@ class LMTrainer(ResumableTrainer):
             batch_size=self._train_batch_size,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
-            generator=torch.Generator(),  # it would draw from the restored stream of numbers
+            generator=torch.Generator(),  # the default generator has just been restored
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """Keep the order of a mixture, whose shares a random one would not meet."""
+        """Return the sampler of a mixture; a random order would not keep its weights."""
         return self.hooks.sampler or super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """Keep the count of a step's targets, which is on the device: to look would be to wait."""
-        if self.clock.start is None:
-            self.clock.begin(self.tokens)
-            self.continue_sums()
+        """Note a step's blocks and its number of targets.
+
+        The number stays on the device until it is needed: reading it would wait for the device.
+        """
+        if self.throughput.start is None:
+            self.throughput.begin(self.update_token_count())
+            self.restore_loss_sum()
             self.logged_step = self._globalstep_last_logged
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.blocks = [number for batch in batches for number in batch.pop("numbers", ())]
         self.loss_before = self._tr_loss.clone()
-        self.counted.append(items)
+        self.step_targets.append(items)
         return batches, items
 
-    @property
-    def tokens(self) -> int:
-        """Tokens predicted so far by all processes, padding left out."""
-        counted, self.counted = self.counted, []
-        self.state.num_input_tokens_seen += int(sum(counted))
+    def update_token_count(self) -> int:
+        """Add the targets of the last steps to the state; return the tokens predicted so far.
+
+        The count is over all processes and without padding.
+        """
+        self.state.num_input_tokens_seen += int(sum(self.step_targets))
+        self.step_targets.clear()
         return self.state.num_input_tokens_seen
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Count the output matrix and attention too, and do not walk the modules at every step."""
+        """Return the FLOPs of a batch, with attention and the output matrix.
+
+        The stock method counts neither and walks over all modules at every step.
+        """
         return int(inputs["input_ids"].numel() * self.hooks.flops_per_token)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Keep a step that is not finite from the weights, and its loss from the mean.
+        """Keep a non-finite step away from the weights, and its loss out of the logged mean.
 
-        With fp16 the loss alone is looked at: its scaler skips infinite gradients by design.
+        With fp16 only the loss is checked: the scaler skips infinite gradients by design.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         kind = self.guard.check_step(
             self._tr_loss - self.loss_before,
             None if self.args.fp16 else torch.as_tensor(grad_norm),
-            items=self.counted[-1],
+            items=self.step_targets[-1],
             number=self.state.global_step + 1,
             rate=self._get_learning_rate(),
             blocks=self.blocks,
             optimizer=cast("Any", self.optimizer).optimizer,  # without accelerate's wrapper
         )
         self._tr_loss.copy_(torch.where(kind > APPLIED, self.loss_before, self._tr_loss))
-        self.note_left_out(lag=self.guard.lag)
+        self.log_skipped_steps(lag=self.guard.lag)
         return grad_norm
 
-    def note_left_out(self, *, lag: int = 0) -> None:
-        """Write a row for a step that was not taken; raise for one too many that was not finite.
+    def log_skipped_steps(self, *, lag: int = 0) -> None:
+        """Write a row of log.jsonl for each skipped step.
 
         Args:
-            lag: as many of the last steps are left for later.
+            lag: the number of last steps that are not looked at yet.
+
+        Raises:
+            NonFiniteError: more steps were non-finite than the recipe allows.
         """
         for step in self.guard.skipped_steps(lag=lag):
             blocks = gather_object([*step.blocks])
@@ -190,88 +200,95 @@ class LMTrainer(ResumableTrainer):
                 raise NonFiniteError(self.nonfinite_message(step, blocks))
 
     def nonfinite_message(self, step: Step, blocks: list[int]) -> str:
-        """What is known of a step that was not finite, and what to do."""
-        before = "no loss before it was finite"
+        """Describe a non-finite step and its remedies."""
+        before = "no earlier loss was finite"
         if self.guard.finite_loss:
-            before = "the last finite loss was {:.4f}, of step {}".format(*self.guard.finite_loss)
-        batch = ", ".join(map(str, blocks[:NAMED])) + (", …" if len(blocks) > NAMED else "")
+            before = "the last finite loss was {:.4f}, at step {}".format(*self.guard.finite_loss)
+        listed = ", ".join(map(str, blocks[:LISTED_BLOCKS]))
+        listed += ", …" if len(blocks) > LISTED_BLOCKS else ""
         return (
             f"step {step.number}: the loss or its gradient is NaN or infinite at learning rate "
-            f"{step.rate:g}; this step was not taken; {before}"
-            + (f"; the batch was of the blocks {batch}" if blocks else "")
+            f"{step.rate:g}; this step was not applied; {before}"
+            + (f"; the batch has the blocks {listed}" if blocks else "")
             + ". Lower training.learning_rate, raise training.warmup_steps, set training.precision "
-            'to "fp32", or allow for some such steps with training.skip_nonfinite_steps'
+            'to "fp32", or allow some such steps with training.skip_nonfinite_steps'
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """The time so far, and what was left out of it."""
+        """Return the seconds so far, the skipped steps since the last row, and the guard state."""
         guard = self.guard.state_dict()
-        return {"seconds": self.clock.seconds, "left_out": self.skipped_steps, "guard": guard}
+        return {"seconds": self.throughput.seconds, "left_out": self.skipped_steps, "guard": guard}
 
     def load_state(self, checkpoint: Path) -> bool:
-        """Go on with the time so far, and what was left out of it."""
-        steps_left = super().load_state(checkpoint)
+        """Restore what `extra_state` returned; return whether there are steps left."""
+        has_steps_left = super().load_state(checkpoint)
         with invalid_checkpoint_errors(checkpoint):
-            check_types(STATE_JSON, self.restored, OWN_KINDS)
-            self.clock = ThroughputMeter(self.restored["seconds"])
+            check_types(STATE_JSON, self.restored, STATE_TYPES)
+            self.throughput = ThroughputMeter(self.restored["seconds"])
             self.skipped_steps = self.restored["left_out"]
             self.guard.load_state_dict(self.restored["guard"])
-        return steps_left
+        return has_steps_left
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sum over tokens and processes, so that no batch size and no world size shows."""
-        self.note_left_out()
+        """Evaluate the model, generate samples and log both.
+
+        The metrics are sums over tokens and processes: they do not depend on the batch size or
+        the number of processes.
+        """
+        self.log_skipped_steps()
         began = time.monotonic()
-        measured = self.hooks.evaluate(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": measured[name] for name in EVALUATED}
+        values = self.hooks.evaluate(self.model)
+        metrics = {f"{metric_key_prefix}_{name}": values[name] for name in LOGGED_METRICS}
         samples = self.hooks.generate_samples(self.model) if self.is_world_process_zero() else []
         super().log(dict(metrics))
         self.write_row({**metrics, "samples": samples})
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        self.clock.paused += time.monotonic() - began
+        self.throughput.paused += time.monotonic() - began
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add speed and utilization to a training row, and keep the row as numbers.
+        """Add throughput and MFU to a training row, and write the row to log.jsonl.
 
-        There is none before its steps are known to be finite.
+        A row is written only after its steps are known to be finite.
         """
         if "loss" in logs:
-            self.note_left_out()
-            steps, self.logged_step = (
-                self.state.global_step - self.logged_step,
-                self.state.global_step,
-            )
-            taken, self.skipped_steps = steps - self.skipped_steps, 0
-            logs["loss"] = logs["loss"] * steps / taken if taken else float("nan")
-            speed = self.clock.tokens_per_second(self.tokens)
-            if speed:
-                logs["tokens_per_second"] = speed
-                logs["mfu"] = speed * self.hooks.flops_per_token / self.hooks.peak_flops
+            self.log_skipped_steps()
+            steps = self.state.global_step - self.logged_step
+            applied = steps - self.skipped_steps
+            self.logged_step, self.skipped_steps = self.state.global_step, 0
+            logs["loss"] = logs["loss"] * steps / applied if applied else float("nan")
+            tokens_per_second = self.throughput.tokens_per_second(self.update_token_count())
+            if tokens_per_second:
+                flops = tokens_per_second * self.hooks.flops_per_token
+                logs["tokens_per_second"] = tokens_per_second
+                logs["mfu"] = flops / self.hooks.peak_flops
             self.write_row(logs)
         super().log(logs, start_time)
 
     def write_row(self, values: Row, *, step: int | None = None) -> None:
-        """One row of log.jsonl, from the main process."""
+        """Write a row to log.jsonl, on the main process."""
         if self.is_world_process_zero():
-            place = {
+            row = {
                 "step": step or self.state.global_step,
-                "tokens": self.tokens,
-                "seconds": round(self.clock.seconds, 3),
+                "tokens": self.update_token_count(),
+                "seconds": round(self.throughput.seconds, 3),
             }
-            self.hooks.write_row({**place, **values})
+            self.hooks.write_row({**row, **values})
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save no step that may not be finite, and keep the time of the copy out of the speed."""
-        self.note_left_out()
+        """Save a checkpoint once its steps are known to be finite.
+
+        The time of the copy does not count in the throughput.
+        """
+        self.log_skipped_steps()
         began = time.monotonic()
-        self.state.num_input_tokens_seen = self.tokens  # as the state is written now
+        self.update_token_count()  # the state is written now
         super()._save_checkpoint(model, trial)
-        self.clock.paused += time.monotonic() - began
+        self.throughput.paused += time.monotonic() - began
 
 
 def build_trainer(
@@ -282,7 +299,19 @@ def build_trainer(
     callbacks: list[TrainerCallback],
     **trainer_args: Any,
 ) -> LMTrainer:
-    """An LMTrainer with the recipe's callbacks, and without the stock console output."""
+    """Build an LMTrainer with the recipe's callbacks and without the stock console output.
+
+    Args:
+        recipe: the `training` section.
+        args: what `training_arguments` returned.
+        hooks: what the trainer calls.
+        callbacks: in addition to early stopping.
+        trainer_args: arguments of LMTrainer.
+
+    Raises:
+        HfLmError: the installed transformers lacks a method that LMTrainer overrides.
+    """
+    check_upstream()
     if recipe.early_stopping_patience:
         callbacks = [*callbacks, EarlyStoppingCallback(recipe.early_stopping_patience)]
     trainer = LMTrainer(args=args, hooks=hooks, callbacks=callbacks, **trainer_args)

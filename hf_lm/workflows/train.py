@@ -96,7 +96,7 @@ def make_store(context: RunContext, *, on_saved: Write) -> CheckpointStore:
     return CheckpointStore(
         context.run_dir.path,
         limit=context.recipe.training.save_total_limit,
-        facts=provenance,
+        provenance=provenance,
         extra={name: text_file(text) for name, text in texts.items()},
         before_write=context.run_dir.log.flush_to_disk,
         on_saved=on_saved,
@@ -196,7 +196,7 @@ def make_trainer(
 def save_and_evaluate(context: RunContext, hooks: TrainerHooks, trainer: LMTrainer) -> TrainResult:
     """Save the model, load it as a user would, and evaluate it in fp32."""
     run_dir, lora = context.run_dir, context.recipe.model.lora
-    seconds, tokens = trainer.clock.seconds, trainer.tokens
+    seconds, tokens = trainer.throughput.seconds, trainer.update_token_count()
     base = context.recipe.model.pretrained if lora and lora.merge else None
     with unwrap_os_errors(run_dir.model):
         run_dir.save_model(partial(save_model, context.model, context.tokenizer, base=base))

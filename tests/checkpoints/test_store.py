@@ -408,7 +408,7 @@ def test_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     manifest = {**json.loads(path.read_text()), "format": 2}
     del manifest["sha256"]
     path.write_text(manifest_text(manifest))
-    with pytest.raises(MismatchError, match=r"checkpoint-2: is of format 2, .* reads 1; install"):
+    with pytest.raises(MismatchError, match=r"checkpoint-2: has format 2, .* reads format 1; install"):
         CheckpointStore(tmp_path).latest_valid()
     assert path.exists()
 
@@ -429,7 +429,7 @@ def test_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_path
         extra = tmp_path / "checkpoint-1" / name
         extra.write_bytes(b"x")
         (line,) = verify(tmp_path / "checkpoint-1")
-        assert line == f"{name!r} is none of its files"
+        assert line == f"{name!r} is not one of its files"
         extra.unlink()
 
 

@@ -89,7 +89,7 @@ def test_key_that_affects_the_weights_is_refused_with_both_values(key: str, tmp_
     assert caught.value.exit_code == 4
     assert caught.value.problems == [
         f"{tmp_path}: {key} was 1, is now 2",
-        f"continue the run with --accept-change {key}, or start anew with --fresh",
+        f"continue the run with --accept-change {key}, or start over with --fresh",
     ]
     assert check_same_recipe(tmp_path, before, now, [key]) == {key: f"{key} was 1, is now 2"}
 
@@ -214,7 +214,7 @@ def test_weights_of_another_shape_are_refused_even_if_accepted(
 ) -> None:
     recipe, _ = stopped_run(model__n_layer=3)
     assert main([str(recipe), "--accept-change", "model.n_layer"]) == 4
-    assert "checkpoint-4: holds another network: transformer.h.2." in capsys.readouterr().err
+    assert "checkpoint-4: holds another model: transformer.h.2." in capsys.readouterr().err
 
 
 @pytest.mark.promise("98")

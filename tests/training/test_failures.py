@@ -29,7 +29,7 @@ from hf_lm.training.failures import explain_failures
 )
 def test_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
     with (
-        pytest.raises(RecipeError, match=r"micro_batch_size = 8: the memory .* smaller one.* same"),
+        pytest.raises(RecipeError, match=r"micro_batch_size = 8: out of memory; use a smaller one.* same"),
         explain_failures(8),
     ):
         raise error
@@ -110,5 +110,5 @@ def test_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path) -> 
     isolate_tracker(callback, notify=said.append)
     trainer.train_from(None)
     assert trainer.state.global_step == TRAINING.max_steps
-    assert said == ["Failing: ConnectionError: server gone; training goes on without it"]
+    assert said == ["Failing: ConnectionError: server gone; training continues without it"]
     assert callback.calls == 1

@@ -138,7 +138,7 @@ def test_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))
-    with pytest.raises(MismatchError, match=r"checkpoint-3: holds another network"):
+    with pytest.raises(MismatchError, match=r"checkpoint-3: holds another model"):
         trainer.train_from(tmp_path / "checkpoint-3")
 
 

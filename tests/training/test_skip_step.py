@@ -82,7 +82,7 @@ def test_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -
     text = str(caught.value)
     assert "step 9: the loss or its gradient is NaN or infinite at learning rate 0.0" in text
     last = next(row for row in reversed(rows) if "loss" in row and row["step"] == 8)
-    assert f"the last finite loss was {last['loss']:.4f}, of step 8" in text
+    assert f"the last finite loss was {last['loss']:.4f}, at step 8" in text
     (blocks,) = [row["blocks"] for row in rows if row["step"] == 9 and "loss" in row]
     assert f"the batch was of the blocks {', '.join(map(str, blocks))}" in text
     assert "training.skip_nonfinite_steps" in text

@@ -141,7 +141,7 @@ def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})
     trainer = make_trainer(tmp_path, rows, recipe=recipe)
-    trainer.clock = ThroughputMeter(100.0)
+    trainer.throughput = ThroughputMeter(100.0)
     trainer.train_from(None)
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [5, 10, 15, 20]  # 7 and 14: checkpoints
@@ -211,7 +211,7 @@ def test_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path
         return grad
 
     model.transformer.h[0].mlp.c_fc.weight.register_hook(spoil)
-    with pytest.raises(NonFiniteError, match=r"step 3: .*this step was not taken"):
+    with pytest.raises(NonFiniteError, match=r"step 3: .*this step was not applied"):
         trainer.train_from(None)
     assert trainer.state.global_step == 3  # known with the next step's gradient, before its step
     after = model.state_dict()
@@ -327,9 +327,9 @@ def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
 def test_the_copy_of_a_checkpoint_is_no_part_of_the_speed(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"max_steps": 4, "save_steps": 2})
     trainer = make_trainer(tmp_path, [], recipe=recipe)
-    trainer.find_best = lambda: time.sleep(0.2)
+    trainer.set_best_checkpoint = lambda: time.sleep(0.2)
     trainer.train_from(None)
-    assert 0.4 < trainer.clock.paused < trainer.clock.seconds
+    assert 0.4 < trainer.throughput.paused < trainer.throughput.seconds
 
 
 def test_the_recipe_reaches_training_arguments(write_recipe: Callable[..., Path]) -> None:

@@ -1,1 +1,1 @@
-"""Documents become fixed-length blocks of `block_size + 1` token ids."""
+"""Turn documents into fixed-length blocks of `block_size + 1` token ids."""

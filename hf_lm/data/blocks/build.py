@@ -1,8 +1,8 @@
-"""Run both map() steps and write the blocks to Arrow files.
+"""Tokenize and group documents with two map() steps, and write the blocks to Arrow files.
 
-A row holds `block_size + 1` token ids once, as uint16 where the vocabulary allows, and nothing
-else: about 2 bytes a token. Text passes through in portions, so memory does not grow with it, and
-no step leaves a copy of its own behind.
+A row holds `block_size + 1` token ids once and nothing else, as uint16 if the vocabulary allows:
+about 2 bytes per token. Text is processed in batches, so memory does not grow with its size, and
+no step writes an intermediate copy to disk.
 """
 
 # Shapes: B blocks, T tokens predicted in a block (`block_size`).
@@ -10,7 +10,7 @@ no step leaves a copy of its own behind.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
@@ -31,33 +32,43 @@ from hf_lm.data.prefetch import prefetch
 from hf_lm.data.text.documents import Documents, Progress, lanes
 from hf_lm.recipe import DataRecipe
 
-WRITTEN_ROWS = 10_000  # blocks of one Arrow record batch
+WRITTEN_ROWS = 10_000  # blocks per Arrow record batch
 
 
 def make_groupers(
-    lanes: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+    subsets: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> dict[str, Grouper]:
-    """A grouper for each lane; held-out text is one stream, whatever is trained on.
+    """Create a grouper for each subset of the text.
 
-    A conversation is never cut: an answer is nothing to learn without its question.
+    The validation text is always concatenated, so that the loss of runs with different `grouping`
+    compares. Conversations are an exception: they are never cut, because an answer cannot be
+    learned without its question, and those longer than a block are dropped.
+
+    Args:
+        subsets: names of the subsets: "train" or "train-<source>", and "validation".
+        tokenizer: its end-of-text id pads blocks, and its vocabulary decides the type of an id.
+        data: how the ids are grouped.
+
+    Returns:
+        The groupers by subset.
     """
-    eos, learns_all = tokenizer.eos_token_id, data.train_on == "text"
+    eos, is_text = tokenizer.eos_token_id, data.train_on == "text"
     return {
         subset: make_grouper(
-            "concat" if subset == "validation" and learns_all else data.grouping,
+            "concat" if subset == "validation" and is_text else data.grouping,
             block_size=data.block_size,
             eos=eos if isinstance(eos, int) else 0,
-            kind=id_type(len(tokenizer)) if learns_all else np.int32,
-            whole=not learns_all,
+            dtype=id_type(len(tokenizer)) if is_text else np.int32,
+            drop_long_documents=not is_text,
         )
-        for subset in lanes
+        for subset in subsets
     }
 
 
 def make_tokenize(
     tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> Tokenize | TokenizeCompletions:
-    """The first map step that the recipe asks for."""
+    """Create the first map step that the recipe asks for."""
     if data.train_on == "completion":
         return TokenizeCompletions(tokenizer)
     return Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
@@ -65,35 +76,41 @@ def make_tokenize(
 
 def block_rows(
     documents: Documents,
-    tokenize: Callable[[dict[str, Any]], dict[str, Any]],
+    tokenize: Tokenize | TokenizeCompletions,
     groupers: dict[str, Grouper],
 ) -> IterableDataset:
-    """The two map steps; each row has the "blocks" [B, T+1] of one portion."""
-    portions = IterableDataset.from_generator(partial(portions_ahead, documents))
-    tokens = portions.map(tokenize, remove_columns=["text"])
+    """Apply both map steps; each row has the "blocks" [B, T+1] that a batch of text completed."""
+    batches = IterableDataset.from_generator(partial(read_batches_ahead, documents))
+    tokens = batches.map(tokenize, remove_columns=["text"])
     return tokens.map(Group(groupers))
 
 
-def portions_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
-    """The portions of documents, the next one read while one is tokenized."""
+def read_batches_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
+    """Iterate over batches of documents; the next one is read while one is tokenized."""
     return prefetch(documents.portions(), batch_size=1, depth=1)
 
 
 class BlockCounter:
-    """Counts of each lane while its blocks go by."""
+    """Counts documents, tokens and blocks per subset while the blocks are iterated.
+
+    Args:
+        groupers: by subset; they know how many ids are unused and padded.
+        report: called with the documents and bytes of each batch of text.
+        has_loss_bits: whether the ids carry LOSS_BIT.
+    """
 
     def __init__(
-        self, groupers: dict[str, Grouper], report: Progress | None, *, marked: bool
+        self, groupers: dict[str, Grouper], report: Progress | None, *, has_loss_bits: bool
     ) -> None:
-        self.groupers, self.report, self.marked = groupers, report, marked
+        self.groupers, self.report, self.has_loss_bits = groupers, report, has_loss_bits
         self.counts = dict.fromkeys(groupers, SplitCounts())
 
     def iterate(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
-        """The lane and blocks of each portion."""
+        """Count and yield the subset and the blocks [B, T+1] of each row."""
         for row in rows:
             subset, blocks = row["lane"], row["blocks"]
             documents, tokens = len(row["ends"]), len(row["input_ids"])
-            in_loss = int(np.count_nonzero(blocks[:, 1:] & LOSS_BIT)) if self.marked else 0
+            in_loss = int(np.count_nonzero(blocks[:, 1:] & LOSS_BIT)) if self.has_loss_bits else 0
             self.counts[subset] += SplitCounts(
                 documents, row["size"], tokens, len(blocks), completion_tokens=in_loss
             )
@@ -101,32 +118,37 @@ class BlockCounter:
                 self.report(documents, row["size"])
             yield subset, blocks
 
-    def splits(self) -> dict[str, SplitCounts]:
-        """The counts of both parts, when all text has gone by."""
-        found = {split: SplitCounts() for split in ("train", "validation")}
+    def count_splits(self) -> dict[str, SplitCounts]:
+        """Return the counts of both splits; call it after all rows were iterated."""
+        split_counts = {split: SplitCounts() for split in ("train", "validation")}
         for subset, counts in self.counts.items():
             grouper = self.groupers[subset]
             rest = SplitCounts(unused_tokens=grouper.unused, padded_tokens=grouper.padded)
-            found[subset.split("-")[0]] += counts + rest
-        return found
+            split_counts[split_of(subset)] += counts + rest
+        return split_counts
+
+
+def split_of(subset: str) -> str:
+    """Return the split of a subset: "train" for "train-0"."""
+    return subset.split("-")[0]
 
 
 def blocks_in_memory(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> tuple[dict[str, BlockDataset], dict[str, SplitCounts]]:
-    """The blocks of both parts, with nothing written."""
+    """Build the blocks and counts of both splits in memory, without writing a file."""
     groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
     tokenize = make_tokenize(tokenizer, data)
-    tally = BlockCounter(groupers, None, marked=data.train_on == "completion")
-    found: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
+    counter = BlockCounter(groupers, None, has_loss_bits=data.train_on == "completion")
+    split_blocks: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     rows = block_rows(documents, tokenize, groupers)
-    for subset, blocks in tally.iterate(rows):
-        found[subset.split("-")[0]].append(blocks)
+    for subset, blocks in counter.iterate(rows):
+        split_blocks[split_of(subset)].append(blocks)
     splits = {
         split: BlockDataset(Dataset(table_of(np.concatenate(blocks))))
-        for split, blocks in found.items()
+        for split, blocks in split_blocks.items()
     }
-    return splits, tally.splits()
+    return splits, counter.count_splits()
 
 
 def build_blocks(
@@ -137,41 +159,60 @@ def build_blocks(
     content: str,
     report: Progress | None = None,
 ) -> Path:
-    """The folder with the blocks of all lanes, prepared once.
+    """Return a cached folder with the blocks of all subsets, and build it if it is not cached.
 
     Args:
-        documents: the text of both parts.
-        tokenizer: text to ids.
-        data: how the ids are cut.
+        documents: the text of both splits.
+        tokenizer: turns text into ids.
+        data: how the ids are grouped.
         content: the fingerprint of those documents.
-        report: told the documents and bytes of each portion that is done.
+        report: called with the documents and bytes of each batch of text.
+
+    Returns:
+        A folder with one Arrow file per subset and counts.json.
     """
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
-    cutting: list[Any] = [data.block_size, data.append_eos, data.grouping, lanes(documents.corpus)]
+    settings: list[object] = [
+        data.block_size,
+        data.append_eos,
+        data.grouping,
+        lanes(documents.corpus),
+    ]
     if data.train_on == "completion":
-        cutting.append(str(tokenizer.chat_template))
-    key = key_of("blocks", content, vocabulary, tokenizer.eos_token_id, *cutting)
+        settings.append(str(tokenizer.chat_template))
+    key = key_of("blocks", content, vocabulary, tokenizer.eos_token_id, *settings)
 
     def build(folder: Path) -> None:
-        """Write one Arrow file a lane, and the counts."""
+        """Write one Arrow file per subset, and the counts."""
         groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
         tokenize = make_tokenize(tokenizer, data)
-        tally = BlockCounter(groupers, report, marked=data.train_on == "completion")
-        rows = block_rows(documents, tokenize, groupers)
-        with ExitStack() as stack:
-            schema = table_of(np.empty((0, data.block_size + 1), tokenize.type)).schema
-            writers = {
-                subset: stack.enter_context(
-                    ArrowWriter(path=str(folder / f"{subset}.arrow"), schema=schema)
-                )
-                for subset in groupers
-            }
-            for subset, blocks in tally.iterate(rows):
-                for start in range(0, len(blocks), WRITTEN_ROWS):
-                    writers[subset].write_table(table_of(blocks[start : start + WRITTEN_ROWS]))
-            for writer in writers.values():
-                writer.finalize()
-        counts = {split: asdict(counts) for split, counts in tally.splits().items()}
+        counter = BlockCounter(groupers, report, has_loss_bits=data.train_on == "completion")
+        rows = counter.iterate(block_rows(documents, tokenize, groupers))
+        schema = table_of(np.empty((0, data.block_size + 1), tokenize.dtype)).schema
+        write_arrow_files(folder, rows, subsets=list(groupers), schema=schema)
+        counts = {split: asdict(counts) for split, counts in counter.count_splits().items()}
         (folder / COUNTS).write_text(json.dumps(counts))
 
     return build_once("blocks", key, build)
+
+
+def write_arrow_files(
+    folder: Path,
+    rows: Iterator[tuple[str, np.ndarray]],
+    *,
+    subsets: Sequence[str],
+    schema: pa.Schema,
+) -> None:
+    """Write the blocks [B, T+1] of each subset to its own Arrow file."""
+    with ExitStack() as stack:
+        writers = {
+            subset: stack.enter_context(
+                ArrowWriter(path=str(folder / f"{subset}.arrow"), schema=schema)
+            )
+            for subset in subsets
+        }
+        for subset, blocks in rows:
+            for start in range(0, len(blocks), WRITTEN_ROWS):
+                writers[subset].write_table(table_of(blocks[start : start + WRITTEN_ROWS]))
+        for writer in writers.values():
+            writer.finalize()

@@ -1,4 +1,4 @@
-"""The row format of blocks, and the memory-mapped dataset that reads it."""
+"""The row format of blocks, and the memory-mapped dataset that reads them."""
 
 # Shapes: B blocks, T tokens predicted in a block (`block_size`).
 
@@ -23,21 +23,25 @@ from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
 
+# Flags in the highest bits of an id: it is in the loss, and a conversation starts with it.
+LOSS_BIT, START_BIT = 1 << 29, 1 << 30
+IDS = LOSS_BIT - 1  # mask of the bits below the flags: the id itself
+
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What became of the text of one part."""
+    """Documents, bytes, tokens and blocks of one split."""
 
     documents: int = 0
     bytes: int = 0
     tokens: int = 0  # end-of-text tokens included
     blocks: int = 0
-    unused_tokens: int = 0  # the tail that fills no block
-    padded_tokens: int = 0  # ids that fill blocks up
-    completion_tokens: int = 0  # of those in blocks, the learnt ones, where not all are
+    unused_tokens: int = 0  # tokens at the end of the text that do not fill a block
+    padded_tokens: int = 0  # padding ids added to fill blocks
+    completion_tokens: int = 0  # tokens in the loss with train_on = "completion", otherwise 0
 
     def scaled(self, factor: float) -> SplitCounts:
-        """The same for a text `factor` times as long."""
+        """Estimate the counts of a text that is `factor` times as long."""
         return self if factor == 1 else SplitCounts(*(round(v * factor) for v in astuple(self)))
 
     def __add__(self, other: SplitCounts) -> SplitCounts:
@@ -45,12 +49,12 @@ class SplitCounts:
 
 
 class Blocks(NamedTuple):
-    """What the trainer and the evaluation are given.
+    """The blocks that the trainer and the evaluation read.
 
     Attributes:
-        splits: "train" and "validation", rows of T+1 ids.
-        counts: what became of the text of each part, where it is known.
-        sampler: the order of a mixture; None is any random order.
+        splits: "train" and "validation"; each row has "input_ids" [T+1].
+        counts: counts of each split whose text was read completely.
+        sampler: the order of the training blocks of a mixture; None means any random order.
     """
 
     splits: Mapping[str, Any]
@@ -58,18 +62,18 @@ class Blocks(NamedTuple):
     sampler: MixtureSampler | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The counts as a run records them."""
+        """Return the counts in the form that provenance.json stores."""
         return {"text": {split: asdict(counts) for split, counts in self.counts.items()}}
 
 
 class BlockDataset(TorchDataset):
-    """Rows of T+1 ids, read from Arrow without copying or converting more than is asked for.
+    """A dataset of rows of T+1 ids, which reads Arrow memory without copying or converting it.
 
-    A `datasets.Dataset` formats every batch, at 8 to 10 M tokens a second for rows of 256; this
-    gives 60. Whoever wants one takes `dataset`.
+    A `datasets.Dataset` formats every batch and reads 8 to 10 M tokens per second for rows of 256;
+    this class reads 60 M. The attribute `dataset` is the `datasets.Dataset`.
 
     Args:
-        dataset: with the fixed-size list column "input_ids".
+        dataset: has the fixed-size list column "input_ids".
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -84,47 +88,51 @@ class BlockDataset(TorchDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([range(len(self))[index]])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows at some places; what a DataLoader asks for."""
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the rows of a batch; a DataLoader calls this once per batch."""
         starts, chunks = self.starts, self.chunks
-        found = ((place, bisect_right(starts, place) - 1) for place in places)
+        located = ((index, bisect_right(starts, index) - 1) for index in indices)
         return [
-            {"input_ids": chunks[chunk][place - starts[chunk]], "number": place}
-            for place, chunk in found
+            {"input_ids": chunks[chunk][index - starts[chunk]], "number": index}
+            for index, chunk in located
         ]
 
 
 def table_of(blocks: np.ndarray) -> pa.Table:
-    """Blocks [B, T+1] as an Arrow table with fixed-size lists."""
+    """Convert blocks [B, T+1] to an Arrow table with a fixed-size list column "input_ids"."""
     values = pa.array(np.ascontiguousarray(blocks).reshape(-1))
     return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(values, blocks.shape[1])})
 
 
 def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, seed: int) -> Blocks:
-    """The blocks of a prepared folder, memory-mapped.
+    """Open the blocks in a folder as memory maps.
 
     Args:
-        folder: as `build_blocks` fills it.
-        weights: the share of the training tokens that each source has.
-        data: for the remedy of what is too short.
-        seed: of the order of a mixture.
+        folder: a folder that `build_blocks` wrote.
+        weights: the share of the training tokens of each source.
+        data: the recipe section, which error messages name.
+        seed: seeds the order of a mixture.
+
+    Returns:
+        The blocks of both splits, their counts, and the sampler of a mixture.
 
     Raises:
-        DataError: a part is shorter than one block.
+        DataError: a split, or a source of a mixture, does not fill one block.
     """
-    written = json.loads((folder / COUNTS).read_text())
-    counts = {split: SplitCounts(**row) for split, row in written.items()}
+    written_counts = json.loads((folder / COUNTS).read_text())
+    counts = {split: SplitCounts(**row) for split, row in written_counts.items()}
     require_blocks(counts, data)
-    mixed = len(weights) > 1
-    names = [f"train-{n}" for n in range(len(weights))] if mixed else ["train"]
+    is_mixture = len(weights) > 1
+    names = [f"train-{n}" for n in range(len(weights))] if is_mixture else ["train"]
     sources = [Dataset.from_file(str(folder / f"{name}.arrow")) for name in names]
     sampler = None
-    short = [n for n, source in enumerate(sources) if not len(source)]
-    if short:
+    empty_sources = [n for n, source in enumerate(sources) if not len(source)]
+    if empty_sources:
         raise DataError(
-            f"data.source.{short[0]}: fills no block of its own; add text or remove all weights"
+            f"data.source.{empty_sources[0]}: fills no block of its own; add text or remove all "
+            "weights"
         )
-    if mixed:
+    if is_mixture:
         sampler = MixtureSampler([len(source) for source in sources], weights, seed=seed)
     splits = {
         "train": BlockDataset(concatenate_datasets(sources)),
@@ -134,14 +142,20 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
 
 
 def require_blocks(counts: Mapping[str, SplitCounts], data: DataRecipe) -> None:
-    """Refuse a part that fills no block."""
-    problems = [too_short(split, row, data) for split, row in counts.items() if not row.blocks]
+    """Check that every split has at least one block.
+
+    Raises:
+        DataError: a split has no block; the message has one line per split.
+    """
+    problems = [
+        too_short_message(split, row, data) for split, row in counts.items() if not row.blocks
+    ]
     if problems:
         raise DataError(problems)
 
 
-def too_short(split: str, row: SplitCounts, data: DataRecipe) -> str:
-    """Why a part fills no block, and what to do."""
+def too_short_message(split: str, row: SplitCounts, data: DataRecipe) -> str:
+    """Explain why a split has no block, and which key to change."""
     if data.train_on == "completion":
         return (
             f"{split} text: none of {row.documents:,} conversations fits a block of "
@@ -152,9 +166,3 @@ def too_short(split: str, row: SplitCounts, data: DataRecipe) -> str:
         f"{split} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
         f"{more} or lower data.block_size"
     )
-
-
-LOSS_BIT, START_BIT = 1 << 29, 1 << 30
-
-
-IDS = LOSS_BIT - 1  # the bits of the id itself

@@ -181,7 +181,7 @@ class BlockStream(TorchIterableDataset):
         if before != now:
             raise MismatchError(
                 f"training.dataloader_num_workers: the stream was read by {before} threads, is now "
-                f"read by {now}; set it back to {before}, or start anew with --fresh"
+                f"read by {now}; set it back to {before}, or start over with --fresh"
             )
         self.count = state["count"]
         for reader, place in zip(self.readers, state["readers"], strict=True):

@@ -181,7 +181,7 @@ def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: s
         in_loss = torch.from_numpy((ids[1:] & LOSS_BIT) > 0)
         nll, count = nll + losses[in_loss].sum(), count + int(in_loss.sum())
 
-    packed = BestFit(512, tokenizer.eos_token_id, np.int32, whole=True)
+    packed = BestFit(512, tokenizer.eos_token_id, np.int32, drop_long_documents=True)
     blocks = packed.add(np.concatenate(rows), np.cumsum([len(ids) for ids in rows]))
     blocks = np.concatenate([blocks, packed.add(np.empty(0, np.int32), np.empty(0, np.int64))])
     assert len(blocks) < len(talks)  # some share one
@@ -312,7 +312,7 @@ def test_a_conversation_that_cannot_be_learnt_right_is_one_line(
 
 
 def test_a_conversation_longer_than_a_block_is_left_out_and_counted() -> None:
-    packed = BestFit(8, 0, np.int32, whole=True)
+    packed = BestFit(8, 0, np.int32, drop_long_documents=True)
     packed.add(np.arange(1, 21, dtype=np.int32), np.array([5, 16, 20]))
     blocks = packed.add(np.empty(0, np.int32), np.empty(0, np.int64))
     assert [ids[ids > 0].tolist() for ids in blocks] == [[1, 2, 3, 4, 5], [17, 18, 19, 20]]
