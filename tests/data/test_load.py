@@ -119,7 +119,7 @@ def test_a_long_text_is_encoded_in_pieces_that_make_it_up(monkeypatch: Any) -> N
     monkeypatch.setattr(tokens, "PIECE", 10)
     tokenize = Tokenize(tokenizer_of("byte", []), append_eos=False)
     for text in ("one\ntwo three\nfour five six", "x" * 35, "\n" * 25, "a\n\n\n b\n" * 5, ""):
-        pieces = tokenize.pieces_of(text)
+        pieces = tokenize.split_text(text)
         assert "".join(pieces) == text
         assert all(len(piece) <= 10 for piece in pieces)
 

@@ -1,21 +1,20 @@
 """Tokenize conversations and mark the tokens that are in the loss.
 
-A conversation is rendered by the chat template of the tokenizer, as it will be when the model is
-used, and what an assistant says in it is learnt: from where the template would have the model
-speak to the end of its turn. Where the template itself says so, between {% generation %} and
-{% endgeneration %}, that is taken. Without a template a prompt and its completion follow each
-other as they stand.
+The chat template of the tokenizer renders a conversation as it will when the model is used. The
+loss covers what an assistant says: from where the template lets the model speak to the end of the
+turn. A template that marks this itself, with {% generation %} and {% endgeneration %}, is
+followed. Without a template, a prompt and its completion are joined as they are.
 
-An id has two marks in its highest bits, so that it is cut, packed and kept as any other:
-LEARNT, whether it is predicted, and BEGINS, whether a conversation begins with it. End-of-text
-cannot say the latter, because it ends every turn of most templates.
+Each id carries two flags in its highest bits, so that it is cut, packed and stored as any other:
+LOSS_BIT for a token in the loss, START_BIT for the first token of a conversation. End-of-text
+cannot mark the start, because most templates end every turn with it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,92 +26,96 @@ from hf_lm.data.blocks.dataset import LOSS_BIT, START_BIT
 from hf_lm.data.text.conversations import ASSISTANT, PAIR, Conversation, conversation
 from hf_lm.errors import DataError, one_line
 
-PRIVATE = 0x100000  # characters from here on stand for special tokens that a person wrote
+# Characters of Unicode's last private-use plane replace special tokens that a person wrote, until
+# the template has added its own.
+PRIVATE = 0x100000
+PLACEHOLDER = re.compile(f"([{chr(PRIVATE)}-{chr(0x10FFFD)}])")
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MAX_SHOWN, MAX_REASON = 80, 200  # characters of a conversation, and of a template's own message
 
-
-SPELLED = re.compile(f"([{chr(PRIVATE)}-{chr(0x10FFFD)}])")
-
-
-MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-SHOWN, LONGEST = 80, 200  # characters of a conversation in an error, and of a template's own
-
-
-Spans = list[tuple[int, int]]
+Spans = list[tuple[int, int]]  # start and end of ranges of characters
 
 
 class TokenizeCompletions:
-    """Token ids of conversations, end to end, and which of them are learnt.
+    """The first map step for conversations: turn them into token ids with flags, end to end.
 
     Args:
-        tokenizer: text to ids; its chat template, if it has one, renders messages.
+        tokenizer: turns text into ids; its chat template, if any, renders messages.
 
     Raises:
-        DataError: it cannot say where in a text its tokens are.
+        DataError: the tokenizer does not report the offsets of its tokens in a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise DataError(
-                'data.train_on = "completion": the tokenizer does not tell where in a text its '
-                "tokens are; use one with a tokenizer.json"
+                'data.train_on = "completion": the tokenizer does not report where its tokens are '
+                "in a text; use one with a tokenizer.json"
             )
-        self.tokenizer, self.type = tokenizer, np.int32
-        self.template = template_of(tokenizer)
-        self.says = bool(self.template and MARKED.search(self.template))
+        self.tokenizer, self.dtype = tokenizer, np.int32
+        self.template = find_template(tokenizer)
+        self.marks_generation = bool(self.template and GENERATION_TAG.search(self.template))
         self.eos = tokenizer.eos_token_id
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        backend["post_processor"] = None  # GPT-2's takes the spaces out of where a token is
+        backend["post_processor"] = None  # GPT-2's excludes spaces from the offsets of tokens
         self.backend = Tokenizer.from_str(json.dumps(backend))
         self.backend.no_truncation()
         self.backend.no_padding()
         added = tokenizer.added_tokens_decoder.values()
         special = sorted((t.content for t in added if t.special), key=len, reverse=True)
-        self.private = {text: chr(PRIVATE + n) for n, text in enumerate(special)}
+        self.placeholders = {text: chr(PRIVATE + n) for n, text in enumerate(special)}
         self.backend.encode_special_tokens = True
-        self.spelled = {
-            character: np.array(self.backend.encode(text, add_special_tokens=False).ids, self.type)
-            for text, character in self.private.items()
+        self.placeholder_ids = {
+            character: np.array(self.backend.encode(text, add_special_tokens=False).ids, self.dtype)
+            for text, character in self.placeholders.items()
         }
         self.backend.encode_special_tokens = False
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the ids [N] of a portion, and the place behind each conversation's last.
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Tokenize the conversations of a batch.
 
         Args:
-            batch: a row with "text", a list of conversations as JSON.
+            batch: has "text", a list of conversations as JSON.
 
         Returns:
-            "input_ids" [N], int32 with marks, and "ends" [conversations].
+            "input_ids" [N], int32 with flags, and "ends" [conversations], the end of each
+            conversation in them.
         """
-        rendered = [self.rendered(text) for text in batch["text"]]
+        rendered = [self.render_conversation(text) for text in batch["text"]]
         rows = [
-            self.marked(*encoded, spans)
-            for encoded, (_, spans) in zip(
+            self.add_flags(ids, offsets, spans)
+            for (ids, offsets), (_, spans) in zip(
                 self.encode([text for text, _ in rendered]), rendered, strict=True
             )
         ]
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-        ids = np.concatenate(rows) if rows else np.empty(0, self.type)
+        ids = np.concatenate(rows) if rows else np.empty(0, self.dtype)
         return {"input_ids": ids, "ends": ends}
 
-    def rendered(self, text: str) -> tuple[str, Spans]:
-        """A conversation as the model reads it, and where in it is what is learnt.
+    def render_conversation(self, text: str) -> tuple[str, Spans]:
+        """Render a conversation as the model reads it.
+
+        Args:
+            text: the conversation as JSON.
+
+        Returns:
+            The rendered text, with placeholders, and the spans of it that are in the loss.
 
         Raises:
-            DataError: it cannot be rendered, or not so that this can be told.
+            DataError: the conversation cannot be rendered, or its spans in the loss are unclear.
         """
-        if SPELLED.search(text):
-            raise refused(text, "holds a character that stands for a special token here")
-        written = text
-        for token, character in self.private.items():
-            written = written.replace(token, character)
-        values = json.loads(written)
-        found = conversation(values)
+        if PLACEHOLDER.search(text):
+            raise conversation_error(
+                text, "has a private-use character that is reserved for special tokens; remove it"
+            )
+        with_placeholders = text
+        for token, character in self.placeholders.items():
+            with_placeholders = with_placeholders.replace(token, character)
+        values = json.loads(with_placeholders)
+        parsed = conversation(values)
         if self.template is None:
             if not isinstance(values.get(PAIR[0]), str):
-                raise refused(
+                raise conversation_error(
                     text,
                     "the tokenizer has no chat template for messages; set tokenizer.chat_template, "
                     'or give "prompt" and "completion" as text',
@@ -120,97 +123,116 @@ class TokenizeCompletions:
             prompt, completion = (values[name] for name in PAIR)
             return prompt + completion, [(len(prompt), len(prompt + completion))]
         try:
-            return self.templated(found)
+            return self.apply_template(parsed)
         except DataError as error:
-            raise refused(text, str(error)) from None
-        except Exception as error:  # a template raises what it likes
-            reason = one_line(error, limit=LONGEST)
-            raise refused(text, f"the chat template refuses it: {reason}") from None
+            raise conversation_error(text, str(error)) from None
+        except Exception as error:  # a template may raise any exception
+            reason = one_line(error, limit=MAX_REASON)
+            raise conversation_error(text, f"the chat template refuses it: {reason}") from None
 
-    def templated(self, found: Conversation) -> tuple[str, Spans]:
-        """A conversation rendered by the template, and where in it is what is learnt."""
-        if self.says:
-            text, spans = self.render(found.messages, return_assistant_tokens_mask=True)
-            earlier = sum(m["role"] == ASSISTANT for m in found.messages[: found.first])
-            if len(spans) <= earlier:
+    def apply_template(self, parsed: Conversation) -> tuple[str, Spans]:
+        """Render a conversation with the chat template.
+
+        Returns:
+            The rendered text and the spans of it that are in the loss.
+
+        Raises:
+            DataError: the template marks no span as generated, or it renders the beginning of the
+                conversation differently when more messages follow.
+        """
+        if self.marks_generation:
+            text, spans = self.render(parsed.messages, return_assistant_tokens_mask=True)
+            num_earlier = sum(m["role"] == ASSISTANT for m in parsed.messages[: parsed.first])
+            if len(spans) <= num_earlier:
                 raise DataError("the chat template marks nothing of it as generated")
-            return text, spans[earlier:]
-        text, _ = self.render(found.messages)
+            return text, spans[num_earlier:]
+        text, _ = self.render(parsed.messages)
         spans = []
-        for n in found.in_loss:
-            before, _ = self.render(found.messages[:n], add_generation_prompt=True)
-            after, _ = self.render(found.messages[: n + 1])
+        for n in parsed.in_loss:
+            before, _ = self.render(parsed.messages[:n], add_generation_prompt=True)
+            after, _ = self.render(parsed.messages[: n + 1])
             if not (after.startswith(before) and text.startswith(after)):
                 raise DataError(
-                    f"the chat template renders its message {n + 1} otherwise where it is the "
-                    "last, so that it is not plain what is learnt; give the last turn alone as "
-                    '"completion", or a template with {% generation %}'
+                    f"the chat template renders its message {n + 1} differently if it is the last, "
+                    'so the loss is unclear; give only the last turn, as "completion", or use a '
+                    "template with {% generation %}"
                 )
             spans.append((len(before), len(after)))
         return text, spans
 
-    def render(self, messages: list[dict[str, Any]], **options: Any) -> tuple[str, Spans]:
-        """Messages as text, in the sandbox of transformers."""
-        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
-        found: Any = render_jinja_template(
-            [messages], chat_template=self.template, **options, **tokens
-        )
-        texts, places = found
-        return texts[0], places[0] if places else []
+    def render(self, messages: list[dict[str, Any]], **options: bool) -> tuple[str, Spans]:
+        """Render messages with the chat template, in the sandbox of transformers."""
+        variables: dict[str, Any] = {**options, **self.tokenizer.special_tokens_map}
+        rendered: Any = render_jinja_template([messages], chat_template=self.template, **variables)
+        texts, spans = rendered
+        return texts[0], spans[0] if spans else []
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The ids [N] of each text, and where in it each begins and ends [N, 2].
+        """Yield the ids [N] of each text, and the start and end of each id in it [N, 2].
 
-        A special token's text stays text where a person wrote it, and stands at one character.
+        A special token that a person wrote is encoded as ordinary text. All of its ids have the
+        offsets of the one character that replaces it.
         """
-        rows = [SPELLED.split(text) for text in texts]  # every other piece is such a character
+        rows = [PLACEHOLDER.split(text) for text in texts]  # every other piece is a placeholder
         pieces = [piece for row in rows for piece in row[::2]]
         encodings = iter(self.backend.encode_batch(pieces, add_special_tokens=False))
         for row in rows:
-            ids, places, start = [], [], 0
+            ids, offsets, start = [], [], 0
             for number, piece in enumerate(row):
                 if number % 2:
-                    found, inside = self.spelled[piece], [(0, 1)] * len(self.spelled[piece])
+                    piece_ids = self.placeholder_ids[piece]
+                    piece_offsets = [(0, 1)] * len(piece_ids)
                 else:
                     encoding = next(encodings)
-                    found, inside = np.array(encoding.ids, self.type), encoding.offsets
-                ids.append(found)
-                places.append(np.array(inside, np.int64).reshape(-1, 2) + start)
+                    piece_ids = np.array(encoding.ids, self.dtype)
+                    piece_offsets = encoding.offsets
+                ids.append(piece_ids)
+                offsets.append(np.array(piece_offsets, np.int64).reshape(-1, 2) + start)
                 start += len(piece)
-            yield np.concatenate(ids), np.concatenate(places)
+            yield np.concatenate(ids), np.concatenate(offsets)
 
-    def marked(self, ids: np.ndarray, places: np.ndarray, spans: Spans) -> np.ndarray:
-        """The ids [N] of a conversation with their marks; a token across the edge is learnt.
+    def add_flags(self, ids: np.ndarray, offsets: np.ndarray, spans: Spans) -> np.ndarray:
+        """Set LOSS_BIT and START_BIT in the ids of a conversation.
 
-        What comes behind the last turn that is learnt is of no use, and left out. End-of-text is
-        added where that turn does not hold it, for the model to stop.
+        A token that crosses the edge of a span is in the loss. Text after the last span is
+        dropped, because no loss depends on it. End-of-text is appended if the last span does not
+        contain it, so that the model learns to stop.
+
+        Args:
+            ids: the ids [N] of the conversation.
+            offsets: start and end [N, 2] of each id in the text.
+            spans: the ranges of characters that are in the loss.
+
+        Returns:
+            The ids with flags, at most [N + 1].
         """
-        (starts, ends), (first, last) = places.T, spans[-1]
+        (starts, ends), (last_start, last_end) = offsets.T, spans[-1]
         in_loss = np.zeros(len(ids), bool)
         for start, end in spans:
             in_loss |= (ends > start) & (starts < end)
-        ended = self.eos in ids[(ends > first) & (starts < last)]
-        ids, in_loss = ids[starts < last], in_loss[starts < last]
-        if not ended:
-            ids, in_loss = np.append(ids, self.type(self.eos)), np.append(in_loss, True)
+        has_eos = self.eos in ids[(ends > last_start) & (starts < last_end)]
+        ids, in_loss = ids[starts < last_end], in_loss[starts < last_end]
+        if not has_eos:
+            ids, in_loss = np.append(ids, self.dtype(self.eos)), np.append(in_loss, True)
         ids[in_loss] |= LOSS_BIT
         ids[0] |= START_BIT
         return ids
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The chat template of a tokenizer, if it has one.
+def find_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template of a tokenizer, or None if it has none.
 
     Raises:
-        DataError: it has several, and none is for everything.
+        DataError: it has several templates, and none is the default.
     """
     try:
         return tokenizer.get_chat_template() if tokenizer.chat_template else None
     except ValueError as error:
-        reason = one_line(error, limit=LONGEST)
+        reason = one_line(error, limit=MAX_REASON)
         raise DataError(f"set tokenizer.chat_template: {reason}") from None
 
 
-def refused(text: str, rule: str) -> DataError:
-    """What is wrong with a conversation."""
-    return DataError(f"conversation {text[:SHOWN]}{'…' if len(text) > SHOWN else ''}: {rule}")
+def conversation_error(text: str, reason: str) -> DataError:
+    """Create the error of a conversation, which quotes its beginning."""
+    ellipsis = "…" if len(text) > MAX_SHOWN else ""
+    return DataError(f"conversation {text[:MAX_SHOWN]}{ellipsis}: {reason}")

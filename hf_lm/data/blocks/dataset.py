@@ -61,7 +61,7 @@ class Blocks(NamedTuple):
     counts: Mapping[str, SplitCounts]
     sampler: MixtureSampler | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return the counts in the form that provenance.json stores."""
         return {"text": {split: asdict(counts) for split, counts in self.counts.items()}}
 

@@ -1,9 +1,9 @@
-"""Write and open a directory of prepared blocks with their tokenizer, to share.
+"""Write and open a folder of prepared blocks with their tokenizer, to share.
 
     blocks.json  README.md  train*.arrow  validation.arrow  tokenizer/
 
-The blocks are those a run would have prepared for itself, so nothing is converted on either side.
-blocks.json, written last, lists every file with its SHA-256.
+The files hold the same blocks that a run would build for itself, so nothing is converted.
+blocks.json is written last and lists every other file with its SHA-256.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import replace_directory, sha256
 
 TOKENIZER = "tokenizer"
-
-
 FORMAT = 1
-
-
-CUTTING = ("block_size", "append_eos", "grouping", "train_on")  # keys that blocks depend on
-
+BLOCK_KEYS = ("block_size", "append_eos", "grouping", "train_on")  # blocks depend on these keys
 
 CARD = """---
 configs:
@@ -44,15 +39,16 @@ tags:
 
 Text, tokenized and cut into blocks of {block_size} + 1 token ids by `hf-lm prepare`. The first
 {block_size} ids of a row predict its last {block_size}. The tokenizer is in `tokenizer/`. With
-`"train_on": "completion"` bit 29 of an id says that it is learnt, and bit 30 that a conversation
-begins with it.
+`"train_on": "completion"`, bit 29 of an id is set if the id is in the loss, and bit 30 if a
+conversation starts with it.
 
-| part | documents | bytes | tokens | blocks | unused | padded | learnt |
+| split | documents | bytes | tokens | blocks | unused | padded | in the loss |
 |---|---|---|---|---|---|---|---|
 {counts}
 
-To train on them, name this folder as `data.source` of a recipe with `"block_size": {block_size},
-"grouping": "{grouping}", "append_eos": {append_eos}, "train_on": "{train_on}"`.
+To train on these blocks, set `data.source` of a recipe to this folder, with
+`"block_size": {block_size}, "grouping": "{grouping}", "append_eos": {append_eos},
+"train_on": "{train_on}"`.
 """
 
 
@@ -65,33 +61,34 @@ def write_prepared(
     weights: list[float],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a prepared folder, whole or not at all; what an earlier try left is replaced.
+    """Write a prepared folder atomically, and replace one that is already there.
 
     Args:
-        folder: to write.
-        blocks: the folder that holds them, from the cache.
-        tokenizer: that made the ids.
-        data: how the text was cut.
-        weights: shares of the sources of a mixture.
-        facts: what else to say of the text: its fingerprint and commits.
+        folder: the folder to write.
+        blocks: the cached folder with the blocks.
+        tokenizer: the tokenizer that made the ids.
+        data: how the ids were grouped.
+        weights: the share of the training tokens of each source of a mixture.
+        facts: provenance of the text: its fingerprint and the commits of Hub datasets.
 
     Raises:
-        DataError: the folder is there and is not one of ours.
+        DataError: the folder is not empty and holds no prepared blocks.
     """
     check_foreign_directory(folder)
-    cutting = {name: getattr(data, name) for name in CUTTING}
+    settings = {name: getattr(data, name) for name in BLOCK_KEYS}
     with replace_directory(folder) as staging:
         for file in sorted(blocks.glob("*.arrow")):
             shutil.copyfile(file, staging / file.name)
         shutil.copyfile(blocks / COUNTS, staging / COUNTS)
         tokenizer.save_pretrained(str(staging / TOKENIZER))
-        (staging / "README.md").write_text(card(staging, cutting), encoding="utf-8")
-        about = {"format": FORMAT, **cutting, "weights": weights, **facts, "files": hashes(staging)}
-        (staging / PREPARED).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (staging / "README.md").write_text(dataset_card(staging, settings), encoding="utf-8")
+        manifest = {"format": FORMAT, **settings, "weights": weights, **facts}
+        manifest["files"] = hash_files(staging)
+        (staging / PREPARED).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def card(folder: Path, cutting: Mapping[str, Any]) -> str:
-    """The dataset card: which files make which split, and what they hold."""
+def dataset_card(folder: Path, settings: Mapping[str, object]) -> str:
+    """Write the dataset card: the files of each split, and the counts of its text."""
     train = ", ".join(f'"{file.name}"' for file in sorted(folder.glob("train*.arrow")))
     files = f"  - split: train\n    path: [{train}]\n"
     files += '  - split: validation\n    path: "validation.arrow"'
@@ -100,76 +97,88 @@ def card(folder: Path, cutting: Mapping[str, Any]) -> str:
         f"| {split} | {' | '.join(f'{n:,}' for n in row.values())} |"
         for split, row in counts.items()
     )
-    shown = {name: json.dumps(value).strip('"') for name, value in cutting.items()}
-    return CARD.format(files=files, counts="\n".join(rows), **shown)
+    values = {name: json.dumps(value).strip('"') for name, value in settings.items()}
+    return CARD.format(files=files, counts="\n".join(rows), **values)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file by its name in the folder."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file, by its path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What blocks.json says.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read blocks.json.
 
     Raises:
-        DataError: it is of another version, or cannot be read.
+        DataError: blocks.json cannot be read, or has another format version.
     """
     try:
-        about = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
-        known = about["format"] == FORMAT
+        manifest = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
+        is_supported = manifest["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / PREPARED}: cannot be read: {error}") from None
-    if not known:
+    if not is_supported:
         raise DataError(f"{folder}: was prepared by another version; run `hf-lm prepare` again")
-    return about
+    return manifest
 
 
 def prepared_content(folder: Path) -> str:
-    """What stands for the content of a prepared folder: the hash of its list of hashes."""
+    """Return a hash of the content of a prepared folder, namely of blocks.json."""
     return sha256(folder / PREPARED)
 
 
 def open_prepared(
     folder: Path, data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Blocks:
-    """The blocks of a prepared folder, if they are whole and fit the recipe and the tokenizer.
+    """Open a prepared folder, after checking its files against the recipe and the tokenizer.
+
+    Args:
+        folder: the prepared folder.
+        data: its keys must equal those that the blocks were made with.
+        tokenizer: the tokenizer of the model to train.
+        seed: seeds the order of a mixture.
+
+    Returns:
+        The blocks of both splits, memory-mapped.
 
     Raises:
-        DataError: one line for each thing that does not fit.
+        DataError: a key, file or tokenizer does not match; the message has one line for each.
     """
-    about = read_about(folder)
-    made = {"train_on": "text", **about}  # which was the only choice once
+    manifest = read_manifest(folder)
+    # Folders written before `train_on` was a key lack it, and hold text.
+    made_with = {"train_on": "text", **manifest}
     problems = [
         f"data.{name} = {json.dumps(getattr(data, name))}: the blocks in {folder} were made with "
-        f"{json.dumps(made[name])}; set it to that"
-        for name in CUTTING
-        if getattr(data, name) != made[name]
+        f"{json.dumps(made_with[name])}; use that value"
+        for name in BLOCK_KEYS
+        if getattr(data, name) != made_with[name]
     ]
-    found = hashes(folder)
+    actual_hashes = hash_files(folder)
     problems += [
         f"{folder / name}: is missing or damaged; run `hf-lm prepare` again"
-        for name, value in about["files"].items()
-        if found.get(name) != value
+        for name, expected_hash in manifest["files"].items()
+        if actual_hashes.get(name) != expected_hash
     ]
-    if not problems and ids_of(prepared_tokenizer(folder), data) != ids_of(tokenizer, data):
+    if not problems and encoding_of(prepared_tokenizer(folder), data) != encoding_of(
+        tokenizer, data
+    ):
         problems.append(
             f"{folder}: was made with another tokenizer than this model's; prepare the text again, "
             "with tokenizer.pretrained set to the model"
         )
     if problems:
         raise DataError(problems)
-    return open_blocks(folder, about["weights"], data, seed=seed)
+    return open_blocks(folder, manifest["weights"], data, seed=seed)
 
 
 def prepared_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared folder."""
+    """Load the tokenizer of a prepared folder."""
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), trust_remote_code=False)
     return tokenizer
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, data: DataRecipe) -> tuple[Any, ...]:
-    """Every token with its id, which one ends a text, and what renders a conversation."""
+def encoding_of(tokenizer: PreTrainedTokenizerBase, data: DataRecipe) -> tuple[object, ...]:
+    """Return what the ids depend on: the vocabulary, the end-of-text id and the chat template."""
     template = tokenizer.chat_template if data.train_on == "completion" else None
     return tokenizer.get_vocab(), tokenizer.eos_token_id, template

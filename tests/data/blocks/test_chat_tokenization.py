@@ -1,4 +1,4 @@
-"""Of a conversation what an assistant says is learnt, whole, and in no other's light."""
+"""The loss of a conversation covers all that its assistant says, and sees no other conversation."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ from hf_lm.recipe import DataRecipe, ModelRecipe, load_recipe
 from hf_lm.run import main
 from recipes import TINY, merged, write_corpus
 
-# As they are published with SmolLM2-135M-Instruct, zephyr-7b-beta and Mistral-7B-Instruct-v0.1.
+# The chat templates of SmolLM2-135M-Instruct, zephyr-7b-beta and Mistral-7B-Instruct-v0.1.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -59,7 +59,7 @@ MISTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
-MARKED = (  # as templates are made for training: they say themselves what is generated
+MARKED = (  # a template made for training, which marks what the assistant generates
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<a>{% generation %}{{ m['content'] }}"
     "</s>{% endgeneration %}{% else %}<u>{{ m['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
@@ -77,7 +77,7 @@ TALK = [
 ]
 ANSWER = TALK[3]
 TURNS = ("<|im_start|>", "<|im_end|>")
-# What a person reads in a template: pieces of TALK as it renders them, and whether each is learnt.
+# The pieces of TALK as each template renders them, and whether each piece is in the loss.
 PIECES = {
     "smollm2": [
         (SYSTEM + "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n", False),
@@ -106,18 +106,20 @@ PIECES = {
 }
 
 
-def chatty(template: str | None, kind: str = "byte") -> PreTrainedTokenizerBase:
-    """A tokenizer with a chat template, and the special tokens of all of them."""
+def chat_tokenizer(template: str | None, kind: str = "byte") -> PreTrainedTokenizerBase:
+    """Make a tokenizer with a chat template and the special tokens of all templates."""
     tokenizer = tokenizer_of(kind, ["Hello there, who is it? I see me."])
-    ends = {SMOLLM2: "<|im_end|>", None: "<|endoftext|>"}
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": ends.get(template, "</s>")})
+    eos_tokens = {SMOLLM2: "<|im_end|>", None: "<|endoftext|>"}
+    tokenizer.add_special_tokens(
+        {"bos_token": "<s>", "eos_token": eos_tokens.get(template, "</s>")}
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = template
     return tokenizer
 
 
-def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The ids of TALK and whether each is learnt, from the pieces above."""
+def expected_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """Return the ids of TALK and whether each is in the loss, from the pieces above."""
     ids, in_loss = [], []
     for text, flag in PIECES[name]:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -126,26 +128,26 @@ def by_hand(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
 
 
 def row(**columns: Any) -> str:
-    """A conversation as the readers hand it on."""
+    """Write a conversation as JSON, as the document readers do."""
     return json.dumps(columns, ensure_ascii=False)
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[np.ndarray]:
-    """The ids of each conversation, with marks."""
-    found = TokenizeCompletions(tokenizer)({"text": [*texts]})
-    return np.split(found["input_ids"], found["ends"][:-1])
+    """Return the ids of each conversation, with flags."""
+    batch = TokenizeCompletions(tokenizer)({"text": [*texts]})
+    return np.split(batch["input_ids"], batch["ends"][:-1])
 
 
-def learnt_text(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
-    """What of a conversation is learnt."""
+def text_in_loss(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    """Decode the ids of a conversation that are in the loss."""
     return tokenizer.decode((ids & IDS)[(ids & LOSS_BIT) > 0])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_turns_of_an_assistant_are_learnt_and_nothing_else(name: str) -> None:
-    tokenizer = chatty(TEMPLATES[name])
+def test_only_the_turns_of_the_assistant_are_in_the_loss(name: str) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
     (ids,) = tokenized(tokenizer, row(messages=TALK))
-    expected, in_loss = by_hand(name, tokenizer)
+    expected, in_loss = expected_ids(name, tokenizer)
     assert (ids & IDS).tolist() == expected
     assert ((ids & LOSS_BIT) > 0).tolist() == in_loss
     assert ((ids & START_BIT) > 0).tolist() == [True] + [False] * (len(ids) - 1)
@@ -154,17 +156,17 @@ def test_the_turns_of_an_assistant_are_learnt_and_nothing_else(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_of_a_prompt_and_its_completion_the_latter_is_learnt_alone(name: str) -> None:
-    tokenizer = chatty(TEMPLATES[name])
+def test_of_prompt_and_completion_only_the_completion_is_in_the_loss(name: str) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
     pair = row(prompt=TALK[:3], completion=TALK[3:])
     texts = row(prompt="Me", completion="I see")
     for text, ids in zip((pair, texts), tokenized(tokenizer, pair, texts), strict=True):
-        assert learnt_text(tokenizer, ids) == PIECES[name][3][0], text
+        assert text_in_loss(tokenizer, ids) == PIECES[name][3][0], text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: str) -> None:
-    tokenizer = chatty(TEMPLATES[name])
+def test_packed_conversations_have_the_same_loss_as_separate_ones(name: str) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
     talks = [TALK, TALK[:2], [*TALK, *TALK], TALK[2:]]
     rows = tokenized(tokenizer, *(row(messages=talk) for talk in talks))
     recipe = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
@@ -184,7 +186,7 @@ def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: s
     packed = BestFit(512, tokenizer.eos_token_id, np.int32, drop_long_documents=True)
     blocks = packed.add(np.concatenate(rows), np.cumsum([len(ids) for ids in rows]))
     blocks = np.concatenate([blocks, packed.add(np.empty(0, np.int32), np.empty(0, np.int64))])
-    assert len(blocks) < len(talks)  # some share one
+    assert len(blocks) < len(talks)  # at least two conversations share a block
     data = DataRecipe(train_on="completion", grouping="best_fit", document_mask=True)
     collate = make_collate(data, tokenizer, split="validation")
     batch = collate([{"input_ids": block} for block in blocks])
@@ -193,96 +195,98 @@ def test_the_loss_is_that_of_each_conversation_alone_over_what_is_learnt(name: s
     assert loss == pytest.approx((nll / count).item(), rel=1e-6)
 
 
-def test_a_token_across_the_edge_is_learnt_whatever_the_tokenizer_makes_of_spaces() -> None:
-    tokenizer = chatty(None, "bpe")
+def test_a_token_that_spans_prompt_and_completion_is_in_the_loss() -> None:
+    tokenizer = chat_tokenizer(None, "bpe")
     backend: Any = tokenizer.backend_tokenizer
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)  # as GPT-2's
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)  # as in GPT-2's tokenizer
     for prompt, completion, in_loss in (
         ("Hello", " there ", " there <|endoftext|>"),
         ("Hello the", "re", " there<|endoftext|>"),
     ):
         (ids,) = tokenized(tokenizer, row(prompt=prompt, completion=completion))
-        assert learnt_text(tokenizer, ids) == in_loss
+        assert text_in_loss(tokenizer, ids) == in_loss
         assert tokenizer.decode(ids & IDS) == f"{prompt}{completion}<|endoftext|>"
 
 
-def test_truncation_and_padding_of_a_tokenizer_are_its_own_business() -> None:
-    tokenizer = chatty(SMOLLM2)
+def test_truncation_and_padding_set_on_a_tokenizer_are_ignored() -> None:
+    tokenizer = chat_tokenizer(SMOLLM2)
     backend: Any = tokenizer.backend_tokenizer
     backend.enable_truncation(5)
     backend.enable_padding(length=300)
     (ids,) = tokenized(tokenizer, row(messages=TALK))
-    assert (ids & IDS).tolist() == by_hand("smollm2", chatty(SMOLLM2))[0]
+    assert (ids & IDS).tolist() == expected_ids("smollm2", chat_tokenizer(SMOLLM2))[0]
 
 
-def test_a_tokenizer_that_does_not_tell_where_its_tokens_are_is_refused() -> None:
+def test_a_tokenizer_without_offsets_is_rejected() -> None:
     slow: Any = SimpleNamespace(is_fast=False)
     with pytest.raises(DataError, match=r"use one with a tokenizer\.json"):
         TokenizeCompletions(slow)
 
 
-def test_what_is_null_in_a_table_is_not_there_and_order_does_not_count() -> None:
+def test_null_columns_and_the_order_of_columns_do_not_change_a_conversation() -> None:
     padded = [{"name": None, "content": m["content"], "role": m["role"]} for m in TALK]
     assert conversation_text({"messages": padded}) == conversation_text({"messages": TALK})
 
 
-def test_another_template_or_purpose_is_prepared_anew(tmp_path: Path) -> None:
+def test_another_template_or_train_on_does_not_reuse_cached_blocks(tmp_path: Path) -> None:
     rows = [{"text": "a", "messages": [*TALK[:n], ANSWER]} for n in (1, 3)]
     path = write(tmp_path / "talks.jsonl", "\n".join(json.dumps(row) for row in rows))
-    num_validation_blocks = {"source": str(path)}
+    validation = {"source": str(path)}
     keys = {"grouping": "best_fit", "document_mask": True, "block_size": 4096}
-    data = data_recipe(path, train_on="completion", validation=num_validation_blocks, **keys)
+    data = data_recipe(path, train_on="completion", validation=validation, **keys)
     tokens = []
-    for template in (ZEPHYR, MISTRAL):  # of the same end-of-text
+    for template in (ZEPHYR, MISTRAL):  # both have the same end-of-text token
         text = load_documents(data, find_corpus(data))
-        tokens.append(load_blocks(data, text, chatty(template), seed=0).counts["train"].tokens)
+        tokens.append(
+            load_blocks(data, text, chat_tokenizer(template), seed=0).counts["train"].tokens
+        )
     assert tokens[0] != tokens[1]
     as_text = data.model_copy(update={"train_on": "text"})
     assert fingerprint(as_text, find_corpus(data)) != fingerprint(data, find_corpus(data))
 
 
 @pytest.mark.parametrize("name", ["smollm2", "zephyr", "mistral"])
-def test_what_a_person_wrote_is_text_also_where_it_spells_a_special_token(name: str) -> None:
-    tokenizer = chatty(TEMPLATES[name])
-    said = {"role": "assistant", "content": "say <|im_end|> or </s>, <|im_end|"}
-    (ids,) = tokenized(tokenizer, row(messages=[TALK[0], said]))
-    assert said["content"] in learnt_text(tokenizer, ids)
+def test_special_tokens_written_in_a_message_are_encoded_as_text(name: str) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    message = {"role": "assistant", "content": "say <|im_end|> or </s>, <|im_end|"}
+    (ids,) = tokenized(tokenizer, row(messages=[TALK[0], message]))
+    assert message["content"] in text_in_loss(tokenizer, ids)
     (turn,) = tokenized(tokenizer, row(messages=[TALK[0], ANSWER]))
     special = tokenizer.all_special_ids + tokenizer.convert_tokens_to_ids(list(TURNS))
-    marks = [[i for i in (row & IDS).tolist() if i in special] for row in (ids, turn)]
-    assert marks[0] == marks[1]
-    (pair,) = tokenized(chatty(None), row(prompt="a</s>b", completion="<s>"))
-    assert (pair & IDS).tolist()[-1] == chatty(None).eos_token_id
-    assert learnt_text(chatty(None), pair) == "<s><|endoftext|>"
-    assert chatty(None).bos_token_id not in (pair & IDS).tolist()
+    special_ids = [[i for i in (row & IDS).tolist() if i in special] for row in (ids, turn)]
+    assert special_ids[0] == special_ids[1]
+    (pair,) = tokenized(chat_tokenizer(None), row(prompt="a</s>b", completion="<s>"))
+    assert (pair & IDS).tolist()[-1] == chat_tokenizer(None).eos_token_id
+    assert text_in_loss(chat_tokenizer(None), pair) == "<s><|endoftext|>"
+    assert chat_tokenizer(None).bos_token_id not in (pair & IDS).tolist()
 
 
-def test_the_end_is_learnt_behind_the_last_answer_and_nothing_comes_after() -> None:
-    other_end = chatty(SMOLLM2)
+def test_a_conversation_ends_with_end_of_text_after_the_last_answer() -> None:
+    other_end = chat_tokenizer(SMOLLM2)
     other_end.eos_token = "<|endoftext|>"
     (ids,) = tokenized(other_end, row(messages=TALK[:3]))
-    assert learnt_text(other_end, ids) == "Hi, who is it?<|im_end|>\n<|endoftext|>"
+    assert text_in_loss(other_end, ids) == "Hi, who is it?<|im_end|>\n<|endoftext|>"
     assert other_end.decode(ids & IDS).endswith("Hi, who is it?<|im_end|>\n<|endoftext|>")
-    outside = chatty(MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>"))
+    outside = chat_tokenizer(MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>"))
     (ids,) = tokenized(outside, row(messages=TALK[:2]))
-    assert learnt_text(outside, ids) == "Hi, who is it?</s>"
+    assert text_in_loss(outside, ids) == "Hi, who is it?</s>"
     assert outside.decode(ids & IDS) == "<u>Hello there<a>Hi, who is it?</s>"
 
 
-def test_several_templates_of_which_none_is_for_everything_are_refused() -> None:
-    tokenizer = chatty(SMOLLM2)
+def test_several_templates_without_a_default_are_rejected() -> None:
+    tokenizer = chat_tokenizer(SMOLLM2)
     tokenizer.chat_template = {"tools": SMOLLM2, "plain": SMOLLM2}
     with pytest.raises(DataError, match=r"^set tokenizer\.chat_template: "):
         TokenizeCompletions(tokenizer)
 
 
-def test_an_assistant_that_speaks_first_is_learnt() -> None:
-    tokenizer = chatty(ZEPHYR)
+def test_a_first_message_of_the_assistant_is_in_the_loss() -> None:
+    tokenizer = chat_tokenizer(ZEPHYR)
     (ids,) = tokenized(tokenizer, conversation_text({"messages": [ANSWER]}))
-    assert learnt_text(tokenizer, ids) == "<|assistant|>\nI see</s>\n"
+    assert text_in_loss(tokenizer, ids) == "<|assistant|>\nI see</s>\n"
 
 
-def test_what_no_json_holds_is_named() -> None:
+def test_a_value_that_json_cannot_store_is_named() -> None:
     with pytest.raises(ValueError, match=r'"messages" holds what is no JSON: .*datetime'):
         conversation_text({"messages": [{**TALK[1], "when": datetime(2026, 1, 1)}]})
 
@@ -296,22 +300,22 @@ UNMARKED = MARKED.replace("m['role'] == 'assistant'", "false")
     [
         (None, TALK, "no chat template for messages; set tokenizer.chat_template"),
         (MISTRAL, TALK[1:], "the chat template refuses it: Conversation roles must"),
-        (LAST_DIFFERS, TALK, "renders its message 2 otherwise where it is the last"),
-        (SMOLLM2, [{**TALK[0], "content": chr(PRIVATE)}, ANSWER], "stands for a special token"),
+        (LAST_DIFFERS, TALK, "renders its message 2 differently if it is the last"),
+        (SMOLLM2, [{**TALK[0], "content": chr(PRIVATE)}, ANSWER], "is reserved for special tokens"),
         (UNMARKED, TALK, "marks nothing of it as generated"),
     ],
     ids=["none", "refuses", "differs", "private", "unmarked"],
 )
-def test_a_conversation_that_cannot_be_learnt_right_is_one_line(
+def test_a_conversation_whose_loss_is_unclear_is_a_one_line_error(
     template: str | None, messages: list[dict[str, str]], rule: str
 ) -> None:
     with pytest.raises(DataError, match=rule) as caught:
-        tokenized(chatty(template), row(messages=messages))
+        tokenized(chat_tokenizer(template), row(messages=messages))
     assert str(caught.value).startswith('conversation {"messages": [{"role": "')
     assert "\n" not in str(caught.value)
 
 
-def test_a_conversation_longer_than_a_block_is_left_out_and_counted() -> None:
+def test_a_conversation_longer_than_a_block_is_dropped_and_counted() -> None:
     packed = BestFit(8, 0, np.int32, drop_long_documents=True)
     packed.add(np.arange(1, 21, dtype=np.int32), np.array([5, 16, 20]))
     blocks = packed.add(np.empty(0, np.int32), np.empty(0, np.int64))
@@ -331,7 +335,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pairs(folder: Path) -> None:
-    """Questions with answers, as a folder with a JSONL file."""
+    """Write a folder with a JSONL file of prompts and completions."""
     rows = [
         {"prompt": f"The {n} of {n * n}?\n", "completion": f"It is {n * n + 1}, {'so' * (n % 5)}."}
         for n in range(60)
@@ -357,7 +361,7 @@ COMPLETION = {
 
 @pytest.fixture(scope="module")
 def answers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run on questions and answers."""
+    """A folder with a run on prompts and completions."""
     folder = tmp_path_factory.mktemp("answers")
     write_pairs(folder / "pairs")
     recipe = merged(TINY, {**COMPLETION, "model": {"pretrained": str(base)}})
@@ -366,31 +370,31 @@ def answers(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def found(run: Path, name: str) -> Any:
-    """What a run wrote."""
+def read_json(run: Path, name: str) -> Any:
+    """Read a JSON file of a run."""
     return json.loads((run / f"{name}.json").read_text())
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
+    """Read the objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def in_loss(run: Path) -> int:
-    """Tokens of completions in both parts."""
-    text = found(run, "provenance")["text"]
+    """Count the completion tokens of both splits."""
+    text = read_json(run, "provenance")["text"]
     return sum(text[split]["completion_tokens"] for split in ("train", "validation"))
 
 
-def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base: Path) -> None:
+def test_a_run_trains_on_completions_and_evaluates_only_them(answers: Path, base: Path) -> None:
     run, tokenizer = answers / "run", AutoTokenizer.from_pretrained(base)
-    text = found(run, "provenance")["text"]
-    assert found(run, "metrics")["tokens"] == text["validation"]["completion_tokens"]
+    text = read_json(run, "provenance")["text"]
+    assert read_json(run, "metrics")["tokens"] == text["validation"]["completion_tokens"]
     rows = lines_of(answers / "pairs" / "pairs.jsonl")
     sizes = {
         row["completion"]: len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
         - len(tokenizer(row["prompt"])["input_ids"])
-        + 1  # the end
+        + 1  # end-of-text
         for row in rows
     }
     assert in_loss(run) == sum(sizes.values())
@@ -400,7 +404,7 @@ def test_a_run_learns_completions_and_measures_nothing_else(answers: Path, base:
     assert log[-1]["tokens"] < 30 * 256 * in_loss(run) / text["train"]["tokens"]
 
 
-def test_another_model_is_measured_on_completions(
+def test_evaluate_measures_another_model_on_completions(
     answers: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [
@@ -415,17 +419,17 @@ def test_another_model_is_measured_on_completions(
     assert measured["tokens"] == in_loss(answers / "run")
     rows = lines_of(answers / "pairs" / "pairs.jsonl")
     assert measured["bytes"] == sum(len(row["completion"]) for row in rows)
-    assert measured["loss"] > found(answers / "run", "metrics")["loss"] + 1
+    assert measured["loss"] > read_json(answers / "run", "metrics")["loss"] + 1
 
 
-def test_prepared_conversations_are_trained_on_as_what_they_are(
+def test_prepared_conversations_give_the_same_loss_and_are_rejected_as_text(
     answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, blocks = answers / "recipe.json", tmp_path / "blocks"
     assert command(["prepare", str(path), "--output", str(blocks)]) == 0
     again = [str(path), "--set", f"data.source={blocks}"]
     assert main([*again, "--set", f"output_dir={tmp_path / 'again'}"]) == 0
-    losses = [found(run, "metrics")["loss"] for run in (tmp_path / "again", answers / "run")]
+    losses = [read_json(run, "metrics")["loss"] for run in (tmp_path / "again", answers / "run")]
     assert losses[0] == losses[1]
     as_text = ["--set", "data.train_on=text", "--set", f"output_dir={tmp_path / 'other'}"]
     assert main([*again, *as_text]) == 2
@@ -434,7 +438,7 @@ def test_prepared_conversations_are_trained_on_as_what_they_are(
 
 @pytest.fixture(scope="module")
 def talks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run on messages, whose tokens and template are given to the model."""
+    """A folder with a run on messages, which adds tokens and a chat template to the model."""
     folder = tmp_path_factory.mktemp("talks")
     lines = (json.dumps({"messages": [*TALK[:n], ANSWER]}) for n in (1, 3))
     (folder / "talks.jsonl").write_text("\n".join(lines))
@@ -458,7 +462,7 @@ def talks(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path) -> None:
+def test_added_tokens_and_the_template_are_saved_with_the_model(talks: Path, base: Path) -> None:
     saved, before = talks / "run" / "model", AutoModelForCausalLM.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(saved)
     model = AutoModelForCausalLM.from_pretrained(saved)
@@ -466,24 +470,24 @@ def test_added_tokens_and_the_template_go_into_the_model(talks: Path, base: Path
     ids = tokenizer.convert_tokens_to_ids(list(TURNS))
     assert ids == [before.config.vocab_size, before.config.vocab_size + 1]
     assert model.config.vocab_size == len(tokenizer) == before.config.vocab_size + 2
-    assert found(talks / "run", "recipe")["tokenizer"] == {
+    assert read_json(talks / "run", "recipe")["tokenizer"] == {
         "pretrained": None,
         "train": None,
         "add_tokens": list(TURNS),
         "chat_template": SMOLLM2,
     }
-    metrics = found(talks / "run", "metrics")
+    metrics = read_json(talks / "run", "metrics")
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     samples = [row["samples"] for row in lines_of(talks / "run" / "log.jsonl") if "samples" in row]
     assert [sample["prompt"] for (sample,) in samples] == ["Me"] * len(samples)
-    assert metrics["bytes"] == 2 * len("I see\n")  # marks of turns are no text
+    assert metrics["bytes"] == 2 * len("I see\n")  # turn tokens do not count as text
     assert "apply_chat_template" in (saved / "README.md").read_text()
     rendered = tokenizer.apply_chat_template([TALK[2]], add_generation_prompt=True)["input_ids"]
     assert prompt_ids(tokenizer, "Me", limit=512, chat=True) == rendered
     assert prompt_ids(tokenizer, "Me", limit=5, chat=True) == rendered[-5:]
 
 
-def test_a_run_whose_embeddings_grew_goes_on_in_the_same_bits(talks: Path, tmp_path: Path) -> None:
+def test_a_run_with_resized_embeddings_resumes_bit_for_bit(talks: Path, tmp_path: Path) -> None:
     runs, longer = (tmp_path / "run", tmp_path / "whole"), ["--set", "training.max_steps=8"]
     shutil.copytree(talks / "run", runs[0])
     for run in runs:
@@ -493,7 +497,7 @@ def test_a_run_whose_embeddings_grew_goes_on_in_the_same_bits(talks: Path, tmp_p
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_conversation_that_fits_no_block_says_what_to_raise(
+def test_conversations_that_all_exceed_a_block_name_the_key_to_raise(
     talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shorter = ["--set", "data.block_size=16", "--set", f"output_dir={tmp_path / 'run'}"]
@@ -501,20 +505,20 @@ def test_a_conversation_that_fits_no_block_says_what_to_raise(
     assert "none of 2 conversations fits a block of 16 tokens; raise" in capsys.readouterr().err
 
 
-def test_blocks_of_another_template_are_refused(
+def test_blocks_made_with_another_template_are_rejected(
     talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, blocks = str(talks / "recipe.json"), tmp_path / "blocks"
     assert command(["prepare", recipe, "--output", str(blocks)]) == 0
-    own = json.loads((talks / "recipe.json").read_text())["data"]
-    data = {**own, "source": str(blocks), "validation": {"holdout": 0.05}}
+    original = json.loads((talks / "recipe.json").read_text())["data"]
+    data = {**original, "source": str(blocks), "validation": {"holdout": 0.05}}
     again = [recipe, "--set", f"data={json.dumps(data)}", "--set", f"output_dir={tmp_path / 'run'}"]
     assert main([*again, "--check"]) == 0
     assert main([*again, "--check", "--set", "tokenizer.chat_template={{ messages }}"]) == 2
     assert "was made with another tokenizer than this model's" in capsys.readouterr().err
 
 
-def test_a_template_given_on_the_command_line_is_looked_for_where_one_is(
+def test_a_template_set_on_the_command_line_is_read_from_the_working_directory(
     talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -525,7 +529,7 @@ def test_a_template_given_on_the_command_line_is_looked_for_where_one_is(
     assert load_recipe(talks / "recipe.json").tokenizer.chat_template == SMOLLM2
 
 
-def test_text_without_rows_is_no_conversation(
+def test_files_without_rows_are_rejected_as_conversations(
     answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(answers / "pairs", tmp_path / "pairs")
@@ -542,7 +546,7 @@ def test_text_without_rows_is_no_conversation(
     assert line.startswith("data.validation: names part of a Hub dataset, and data.source is local")
 
 
-def test_messages_without_a_template_end_a_run_with_one_line(
+def test_messages_without_a_template_are_a_one_line_error(
     talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     none = ["--set", "tokenizer.chat_template=null", "--set", f"output_dir={tmp_path / 'run'}"]
@@ -553,7 +557,7 @@ def test_messages_without_a_template_end_a_run_with_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(
+def test_a_vocabulary_larger_than_the_models_is_rejected_unless_add_tokens_names_it(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -574,7 +578,7 @@ def test_a_vocabulary_that_is_too_large_is_refused_unless_it_is_named(
         assert rule in capsys.readouterr().err
 
 
-def test_rows_without_a_conversation_are_named_before_anything_is_loaded(
+def test_rows_without_a_conversation_are_all_named_before_a_model_is_loaded(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_pairs(tmp_path / "pairs")

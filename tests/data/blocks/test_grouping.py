@@ -1,4 +1,4 @@
-"""Every token is predicted once, and no document is cut or seen where that was asked for."""
+"""Every token is predicted once; best_fit cuts no document that fits, and masks hide documents."""
 
 import itertools
 import json
@@ -30,18 +30,18 @@ DOCUMENTS = st.lists(
 
 
 def rows_of(grouper: Grouper, documents: list[list[int]], *, batch: int) -> np.ndarray:
-    """The blocks of documents that come in portions, the last of them empty."""
-    found = []
+    """Add documents in batches, then end the text, and return all blocks."""
+    blocks = []
     for start in range(0, len(documents), batch):
         rows = [[*ids, EOS] for ids in documents[start : start + batch]]
         ids = np.array([token for row in rows for token in row], np.uint16)
-        found.append(grouper.add(ids, np.cumsum([len(row) for row in rows])))
-    found.append(grouper.add(np.empty(0, np.uint16), np.empty(0, np.int64)))
-    return np.concatenate(found)
+        blocks.append(grouper.add(ids, np.cumsum([len(row) for row in rows])))
+    blocks.append(grouper.add(np.empty(0, np.uint16), np.empty(0, np.int64)))
+    return np.concatenate(blocks)
 
 
 def batch_of(rows: np.ndarray, **options: Any) -> dict[str, torch.Tensor]:
-    """Rows as the trainer gets them."""
+    """Collate rows as the trainer does."""
     return collate([{"input_ids": row} for row in rows], **options)
 
 
@@ -70,29 +70,29 @@ def test_concat_predicts_every_token_of_the_stream_once(
 def test_best_fit_predicts_every_token_once_and_cuts_no_document_that_fits(
     documents: list[list[int]], size: int, batch: int, packed: int
 ) -> None:
-    before, grouping.PACKED = grouping.PACKED, packed
     grouper = BestFit(size, EOS, np.uint16)
-    rows = rows_of(grouper, documents, batch=batch)
-    grouping.PACKED = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "PACKED", packed)
+        rows = rows_of(grouper, documents, batch=batch)
     batch = batch_of(rows, padding=EOS)
     targets = batch["shift_labels"]
     real = targets[targets != IGNORE_INDEX]
     assert Counter(real.tolist()) == Counter(t for ids in documents for t in [*ids, EOS])
     assert grouper.padded == int((targets == IGNORE_INDEX).sum())
     assert grouper.unused == 0
-    # The pieces of a row are what stands between end-of-text tokens; a document that fits is whole.
-    whole = Counter(tuple(ids) for ids in documents if len(ids) < size)
+    # End-of-text ids separate the pieces of a row; each document that fits must be one piece.
+    fitting_documents = Counter(tuple(ids) for ids in documents if len(ids) < size)
     pieces: Counter[tuple[int, ...]] = Counter()
     for row in rows.tolist():
         start = 1 if row[0] == EOS else 0
         text = "".join(chr(token) for token in row[start:])
         pieces += Counter(tuple(map(ord, piece)) for piece in text.split(chr(EOS)) if piece)
-    assert all(pieces[ids] >= count for ids, count in whole.items())
+    assert all(pieces[ids] >= count for ids, count in fitting_documents.items())
 
 
 @settings(max_examples=200, deadline=None)
 @given(documents=DOCUMENTS, size=st.integers(2, 30))
-def test_the_context_of_every_predicted_token_is_its_own_document(
+def test_best_fit_puts_the_preceding_token_of_its_document_before_every_token(
     documents: list[list[int]], size: int
 ) -> None:
     rows = rows_of(BestFit(size, EOS, np.uint16), documents, batch=3)
@@ -114,9 +114,9 @@ def test_bins_are_filled_by_best_fit_in_descending_order() -> None:
     assert [[piece.size for piece in pieces] for pieces in bins] == [[6, 4], [5, 3, 2]]
 
 
-def test_best_fit_pads_little_where_documents_are_short() -> None:
-    chance = np.random.default_rng(0)
-    sizes = chance.integers(5, 400, 3_000)
+def test_best_fit_pads_less_than_half_a_percent_of_short_documents() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 400, 3_000)
     grouper = BestFit(1024, EOS, np.uint16)
     ids = np.ones(sizes.sum(), np.uint16)
     ids[np.cumsum(sizes) - 1] = EOS
@@ -127,7 +127,7 @@ def test_best_fit_pads_little_where_documents_are_short() -> None:
 
 @pytest.fixture(scope="module", params=["gpt2", "qwen3"])
 def model(request: pytest.FixtureRequest) -> Any:
-    """A small network that keeps documents apart."""
+    """A small model that supports document masks."""
     recipe = ModelRecipe(family=request.param, n_layer=2, n_head=2, n_embd=16)
     vocabulary = Vocabulary(size=WORDS, bos_token_id=EOS, eos_token_id=EOS)
     return build_model(recipe, vocabulary, block_size=24).eval()
@@ -135,7 +135,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 @settings(max_examples=30, deadline=None)
 @given(documents=DOCUMENTS, kind=st.sampled_from(["concat", "best_fit"]))
-def test_logits_behind_a_document_mask_are_those_of_separate_documents(
+def test_logits_with_a_document_mask_equal_those_of_separate_documents(
     documents: list[list[int]], kind: str, model: Any
 ) -> None:
     grouper = BestFit(24, EOS, np.uint16) if kind == "best_fit" else Concat(24, np.empty(0, "u2"))
@@ -148,7 +148,7 @@ def test_logits_behind_a_document_mask_are_those_of_separate_documents(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).logits
         for row, ids in enumerate(batch["input_ids"].tolist()):
-            starts = [0, *(place + 1 for place, token in enumerate(ids) if token == EOS), len(ids)]
+            starts = [0, *(index + 1 for index, token in enumerate(ids) if token == EOS), len(ids)]
             for start, end in itertools.pairwise(starts):
                 if start == end:
                     continue
@@ -156,19 +156,19 @@ def test_logits_behind_a_document_mask_are_those_of_separate_documents(
                 torch.testing.assert_close(logits[row, start:end], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_held_out_text_is_one_stream_whatever_is_trained_on(tmp_path: Path) -> None:
+def test_validation_blocks_do_not_depend_on_the_grouping(tmp_path: Path) -> None:
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=byte_tokenizer(), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
     rows = [json.dumps({"text": f"document {number} " * 3}) for number in range(60)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    found = []
+    validation_blocks = []
     for kind in ("concat", "best_fit"):
         data = DataRecipe(source=str(tmp_path / "a.jsonl"), block_size=64, grouping=kind)
         text = load_documents(data, find_corpus(data))
         blocks = load_blocks(data, text, tokenizer, seed=0)
-        found.append([row["input_ids"].tolist() for row in blocks.splits["validation"]])
+        validation_blocks.append([row["input_ids"].tolist() for row in blocks.splits["validation"]])
         padded = blocks.counts["train"].padded_tokens
         assert (padded > 0) == (kind == "best_fit")
         assert blocks.counts["validation"].padded_tokens == 0
-    assert found[0] == found[1]
+    assert validation_blocks[0] == validation_blocks[1]

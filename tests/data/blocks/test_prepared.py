@@ -1,4 +1,4 @@
-"""A prepared folder trains as its text would have, and is refused where it does not fit."""
+"""A prepared folder trains exactly as its text does, and is rejected if it does not match."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from hf_lm.tokenizer import build_tokenizer
 
 
 def prepare(path: Path, *options: str) -> Path:
-    """The folder that the command writes for a recipe."""
+    """Run `hf-lm prepare` on a recipe and return the folder."""
     folder = path.parent / "prepared"
     assert main(["prepare", str(path), "--output", str(folder), *options]) == 0
     return folder
 
 
 def blocks_of(path: Path) -> Any:
-    """The blocks of a recipe file."""
+    """Load the blocks of a recipe file."""
     recipe = load_recipe(path)
     corpus = find_corpus(recipe.data)
     text = load_documents(recipe.data, corpus)
@@ -35,7 +35,7 @@ def blocks_of(path: Path) -> Any:
 
 
 def rows_of(split: Any) -> list[list[int]]:
-    """The ids of all rows."""
+    """Return the ids of all rows."""
     return [row["input_ids"].tolist() for row in split]
 
 
@@ -52,14 +52,15 @@ def test_training_on_a_prepared_folder_gives_the_same_weights(
     ]
     assert weights[0] == weights[1]
     provenance = json.loads((tmp_path / "second" / "provenance.json").read_text())
-    about = json.loads((folder / "blocks.json").read_text())
+    manifest = json.loads((folder / "blocks.json").read_text())
     assert provenance["text"]["train"]["blocks"] > 0
     assert (
-        about["content"] == json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]
+        manifest["content"]
+        == json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]
     )
 
 
-def test_datasets_alone_reads_a_prepared_folder(
+def test_load_dataset_reads_a_prepared_folder(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_recipe()
@@ -70,7 +71,7 @@ def test_datasets_alone_reads_a_prepared_folder(
         assert splits[split]["input_ids"][:] == rows_of(blocks.splits[split])
 
 
-def test_a_mixture_keeps_its_sources_and_weights(
+def test_a_prepared_mixture_keeps_its_sources_and_weights(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     for name in "ab":
@@ -79,30 +80,30 @@ def test_a_mixture_keeps_its_sources_and_weights(
             (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} text\n" * 9)
     sources = [{"source": "a", "weight": 0.8}, {"source": "b", "weight": 0.2}]
     path = write_recipe(data__source=sources)
-    first = blocks_of(path)
+    from_text = blocks_of(path)
     folder = prepare(path)
     assert {p.name for p in folder.glob("*.arrow")} == {
         "train-0.arrow",
         "train-1.arrow",
         "validation.arrow",
     }
-    about = json.loads((folder / "blocks.json").read_text())
-    assert about.pop("train_on") == "text"  # as folders were written before there was a choice
-    (folder / "blocks.json").write_text(json.dumps(about))
-    second = blocks_of(write_recipe(data__source="prepared", tokenizer={}))
-    assert list(second.sampler) == list(first.sampler)
-    assert rows_of(second.splits["train"]) == rows_of(first.splits["train"])
+    manifest = json.loads((folder / "blocks.json").read_text())
+    assert manifest.pop("train_on") == "text"  # older folders lack this key
+    (folder / "blocks.json").write_text(json.dumps(manifest))
+    from_folder = blocks_of(write_recipe(data__source="prepared", tokenizer={}))
+    assert list(from_folder.sampler) == list(from_text.sampler)
+    assert rows_of(from_folder.splits["train"]) == rows_of(from_text.splits["train"])
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"data__block_size": 8}, "data.block_size = 8: the blocks in .* were made with 16; set"),
-        ({"data__grouping": "best_fit"}, 'data.grouping = "best_fit": .* made with "concat"; set'),
+        ({"data__block_size": 8}, "data.block_size = 8: the blocks in .* were made with 16; use"),
+        ({"data__grouping": "best_fit"}, 'data.grouping = "best_fit": .* made with "concat"; use'),
         ({"tokenizer": {"train": {"kind": "byte"}}}, "come with their tokenizer; remove it"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_a_recipe_that_does_not_match_the_blocks_is_rejected(
     change: dict[str, Any],
     line: str,
     write_recipe: Callable[..., Path],
@@ -114,7 +115,7 @@ def test_what_does_not_fit_is_refused(
     assert re.search(line, capsys.readouterr().err)
 
 
-def test_a_flipped_byte_is_named(
+def test_a_damaged_file_is_named(
     write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = prepare(write_recipe())
@@ -127,7 +128,7 @@ def test_a_flipped_byte_is_named(
     assert f"{file}: is missing or damaged; run `hf-lm prepare` again" in capsys.readouterr().err
 
 
-def test_another_models_tokenizer_is_refused(
+def test_blocks_made_with_another_tokenizer_are_rejected(
     write_recipe: Callable[..., Path], tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(write_recipe(tokenizer={"train": {"kind": "byte"}}))
@@ -136,7 +137,7 @@ def test_another_models_tokenizer_is_refused(
     assert "was made with another tokenizer than this model's" in capsys.readouterr().err
 
 
-def test_a_folder_of_somebody_else_is_left_alone(
+def test_a_folder_with_other_files_is_not_overwritten(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prepared").mkdir()
@@ -147,7 +148,7 @@ def test_a_folder_of_somebody_else_is_left_alone(
     assert [p.name for p in (tmp_path / "prepared").iterdir()] == ["mine.txt"]
 
 
-def test_streams_and_prepared_blocks_are_not_prepared(
+def test_streams_and_prepared_blocks_cannot_be_prepared(
     write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe()
@@ -160,13 +161,13 @@ def test_streams_and_prepared_blocks_are_not_prepared(
     assert "is prepared already" in errors
 
 
-def test_a_kill_while_an_old_folder_is_replaced_leaves_nothing_in_the_way(
+def test_prepare_works_after_a_kill_while_it_replaced_a_folder(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare(write_recipe())
 
     def killed(path: Path, **_: Any) -> None:
-        if (path / "blocks.json").exists():  # half removed, as by a kill in the middle
+        if (path / "blocks.json").exists():  # half of the folder is removed when the kill arrives
             (path / "blocks.json").unlink()
             raise SystemExit(9)
 
@@ -180,7 +181,7 @@ def test_a_kill_while_an_old_folder_is_replaced_leaves_nothing_in_the_way(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".prepared")] == []
 
 
-def test_a_push_that_cannot_be_made_is_one_line_and_keeps_the_folder(
+def test_a_failed_push_is_one_line_and_keeps_the_folder(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "prepared"
@@ -190,7 +191,7 @@ def test_a_push_that_cannot_be_made_is_one_line_and_keeps_the_folder(
     assert (folder / "blocks.json").is_file()
 
 
-def test_a_folder_of_somebody_else_is_refused_before_any_text_is_read(
+def test_a_folder_with_other_files_is_rejected_before_any_text_is_read(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prepared").mkdir()
