@@ -1,10 +1,10 @@
-"""Random kills: ours beside the stock Trainer, struck by the same signals at the same rate.
+"""Kill runs of hf_lm and of the stock Trainer at random moments, with the same signals and rate.
 
     python benchmarks/kills.py --kills 1000 --stock-kills 40 --seed 0
 
-Both sides train the same small network and save every third step, so a kill often meets a save.
-A run is started and killed until it is done, then the next one begins. Prints a table, what the
-kills met, and every problem with its seed; the last line is one JSON object.
+Both train the same small model and save every third step, so a kill often meets a save. A run is
+started and killed until it is done, then the next one begins. Prints a table, what the runs were
+doing when they were killed, and every problem with its seed; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,13 +24,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from harness import EVAL, SAVE, STEPS, Run, Tally, Whole, campaign, ended, strike, whole
+from harness import (
+    EVAL,
+    SAVE,
+    STEPS,
+    Reference,
+    Run,
+    Tally,
+    campaign,
+    kill_at_random,
+    run_uninterrupted,
+    wait_for_end,
+)
 
-BLOCK, BATCH, VOCABULARY = 16, 8, 320  # as the harness's recipe has them
+BLOCK, BATCH, VOCABULARY = 16, 8, 320  # as in the recipe of the harness
 
 
 def stock(folder: Path) -> None:
-    """A plain Trainer, continued as its documentation says."""
+    """Train with a plain Trainer, and resume it as its documentation says."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
@@ -62,90 +73,94 @@ def stock(folder: Path) -> None:
 
 
 def stock_run(folder: Path) -> Run:
-    """A run of the stock Trainer."""
-    return Run(stock, (folder,), folder, folder.parent / "home", heeds=False)
+    """Return a run of the stock Trainer."""
+    return Run(stock, (folder,), folder, folder.parent / "home", handles_signals=False)
 
 
 def drop_newest(run: Run) -> None:
-    """What a person would do by hand: delete the checkpoint that cannot be loaded."""
-    found = sorted(run.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    shutil.rmtree(found[-1])
+    """Delete the newest checkpoint, as a user would do if it cannot be loaded."""
+    checkpoints = sorted(
+        run.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
+    shutil.rmtree(checkpoints[-1])
 
 
-def endure_by_hand(run: Run, expected: Whole, tally: Tally, seed: int, kills: int) -> None:
-    """Start a run and kill it until it is done, or enough kills were made."""
+def kill_stock_until_done(
+    run: Run, expected: Reference, tally: Tally, seed: int, kills: int
+) -> None:
+    """Start and kill a run until it is done or `kills` is reached."""
     chance = random.Random(seed)
     while True:
         process = run.start()
-        how = ""
+        kill = ""
         if tally.kills < kills:
-            how, _ = strike(process, run, chance, expected.seconds)
-            expected.learn(killed=bool(how))
-        ended(process, run)
-        tally.kills += bool(how)
+            kill, _ = kill_at_random(process, run, chance, expected.seconds)
+            expected.adapt(killed=bool(kill))
+        wait_for_end(process, run)
+        tally.kills += bool(kill)
         if process.exitcode == 0:
             tally.completed += 1
-            tally.same += run.bits() == expected.bits
+            tally.identical += run.weights_hash() == expected.weights_hash
             return
-        if not how:
-            tally.refused += 1
+        if not kill:
+            tally.failed_starts += 1
             drop_newest(run)
 
 
 def stock_campaign(kills: int, seed: int, base: Path) -> Tally:
-    """So many kills of the stock Trainer, over as many runs as they need."""
+    """Make `kills` kills of the stock Trainer, over as many runs as they need."""
     tally = Tally()
-    expected = whole(stock_run(base / "stock"))
+    expected = run_uninterrupted(stock_run(base / "stock"))
     while tally.kills < kills:
         run = stock_run(base / f"stock-{seed}")
-        endure_by_hand(run, expected, tally, seed, kills)
+        kill_stock_until_done(run, expected, tally, seed, kills)
         seed += 1
     return tally
 
 
-def shared(
-    function: Callable[[int, int, Path], Tally], kills: int, given: argparse.Namespace
+def run_workers(
+    function: Callable[[int, int, Path], Tally], kills: int, args: argparse.Namespace
 ) -> Tally:
-    """The kills of all workers, each a process with runs and seeds of its own."""
+    """Distribute the kills over worker processes, each with its own runs and seeds."""
     total = Tally()
-    workers = min(given.workers, max(1, kills))
-    shares = [kills // workers + (number < kills % workers) for number in range(workers)]
+    workers = min(args.workers, max(1, kills))
+    worker_kills = [kills // workers + (number < kills % workers) for number in range(workers)]
     with (
         tempfile.TemporaryDirectory(prefix="hf_lm-kills-", ignore_cleanup_errors=True) as base,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        seeds = [given.seed + number * 1_000_000 for number in range(workers)]
+        seeds = [args.seed + number * 1_000_000 for number in range(workers)]
         folders = [Path(base) / str(number) for number in range(workers)]
         for folder in folders:
             folder.mkdir()
-        for tally in pool.map(function, shares, seeds, folders):
+        for tally in pool.map(function, worker_kills, seeds, folders):
             total.add(tally)
     return total
 
 
 def main() -> None:
-    """Kill both, and print."""
-    parser = argparse.ArgumentParser(description="Random kills: ours beside the stock Trainer.")
+    """Kill both and print the results."""
+    parser = argparse.ArgumentParser(description="Random kills of hf_lm and of the stock Trainer.")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--stock-kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    args = parser.parse_args()
     began = time.monotonic()
-    ours = shared(campaign, given.kills, given)
+    ours = run_workers(campaign, args.kills, args)
     seconds = time.monotonic() - began
-    other = shared(stock_campaign, given.stock_kills, given)
+    stock_tally = run_workers(stock_campaign, args.stock_kills, args)
     rows = {
-        "kills": (ours.kills, other.kills),
-        "restarts that could not resume": (ours.refused, other.refused),
-        "runs completed": (ours.completed, other.completed),
-        "runs with the same bits": (ours.same, other.same),
+        "kills": (ours.kills, stock_tally.kills),
+        "restarts that could not resume": (ours.failed_starts, stock_tally.failed_starts),
+        "runs completed": (ours.completed, stock_tally.completed),
+        "runs with the same bits": (ours.identical, stock_tally.identical),
     }
     print(f"{'':32}{'ours':>8}{'stock':>8}")
     for name, figures in rows.items():
         print(f"{name:32}" + "".join(f"{figure:8}" for figure in figures))
-    print(f"\n{ours.kills / seconds * 60:.0f} kills a minute; seeds from {given.seed}")
-    for name in ("hows", "moments", "lost"):
+    print(f"\n{ours.kills / seconds * 60:.0f} kills per minute; seeds from {args.seed}")
+    for name in ("signals", "stages", "lost_steps"):
         print(f"{name}: {json.dumps(dict(sorted(getattr(ours, name).items())))}")
     for problem in ours.problems:
         print(f"\nPROBLEM {problem}")

@@ -62,7 +62,7 @@ class LoadedText(NamedTuple):
         """Bytes of all text, where they are known."""
         return self.scan.size if self.scan else None
 
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """What a run records of its text besides the hash."""
         found = {"commits": list(self.commits)}
         if self.scan:
@@ -171,7 +171,7 @@ def write_blocks(
 
     blocks = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
     open_blocks(blocks, text.corpus.weights, data, seed=0)
-    facts = {"content": text.content, **text.facts()}
+    facts = {"content": text.content, **text.provenance()}
     weights = text.corpus.weights
     write_prepared(folder, blocks, tokenizer, data, weights=weights, facts=facts)
 

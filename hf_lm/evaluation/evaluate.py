@@ -1,7 +1,7 @@
 """Compute token-weighted loss and accuracy on held-out blocks.
 
-Every figure is a sum over tokens divided by another, so none depends on the batch size or on the
-number of processes, and logits are dropped as soon as they are scored.
+Every metric is a ratio of sums over tokens, so it does not depend on the batch size or the number
+of processes. Logits are freed as soon as they are scored.
 """
 
 # Shapes: B blocks, T tokens predicted in a block, V vocabulary.
@@ -20,14 +20,11 @@ from hf_lm.evaluation.metrics import metric_class
 from hf_lm.model.loss import IGNORE_INDEX, LOGIT_BYTES
 from hf_lm.recipe import EvaluationRecipe
 
-# Of one evaluated batch, beside LOGIT_BYTES: of a small vocabulary those alone would hold a whole
-# text, 1.8 GB for a network of 0.7 M parameters.
+# The most tokens of a batch. With a small vocabulary, LOGIT_BYTES alone would allow a whole text,
+# which took 1.8 GB for a model of 0.7 M parameters.
 BATCH_TOKENS = 2**14
 
-
 Rows = Sequence[dict[str, np.ndarray]]
-
-
 Collate = Callable[[Rows], dict[str, torch.Tensor]]
 
 
@@ -41,33 +38,33 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Score a model on blocks, each on its own.
+    """Compute the metrics of a model on blocks.
 
     Args:
-        model: any causal language model; put in evaluation mode meanwhile.
+        model: any causal language model; its mode and random generators are restored afterwards.
         blocks: rows of T+1 token ids.
-        recipe: how many blocks, and how many at a time.
-        collate: rows to a batch with "shift_labels".
-        token_bytes: bytes of text each token stands for [V].
-        rank: of this process, which scores every `world_size`-th batch.
-        world_size: processes that share the blocks.
+        recipe: the `evaluation` section: how many blocks, and how many in a batch.
+        collate: makes a batch with "shift_labels" from rows.
+        token_bytes: [V], the bytes of text of each token.
+        rank: the rank of this process, which scores every `world_size`-th batch.
+        world_size: the number of processes that share the blocks.
 
     Returns:
-        loss (nats a token), perplexity, accuracy, bits_per_byte, loss_stderr, tokens, bytes.
+        loss (nats per token), perplexity, accuracy, bits_per_byte, loss_stderr, tokens and bytes.
     """
     count = min(len(blocks), recipe.max_blocks or len(blocks))
     size = recipe.batch_size
     if size == "auto":
         length = len(blocks[0]["input_ids"]) - 1
-        logits = 4 * length * model.config.vocab_size  # bytes of a block
-        size = min(LOGIT_BYTES[model.device.type] // logits, BATCH_TOKENS // length) or 1
+        block_bytes = 4 * length * model.config.vocab_size  # of the logits
+        size = min(LOGIT_BYTES[model.device.type] // block_bytes, BATCH_TOKENS // length) or 1
     table = torch.from_numpy(token_bytes).to(model.device)
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with evaluation_mode(model):
         rows = [
             row
             for span in spans[rank::world_size]
-            for row in score(model, collate([blocks[place] for place in span]), table)
+            for row in score(model, collate([blocks[index] for index in span]), table)
         ]
     if world_size > 1:
         from accelerate.utils import gather_object
@@ -81,19 +78,19 @@ def evaluate(
 def score(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], table: torch.Tensor
 ) -> Iterator[dict[str, float | int]]:
-    """The sums of each block of a batch."""
+    """Yield the sums of each block of a batch: nll, correct, tokens and bytes."""
     batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
     targets_BT = batch.pop("shift_labels")
     logits_BTV = model(**batch, use_cache=False).logits.float()
     nll_N = functional.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none"
     )
-    kept_BT = targets_BT != IGNORE_INDEX
+    is_target_BT = targets_BT != IGNORE_INDEX
     sums = {
         "nll": nll_N.view_as(targets_BT).double(),
         "correct": logits_BTV.argmax(dim=-1) == targets_BT,
-        "tokens": kept_BT,
-        "bytes": table[targets_BT.clamp(min=0)] * kept_BT,
+        "tokens": is_target_BT,
+        "bytes": table[targets_BT.clamp(min=0)] * is_target_BT,
     }
     rows = [sum_BT.sum(dim=1).tolist() for sum_BT in sums.values()]
     yield from (dict(zip(sums, row, strict=True)) for row in zip(*rows, strict=True))
@@ -101,7 +98,7 @@ def score(
 
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluate without a trace: random streams, training mode and attention are put back."""
+    """Put a model in evaluation mode; restore its mode, attention and random generators after."""
     attention, training = str(model.config._attn_implementation), model.training
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():

@@ -1,12 +1,10 @@
-"""Generate samples from prompts."""
-
-# Shapes: B blocks, T tokens predicted in a block, V vocabulary.
+"""Generate text from prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.errors import RecipeError
 from hf_lm.evaluation.evaluate import evaluation_mode
 
-TEMPERATURE, TOP_P = 0.8, 0.95  # of samples: a little sharper than the model itself
+TEMPERATURE, TOP_P = 0.8, 0.95  # slightly sharper than the model's own distribution
 
 
 def eager_mode(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Run compiled blocks as they were written: each new length would compile them again."""
+    """Run compiled blocks without compilation; each new length would compile them again."""
     compiled = any(module._compiled_call_impl for module in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -34,66 +32,73 @@ def generate_samples(
     temperature: float = TEMPERATURE,
     chat: bool = False,
 ) -> list[dict[str, str]]:
-    """Continue each prompt, or with `chat` answer it as what a user says; a seed gives one text.
+    """Generate a continuation of each prompt.
+
+    Args:
+        model: any causal language model.
+        tokenizer: the tokenizer of the model.
+        prompts: texts; an empty one begins a document.
+        max_new_tokens: the most tokens to add to a prompt.
+        seed: the same seed gives the same text.
+        temperature: 0 takes the likeliest token.
+        chat: answer each prompt as a user's message, by the chat template.
 
     Returns:
-        One {"prompt", "text"} a prompt; the text is what the model added.
+        A dict with "prompt" and "text" for each prompt; the text is what the model added.
     """
-    choice: dict[str, Any] = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        choice = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
-    found = []
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
+    samples = []
     with evaluation_mode(model), eager_mode(model):
-        model.set_attn_implementation("sdpa")  # ours has no mask, which a cache may need
+        model.set_attn_implementation("sdpa")  # our implementations do not support a cache
         for prompt in prompts:
             torch.manual_seed(seed)
             ids = prompt_ids(tokenizer, prompt, limit=max(1, context_length(model) - 1), chat=chat)
-            added = continued(model, ids, max_new_tokens=max_new_tokens, **choice)
-            text = tokenizer.decode(added, skip_special_tokens=True)
-            found.append({"prompt": prompt, "text": str(text)})
-    return found
+            new_ids = generate_ids(model, ids, max_new_tokens=max_new_tokens, **sampling)
+            text = tokenizer.decode(new_ids, skip_special_tokens=True)
+            samples.append({"prompt": prompt, "text": str(text)})
+    return samples
 
 
-def continued(
-    model: PreTrainedModel, ids: list[int], *, max_new_tokens: int, **choice: Any
-) -> list[int]:
-    """The ids a model adds, until it ends the text or there are enough.
+def generate_ids(model: Any, ids: list[int], *, max_new_tokens: int, **sampling: Any) -> list[int]:
+    """Generate ids until the model ends the text or there are enough.
 
-    When its context is full it goes on from the last half: learned positions do not reach further,
-    and moving on by one token would compute the whole context again for each.
+    When the context is full, generation continues from its last half: learned positions end there,
+    and moving the context by one token would compute all of it again for each new token.
     """
-    ends = np.atleast_1d(cast("Any", model).generation_config.eos_token_id)
-    added: list[int] = []
-    while len(added) < max_new_tokens:
-        room = max(1, min(max_new_tokens - len(added), context_length(model) - len(ids)))
+    eos_ids = np.atleast_1d(model.generation_config.eos_token_id)
+    new_ids: list[int] = []
+    while len(new_ids) < max_new_tokens:
+        count = max(1, min(max_new_tokens - len(new_ids), context_length(model) - len(ids)))
         inputs = torch.tensor([ids], device=model.device)
-        output = cast("Any", model).generate(
+        output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=room,
+            max_new_tokens=count,
             use_cache=True,
-            **choice,
+            **sampling,
         )
-        new = output[0, len(ids) :].tolist()
-        added += new
-        if len(new) < room or new[-1] in ends:
+        added = output[0, len(ids) :].tolist()
+        new_ids += added
+        if len(added) < count or added[-1] in eos_ids:
             break
-        ids = [*ids, *new][-max(1, context_length(model) // 2) :]
-    return added
+        ids = [*ids, *added][-max(1, context_length(model) // 2) :]
+    return new_ids
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """The most tokens the model sees at once."""
+    """Return the number of tokens that a model can see at once."""
     return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, limit: int, chat: bool = False
 ) -> list[int]:
-    """The last `limit` ids of a prompt; an empty one begins a document.
+    """Return the last `limit` ids of a prompt; an empty one begins a document.
 
     Raises:
-        RecipeError: the tokenizer has no token for a character, or no chat template.
+        RecipeError: the tokenizer has no token for a character, or has no chat template.
     """
     if not prompt:
         return [tokenizer.eos_token_id]

@@ -1,23 +1,48 @@
-"""The metrics: names, formulas and formats, in one table."""
+"""The metrics: names, formats and formulas, in one table.
 
-# Shapes: B blocks, T tokens predicted in a block, V vocabulary.
+Log lines, plans, results and model cards all take the names and formats from here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        label: its name in text, in lower case.
+        template: the format of its value.
+    """
+
+    label: str
+    template: str
+
+    def format(self, value: float) -> str:
+        """Format a value."""
+        return self.template.format(value)
+
+
+METRICS = {  # keys of metrics.json; in log.jsonl they have the prefix "eval_"
+    "loss": Metric("loss", "{:.4f}"),  # nats per token
+    "perplexity": Metric("perplexity", "{:.2f}"),
+    "accuracy": Metric("accuracy", "{:.1%}"),  # of the next token
+    "bits_per_byte": Metric("bits per byte", "{:.4f}"),  # comparable between tokenizers
+}
 
 
 @cache
 def metric_class() -> type:
-    """The `evaluate.Metric` of language modeling; made late: evaluate takes 5 seconds to import."""
+    """Return the `evaluate.Metric` class; made late, as importing evaluate takes 5 seconds."""
     import evaluate
     from datasets import Features, Value
 
     class LanguageModeling(evaluate.Metric):
-        """Sums over blocks in, averages over tokens out; needs no network."""
+        """Averages over tokens, computed from the sums of blocks, without the network."""
 
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(
@@ -41,10 +66,16 @@ def metric_class() -> type:
 def averages(
     *, nll: Sequence[float], correct: Sequence[int], tokens: Sequence[int], bytes: Sequence[int]
 ) -> dict[str, float]:
-    """Averages from the sums of each block.
+    """Compute the metrics from the sums of each block.
 
-    The standard error takes blocks, not tokens, as independent: it is that of a ratio of sums over
-    clusters (Cochran, 1977, section 6.4). `fsum` makes every figure independent of the order.
+    The standard error treats blocks, not tokens, as independent: it is the one of a ratio of sums
+    over clusters (Cochran, 1977, section 6.4). `fsum` makes the result independent of the order.
+
+    Args:
+        nll: the negative log-likelihood of each block, in nats.
+        correct: tokens of each block whose likeliest prediction was right.
+        tokens: predicted tokens of each block.
+        bytes: bytes of text of these tokens.
     """
     total, count, size = math.fsum(nll), sum(tokens), sum(bytes)
     loss, n = total / count, len(nll)
@@ -61,10 +92,13 @@ def averages(
 
 
 def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """What was measured, with the uncertainty that the choice of text brings."""
+    """Return a label and a text for each metric, with the standard error of the loss."""
+    additions = {
+        "loss": f" ± {METRICS['loss'].format(metrics['loss_stderr'])} nats per token",
+        "accuracy": f" of {metrics['tokens']:,} tokens",
+        "bits_per_byte": f" on {metrics['bytes']:,} bytes",
+    }
     return [
-        ("loss", f"{metrics['loss']:.4f} ± {metrics['loss_stderr']:.4f} nats a token"),
-        ("perplexity", f"{metrics['perplexity']:.2f}"),
-        ("accuracy", f"{metrics['accuracy']:.1%} of {metrics['tokens']:,} tokens"),
-        ("bits per byte", f"{metrics['bits_per_byte']:.4f} on {metrics['bytes']:,} bytes"),
+        (metric.label, metric.format(metrics[name]) + additions.get(name, ""))
+        for name, metric in METRICS.items()
     ]

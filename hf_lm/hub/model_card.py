@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_lm.evaluation import metrics as evaluation_metrics
 from hf_lm.evaluation.metrics import metric_rows
 from hf_lm.hub.markdown import MAX_LENGTH, code, fenced, plain
 from hf_lm.recipe import Recipe, recipe_dict
@@ -27,12 +28,6 @@ METRICS, PROVENANCE = "metrics.json", "provenance.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # written by transformers, if the tokenizer has one
 TEMPLATE = "model_card.md.jinja"
 
-MEASURED = {  # metric ids of the Hub's model index, with their names
-    "loss": "Loss",
-    "perplexity": "Perplexity",
-    "accuracy": "Accuracy",
-    "bits_per_byte": "Bits per byte",
-}
 NOT_COUNTED = "not counted"
 
 
@@ -139,10 +134,10 @@ def front_matter(record: RunRecord, recipe: Mapping[str, Any]) -> str:
             dataset_type=on_hub[0] if on_hub else "text",
             dataset_name=validation_set[:MAX_LENGTH],
             metric_type=key,
-            metric_name=name,
+            metric_name=metric.label.capitalize(),
             metric_value=record.metrics[key],
         )
-        for key, name in MEASURED.items()
+        for key, metric in evaluation_metrics.METRICS.items()
         if math.isfinite(record.metrics.get(key, math.nan))
     ]
     card_data = ModelCardData(

@@ -1,8 +1,8 @@
 """Causal attention over whole blocks without a mask tensor.
 
-Its own "sdpa" and "eager" build a mask of [B, 1, T, T] for each batch, "sdpa" under torch.compile
-always (transformers #48925), which keeps the flash kernels out. transformers makes no mask for a
-name it does not know.
+transformers' own "sdpa" and "eager" build a mask [B, 1, T, T] for each batch ("sdpa" always does
+under torch.compile, transformers #48925), which excludes the flash kernels. transformers makes no
+mask for an implementation whose name it does not know.
 """
 
 # Shapes: B blocks, H heads, T tokens, D width of a head.
@@ -19,8 +19,7 @@ from hf_lm.model.dropout import dropout as drop
 
 FUSED, PLAIN = "hf_lm_fused", "hf_lm_plain"
 
-
-SPAN = 64  # rows of scores at a time, each over the tokens before its last alone
+SPAN = 64  # rows of scores computed at once; later tokens of the block are not computed
 
 
 def plain_attention(
@@ -34,22 +33,22 @@ def plain_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scores, softmax and products as they are written, on a CPU.
+    """Compute attention from separate products and a softmax; used on CPUs.
 
-    The fused kernel has no dropout there, and its backward pass is slow in bf16 (5.7 ms against 1.9
-    in fp32); in fp32 without dropout it is the faster one.
+    torch's fused CPU kernel has no dropout, and its backward pass is slow in bf16 (5.7 ms, compared
+    with 1.9 ms in fp32). In fp32 without dropout the fused kernel is faster.
 
     Args:
         module: the attention layer.
         query: [B, H, T, D].
-        key: the same, with fewer heads if they are shared.
-        value: as the key.
-        attention_mask: none is made.
-        scaling: of the scores; 1/√D unless given.
-        dropout: share of the probabilities that is dropped.
+        key: [B, H, T, D], or with fewer heads if heads share keys.
+        value: of the same shape as the key.
+        attention_mask: not used; transformers makes none.
+        scaling: the factor of the scores; None is 1/√D.
+        dropout: the fraction of probabilities that is dropped.
 
     Returns:
-        [B, T, H, D], and no weights.
+        The output [B, T, H, D], and None in place of attention weights.
     """
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -59,13 +58,12 @@ def plain_attention(
     for start in range(0, length, SPAN):
         end = min(start + SPAN, length)
         scores = query[:, :, start:end] @ key[:, :, :end].mT
-        later = torch.ones(end - start, end, dtype=torch.bool, device=query.device).triu(start + 1)
-        shares = scores.masked_fill(later, -torch.inf).softmax(dim=-1).to(value.dtype)
-        rows.append(drop(shares, dropout if module.training else 0.0) @ value[:, :, :end])
+        is_later = torch.ones(end - start, end, dtype=torch.bool, device=query.device)
+        is_later = is_later.triu(start + 1)
+        weights = scores.masked_fill(is_later, -torch.inf).softmax(dim=-1).to(value.dtype)
+        rows.append(drop(weights, dropout if module.training else 0.0) @ value[:, :, :end])
     return torch.cat(rows, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register(FUSED, sdpa_attention_forward)
-
-
 AttentionInterface.register(PLAIN, plain_attention)

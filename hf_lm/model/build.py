@@ -1,7 +1,7 @@
 """Build a new model from a config, initialise it, and compile its blocks.
 
-Only native classes are used and no code from a model repository is run, so what is saved loads
-everywhere. Precision is a matter of autocast, in training.
+Models are stock transformers classes, so a saved model loads without hf_lm, and no code from a
+model repository is run. Weights are in fp32; training uses autocast for other precisions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_lm.model.loss import use_linear_cross_entropy
 from hf_lm.model.pretrained import load_pretrained, pretrained_config, resize_embeddings
 from hf_lm.recipe import ModelRecipe
 
-RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what writes into the residual stream
+RESIDUAL = ("o_proj.weight", "down_proj.weight")  # matrices that write into the residual stream
 
 
 def build_model(
@@ -38,19 +38,22 @@ def build_model(
     meta: bool = False,
     added: int = 0,
 ) -> PreTrainedModel:
-    """The network of a recipe, from scratch or pretrained.
+    """Build the model of a recipe, from scratch or with pretrained weights.
 
     Args:
-        recipe: which network.
-        vocabulary: of the tokenizer the model will be used with.
-        block_size: tokens the model must be able to see.
-        attention: the name of its kernel.
-        seed: of the initial weights.
-        meta: without memory for the weights, to count them.
-        added: tokens that the tokenizer may have more than pretrained weights.
+        recipe: the `model` section.
+        vocabulary: the vocabulary of the tokenizer.
+        block_size: tokens that the model has to see at once.
+        attention: the name of the attention implementation.
+        seed: the seed of the initial weights.
+        meta: build on the meta device, without memory for weights.
+        added: tokens that were added to the tokenizer of pretrained weights.
 
     Raises:
-        RecipeError: the weights cannot be loaded, or do not fit the tokenizer or the blocks.
+        RecipeError: pretrained weights cannot be loaded, or do not fit the tokenizer or blocks.
+
+    Example:
+        >>> build_model(recipe.model, Vocabulary.of(tokenizer), block_size=recipe.data.block_size)
     """
     config = native_config(recipe, vocabulary, block_size=block_size, added=added)
     set_seed(seed)
@@ -67,8 +70,9 @@ def build_model(
     model.generation_config = GenerationConfig(
         bos_token_id=bos, eos_token_id=eos, pad_token_id=eos if pad is None else pad
     )
-    # transformers takes the loss from the class name, and GPT2LMHeadModel has no "ForCausalLM" in
-    # it: the Trainer then counts one target a block too many, and the loss is (T-1)/T of itself.
+    # transformers derives the loss from the class name, and GPT2LMHeadModel does not contain
+    # "ForCausalLM": the Trainer would count one target per block too many, and the loss would be
+    # (T-1)/T of the right value.
     model.loss_type = "ForCausalLM"
     if recipe.lora:
         set_seed(seed)
@@ -82,7 +86,7 @@ def build_model(
 def native_config(
     recipe: ModelRecipe, vocabulary: Vocabulary, *, block_size: int, added: int = 0
 ) -> PreTrainedConfig:
-    """The configuration of the recipe's network, checked against its vocabulary and blocks."""
+    """Return the configuration of the recipe's model, checked against vocabulary and blocks."""
     if recipe.pretrained:
         name, known = recipe.pretrained, vocabulary.size - added
         return pretrained_config(recipe, name, known, block_size=block_size)
@@ -104,9 +108,9 @@ def native_config(
 
 
 def scale_residual(model: PreTrainedModel) -> None:
-    """Start what writes into the residual stream at 0.02/√(2·n_layer) (Radford et al., 2019).
+    """Initialise matrices that write into the residual stream with std 0.02/√(2·n_layer).
 
-    transformers does so for GPT-2 alone.
+    This is GPT-2's initialisation (Radford et al., 2019); transformers has it for GPT-2 only.
     """
     config = model.config
     std = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
@@ -116,12 +120,12 @@ def scale_residual(model: PreTrainedModel) -> None:
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks: the longest list of modules in the network."""
+    """Return the transformer blocks: the longest list of modules in the model."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """torch.compile each block, in place: one graph serves all, so it takes seconds."""
+    """Compile each transformer block in place; all share one graph, so this takes seconds."""
     for block in transformer_blocks(model):
         block.compile()

@@ -1,6 +1,6 @@
 """GPTConfig: GPT-2's parameter names for every supported family.
 
-What is saved is always that native configuration, so a model loads anywhere without hf_lm.
+Models are saved with the family's own configuration, so they load without hf_lm.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FAMILIES = ("gpt2", *MODERN)
 
 
 class Vocabulary(NamedTuple):
-    """What a network has to know of its tokenizer."""
+    """The facts about a tokenizer that a model depends on."""
 
     size: int
     bos_token_id: int | None
@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-        """The vocabulary of a tokenizer; its ids may leave gaps, so the largest one counts."""
+        """Return the vocabulary of a tokenizer; its size follows from the largest id."""
         largest = max(tokenizer.get_vocab().values())
         return cls(
             largest + 1, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -50,7 +50,7 @@ class Vocabulary(NamedTuple):
 
 @strict
 class GPTConfig(GPT2Config):
-    """A network in the words of GPT-2, whatever its family.
+    """The configuration of a model of any family, with GPT-2's parameter names.
 
     Args:
         family: "gpt2", "qwen3", "llama" or "arcee".
@@ -68,14 +68,18 @@ class GPTConfig(GPT2Config):
     activation_function: str = "gelu_pytorch_tanh"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Spread the one dropout number and round up the vocabulary."""
+        """Copy the dropout to all its places and round up the vocabulary."""
         self.resid_pdrop = self.embd_pdrop = self.attn_pdrop = self.dropout
         multiple = self.pad_vocab_to_multiple_of or 1
         self.vocab_size = -(-self.vocab_size // multiple) * multiple
         super().__post_init__(**kwargs)
 
     def validate_numbers(self) -> None:
-        """Refuse what would fail, or silently go wrong, deep inside the network."""
+        """Check the numbers that would otherwise fail, or silently go wrong, inside the model.
+
+        Raises:
+            ValueError: one is not valid.
+        """
         if self.family not in FAMILIES:
             raise ValueError(f"family = {self.family!r}: must be one of {', '.join(FAMILIES)}")
         unit = self.n_head if self.family == "gpt2" else 2 * self.n_head
@@ -88,17 +92,17 @@ class GPTConfig(GPT2Config):
 
     @property
     def inner(self) -> int:
-        """Width of the MLP: 4·n_embd, or 8/3·n_embd rounded up to 64 where it is gated.
+        """Width of the MLP: 4·n_embd, or 8/3·n_embd rounded up to 64 for a gated one.
 
-        A gate adds a third matrix; two thirds of the width cost as much as no gate (Shazeer, 2020,
-        arXiv:2002.05202).
+        A gate adds a third matrix; with two thirds of the width it costs as much as without a gate
+        (Shazeer, 2020, arXiv:2002.05202).
         """
         if self.n_inner:
             return self.n_inner
         return -(-8 * self.n_embd // 3 // 64) * 64 if self.family in GATED else 4 * self.n_embd
 
     def to_native(self) -> PreTrainedConfig:
-        """The family's own configuration, with the native `model_type`."""
+        """Return the configuration class of the family, with its native `model_type`."""
         shared = {
             "vocab_size": self.vocab_size,
             "initializer_range": self.initializer_range,
@@ -109,9 +113,9 @@ class GPTConfig(GPT2Config):
         if self.family == "gpt2":
             names = ("n_positions", "n_embd", "n_layer", "n_head", "n_inner")
             names += ("resid_pdrop", "embd_pdrop", "attn_pdrop", "activation_function")
-            own = {name: getattr(self, name) for name in names}
-            own["n_ctx"] = self.n_positions  # which llama.cpp reads
-            return GPT2Config(**shared, **own)
+            gpt2_only = {name: getattr(self, name) for name in names}
+            gpt2_only["n_ctx"] = self.n_positions  # llama.cpp reads it
+            return GPT2Config(**shared, **gpt2_only)
         return MODERN[self.family](
             **shared,
             hidden_size=self.n_embd,

@@ -1,7 +1,7 @@
 """Train LoRA adapters instead of the pretrained weights, through peft.
 
-LoRA (Hu et al., 2021, arXiv:2106.09685), as peft ships it and transformers takes it in: the class
-of the network stays, its own weights are frozen, and what is saved is a few megabytes.
+LoRA (Hu et al., 2021, arXiv:2106.09685) as peft implements it and transformers integrates it: the
+model keeps its class, its own weights are frozen, and only the adapters are saved, a few megabytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hf_lm.recipe import LoraRecipe
 
 
 def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
-    """Put an adapter on linear layers, transposed ones of GPT-2 included, and freeze the rest."""
+    """Add an adapter to linear layers (and GPT-2's Conv1D), and freeze all other weights."""
     from peft import LoraConfig
 
     modules = recipe.target_modules
@@ -27,17 +27,22 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
         target_modules="all-linear" if modules == "auto" else [*modules],
         task_type="CAUSAL_LM",
     )
-    config.fan_in_fan_out = model.config.model_type == "gpt2"  # whose weights are [inputs, outputs]
+    config.fan_in_fan_out = model.config.model_type == "gpt2"  # its weights are [inputs, outputs]
     model.add_adapter(config)
-    found: Any = model.peft_config["default"]
-    found.target_modules = sorted(found.target_modules)  # a set, in whose order it would be saved
+    added: Any = model.peft_config["default"]
+    added.target_modules = sorted(added.target_modules)  # a set would be saved in random order
 
 
 def merge_adapter(model: PreTrainedModel, pretrained: PreTrainedModel) -> PreTrainedModel:
-    """The pretrained network with the adapter of another one added to its weights."""
+    """Add the adapter of one model to the weights of a pretrained one, and return that.
+
+    Args:
+        model: with the trained adapter.
+        pretrained: the weights that the adapter was trained on.
+    """
     from peft import PeftModel
 
     with tempfile.TemporaryDirectory() as adapter, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
         model.save_pretrained(adapter)
         return PeftModel.from_pretrained(pretrained, adapter).merge_and_unload()

@@ -1,8 +1,8 @@
 """Compute the cross-entropy of hidden states without materialising the logits.
 
-A few megabytes of logits at a time become their loss and, at once, their gradient: nothing is
-computed a second time and no more than that is ever held (the method of Liger Kernel, Hsu et al.,
-2024, arXiv:2410.10989, in plain torch). Softmax and sums are in fp32 whatever the logits are in.
+The logits are computed a few megabytes at a time, and the gradient right after the loss of each
+part: nothing is computed twice, and only one part is in memory (the method of Liger Kernel, Hsu et
+al., 2024, arXiv:2410.10989, in plain torch). Softmax and sums are always in fp32.
 """
 
 # Shapes: N targets of a batch, E width, V vocabulary, C rows at a time.
@@ -18,14 +18,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-IGNORE_INDEX = -100  # the target that transformers leaves out of a loss
-
+IGNORE_INDEX = -100  # the target that transformers ignores in a loss
 
 LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # of fp32 logits at a time
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The sum of losses over a count, whose gradient is made in the forward pass."""
+    """Cross-entropy divided by a count; the forward pass computes the gradient as well."""
 
     @staticmethod
     def forward(
@@ -36,40 +35,40 @@ class LinearCrossEntropy(torch.autograd.Function):
         count: torch.Tensor,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """Go through the rows once; `dtype` is that of the matrix products."""
+        """Compute loss and gradient in one pass; `dtype` is the type of the matrix products."""
         device = hidden_NE.device.type
         rows = max(1, LOGIT_BYTES[device] // (4 * len(weight_VE)))
         weight = weight_VE.to(dtype)
         total = torch.zeros((), device=hidden_NE.device)
-        of_hidden, of_weight = ctx.needs_input_grad[:2]
-        hidden_grad = torch.empty_like(hidden_NE) if of_hidden else None
-        weight_grad = torch.zeros_like(weight_VE) if of_weight else None
+        needs_hidden_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden_NE) if needs_hidden_grad else None
+        weight_grad = torch.zeros_like(weight_VE) if needs_weight_grad else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets_N), rows):
                 part = slice(start, start + rows)
                 hidden_CE, targets_C = hidden_NE[part].to(dtype), targets_N[part, None]
-                kept_C = targets_C != IGNORE_INDEX
-                places_C = targets_C.clamp(min=0)
-                logs_CV = functional.log_softmax((hidden_CE @ weight.T).float(), dim=-1)
-                total -= (logs_CV.gather(1, places_C) * kept_C).sum()
-                if not (of_hidden or of_weight):
+                is_target_C = targets_C != IGNORE_INDEX
+                indices_C = targets_C.clamp(min=0)
+                log_probs_CV = functional.log_softmax((hidden_CE @ weight.T).float(), dim=-1)
+                total -= (log_probs_CV.gather(1, indices_C) * is_target_C).sum()
+                if not (needs_hidden_grad or needs_weight_grad):
                     continue
-                grad_CV = logs_CV.exp_()  # of the logits: softmax, less 1 at the target
-                grad_CV.scatter_add_(1, places_C, -torch.ones_like(grad_CV[:, :1]))
+                grad_CV = log_probs_CV.exp_()  # of the logits: softmax minus 1 at the target
+                grad_CV.scatter_add_(1, indices_C, -torch.ones_like(grad_CV[:, :1]))
                 grad_CV = grad_CV.to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[part] = (grad_CV @ weight) * kept_C
+                    hidden_grad[part] = (grad_CV @ weight) * is_target_C
                 if weight_grad is not None:
-                    weight_grad += grad_CV.T @ (hidden_CE * kept_C)
+                    weight_grad += grad_CV.T @ (hidden_CE * is_target_C)
         ctx.save_for_backward(hidden_grad, weight_grad, count)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale what the forward pass has made."""
-        *made, count = ctx.saved_tensors
+        """Scale the gradients that the forward pass computed."""
+        *saved, count = ctx.saved_tensors
         scale = grads[0] / count
-        return *(None if grad is None else grad * scale for grad in made), None, None, None
+        return *(None if grad is None else grad * scale for grad in saved), None, None, None
 
 
 def mean_loss(
@@ -78,17 +77,17 @@ def mean_loss(
     targets: torch.Tensor,
     count: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """The cross-entropy of hidden states against targets, in nats, over a count.
+    """Compute the cross-entropy of hidden states and targets, in nats, divided by a count.
 
     Args:
         hidden: [..., E].
         weight_VE: the output matrix.
-        targets: ids [...]; IGNORED ones count nothing.
-        count: to divide the sum by; the targets that are not ignored unless given.
+        targets: ids [...]; IGNORE_INDEX is not counted.
+        count: the divisor; None is the number of targets that are not ignored.
     """
     if count is None:
         count = (targets != IGNORE_INDEX).sum()
-    if not torch.is_grad_enabled():  # which the function itself is not told
+    if not torch.is_grad_enabled():  # inside an autograd function this is always false
         hidden, weight_VE = hidden.detach(), weight_VE.detach()
     kind = hidden.device.type
     autocast = torch.is_autocast_enabled(kind)
@@ -102,10 +101,10 @@ def mean_loss(
 
 
 def use_linear_cross_entropy(model: PreTrainedModel) -> None:
-    """Let a model whose logits are a plain product give its loss without them.
+    """Make a model compute its loss without logits when it is called with `shift_labels`.
 
-    It does so when it is called with `shift_labels`, as the Trainer does; its class, its weights
-    and every other call stay as they are. The loss stays inside `forward`, where DDP looks for it.
+    The Trainer calls it so; every other call, the class and the weights stay the same. The logits
+    of the model have to be a plain product. The loss stays inside `forward`, as DDP needs it.
     """
     stock = type(model).forward
 
@@ -113,10 +112,10 @@ def use_linear_cross_entropy(model: PreTrainedModel) -> None:
     def forward(
         self: Any, *args: Any, shift_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """The stock forward, or the loss alone where `shift_labels` say what to predict."""
+        """Return only the loss if `shift_labels` are given; otherwise call the stock forward."""
         if shift_labels is None:
             return stock(self, *args, **kwargs)
-        kwargs.pop("labels", None)  # unshifted, for the stock loss
+        kwargs.pop("labels", None)  # unshifted labels, for the stock loss
         count = kwargs.pop("num_items_in_batch", None)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight

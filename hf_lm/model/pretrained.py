@@ -22,10 +22,10 @@ DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hid
 
 
 def resize_embeddings(model: PreTrainedModel, size: int) -> None:
-    """Give a model rows for tokens it was not trained with, if it has none.
+    """Add embedding rows for tokens that a model was not trained with.
 
-    They begin as draws from the distribution of the others (Hewitt, 2021,
-    nlp.stanford.edu/~johnhew/vocab-expansion.html), as transformers makes them.
+    transformers draws them from the distribution of the other rows (Hewitt, 2021,
+    nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
     if size > model.config.vocab_size:
         model.resize_token_embeddings(size, mean_resizing=model.device.type != "meta")
@@ -34,13 +34,16 @@ def resize_embeddings(model: PreTrainedModel, size: int) -> None:
 def pretrained_config(
     recipe: ModelRecipe, name: str, known: int, *, block_size: int
 ) -> PreTrainedConfig:
-    """The configuration that comes with pretrained weights, with the recipe's dropout.
+    """Load the configuration of pretrained weights and set the recipe's dropout.
 
     Args:
-        recipe: with the dropout.
-        name: of the model.
-        known: tokens that it has to know.
-        block_size: tokens that it must be able to see.
+        recipe: the `model` section.
+        name: a directory or a Hub id.
+        known: the number of tokens that the weights have to know.
+        block_size: tokens that the model has to see at once.
+
+    Raises:
+        RecipeError: there is no such model, or it has too few tokens or positions.
     """
     key = f"model.pretrained = {json.dumps(name)}"
     try:
@@ -51,7 +54,7 @@ def pretrained_config(
     if known > config.vocab_size:
         problems.append(
             f"{key}: has {config.vocab_size:,} tokens, the tokenizer {known:,}; use the model's "
-            "own tokenizer, or name in tokenizer.add_tokens what it shall learn"
+            "own tokenizer, or list new tokens in tokenizer.add_tokens"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest and block_size > longest:
@@ -65,7 +68,11 @@ def pretrained_config(
 
 
 def load_pretrained(name: str, config: PreTrainedConfig | None = None) -> Any:
-    """Weights from a folder or the Hub: safetensors only, in fp32, and none of its code."""
+    """Load a model in fp32 from a directory or the Hub: safetensors only, without its code.
+
+    Raises:
+        RecipeError: there is no such model, or a file is damaged.
+    """
     try:
         return AutoModelForCausalLM.from_pretrained(
             name,
@@ -74,7 +81,7 @@ def load_pretrained(name: str, config: PreTrainedConfig | None = None) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # as above, and whatever a damaged file makes safetensors raise
+    except Exception as error:  # as above, and the errors of safetensors for a damaged file
         raise RecipeError(f"model.pretrained = {json.dumps(name)}: {one_line(error)}") from None
 
 
@@ -85,14 +92,18 @@ def save_model(
     *,
     base: str | None = None,
 ) -> None:
-    """Everything `AutoModelForCausalLM` and `AutoTokenizer` need, and nothing else.
+    """Save the files that `AutoModelForCausalLM` and `AutoTokenizer` load, and nothing else.
 
-    Of adapters that is themselves and the name of what they are for, or with `base`, the weights
-    they were trained on, the whole model.
+    Args:
+        model: the trained model.
+        tokenizer: its tokenizer.
+        folder: the directory to write to.
+        base: the pretrained weights to merge adapters into; None saves adapters as they are, with
+            the name of the weights they belong to.
     """
     if base:
         model = merge_adapter(model, load_pretrained(base))
-    model.config.use_cache = True  # the Trainer turns it off; left so, generate() would crawl
+    model.config.use_cache = True  # the Trainer sets it to false, which makes generate() slow
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""What a run will do and cost on this machine, before it starts."""
+"""Plan a run before it starts: steps, batch sizes, kernels, memory and disk on this machine."""

@@ -9,25 +9,35 @@ from transformers import PreTrainedModel
 
 from hf_lm.model.config import FAMILIES
 
-# fp32 weight, gradient and optimizer state of a parameter; Muon's matrices have one number less
+# Bytes of a parameter: fp32 weight, gradient and optimizer state. Muon's matrices need 4 less.
 STATE_BYTES = {"muon": 16, "adamw": 16, "adam": 16, "sgd": 12}
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a network that its costs follow from."""
+    """The sizes of a model that determine its costs.
+
+    Attributes:
+        parameters: the number of all parameters.
+        trained: the number of trained parameters.
+        matrix_parameters: weights that a token is multiplied with, output matrix included.
+        n_layer: transformer blocks.
+        n_embd: width.
+        vocab_size: rows of the embedding.
+        has_full_logits: whether the loss holds the logits of a whole batch.
+    """
 
     parameters: int
-    trained: int  # of them
-    matrix_parameters: int  # weights that each token is multiplied with, the output matrix included
+    trained: int
+    matrix_parameters: int
     n_layer: int
     n_embd: int
     vocab_size: int
-    logits: bool  # whether the loss holds those of a whole batch
+    has_full_logits: bool
 
 
 def describe_model(model: PreTrainedModel) -> ModelSize:
-    """The sizes of a transformers model; weights on the meta device count too."""
+    """Return the sizes of a transformers model; its weights may be on the meta device."""
     config = model.config
     embedding: Any = model.get_input_embeddings().weight
     output: Any = model.get_output_embeddings()
@@ -41,15 +51,15 @@ def describe_model(model: PreTrainedModel) -> ModelSize:
         n_layer=config.num_hidden_layers,
         n_embd=config.hidden_size,
         vocab_size=config.vocab_size,
-        logits=config.model_type not in FAMILIES,
+        has_full_logits=config.model_type not in FAMILIES,
     )
 
 
 def flops_per_token(model_size: ModelSize, block_size: int) -> float:
-    """FLOPs to train on one token: 6 a matrix weight, and attention over half a block on average.
+    """Return the FLOPs to train on one token: 6 per matrix weight, plus causal attention.
 
-    Kaplan et al., 2020 (arXiv:2001.08361), table 1, with the causal half of attention only. Of a
-    weight that is not trained it is 4: no gradient of its own.
+    Kaplan et al., 2020 (arXiv:2001.08361), table 1, with the causal half of attention only: a token
+    attends to half a block on average. A frozen weight costs 4, as it has no gradient.
     """
     attention = 12 * model_size.n_layer * model_size.n_embd * block_size / 2
     matrices = model_size.matrix_parameters
@@ -59,15 +69,22 @@ def flops_per_token(model_size: ModelSize, block_size: int) -> float:
 def activation_bytes(
     model_size: ModelSize, blocks: int, block_size: int, *, activation_checkpointing: bool
 ) -> int:
-    """Bytes that the forward pass keeps for the backward one, for `blocks` blocks at a time.
+    """Estimate the bytes that the forward pass keeps for the backward pass.
 
-    About 40 numbers a layer and unit of width (Korthikanti et al., 2022, arXiv:2205.05198, with
-    attention that keeps no matrix of scores), in fp32, and of the loss four copies of the logits,
-    or where it is made without them the gradient of the output matrix.
+    A token needs about 40 fp32 numbers per layer and unit of width (Korthikanti et al., 2022,
+    arXiv:2205.05198, for attention that does not keep its scores), or 2 with activation
+    checkpointing. The loss needs four copies of the logits; a loss without logits needs the
+    gradient of the output matrix.
+
+    Args:
+        model_size: the sizes of the model.
+        blocks: blocks of a micro-batch.
+        block_size: tokens of a block.
+        activation_checkpointing: whether activations are computed again in the backward pass.
     """
     tokens, vocabulary = blocks * block_size, model_size.vocab_size
     layers = (
         tokens * (2 if activation_checkpointing else 40) * model_size.n_layer * model_size.n_embd
     )
-    loss = vocabulary * (4 * tokens if model_size.logits else model_size.n_embd)
+    loss = vocabulary * (4 * tokens if model_size.has_full_logits else model_size.n_embd)
     return 4 * (layers + loss)

@@ -1,4 +1,4 @@
-"""Detect device, threads, precision, memory and peak FLOP/s."""
+"""Detect the device, threads, precision, memory and peak FLOPs per second of this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import psutil
 import torch
 
 from hf_lm.recipe import TrainingRecipe
-from hf_lm.system.processes import launched, local_world_size, rank, world_size
+from hf_lm.system.processes import launched, local_world_size, rank, usable_cores, world_size
 
-# Dense bf16 FLOP/s of one GPU, from NVIDIA's and AMD's data sheets, without sparsity.
+# Dense bf16 FLOPs per second of one GPU, from NVIDIA's and AMD's data sheets.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -37,46 +37,48 @@ PEAK_FLOPS = {
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
-
 ONE_GIB = 2**30
-
 
 PEAK_SECONDS = 0.25  # the first product of a process is slow, and a shared machine drifts
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a run takes place."""
+    """The hardware that a run uses, as one process sees it.
 
-    device: str  # "cpu" or "cuda"
+    Attributes:
+        device: "cpu" or "cuda".
+        name: the name of the GPU or processor.
+        world_size: the number of processes.
+        rank: the rank of this process.
+        threads: the CPU threads of this process.
+        memory: free bytes of this process.
+        precision: "fp32", "bf16" or "fp16".
+        unmet_requirements: what the recipe asks for and this machine lacks, one line each.
+    """
+
+    device: str
     name: str
     world_size: int
     rank: int
     threads: int
-    memory: int  # bytes of one process
-    precision: str  # "fp32", "bf16" or "fp16"
-    unmet_requirements: tuple[str, ...]  # what the recipe asks for and is not here, one line each
+    memory: int
+    precision: str
+    unmet_requirements: tuple[str, ...]
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """True for the process that writes files and prints."""
         return self.rank == 0
 
-    def rows(self) -> list[tuple[str, str]]:
-        """The line of the plan about the machine."""
-        threads = f", {self.threads} threads each" if self.device == "cpu" else ""
-        count = f"{self.world_size} × " if self.world_size > 1 else ""
-        return [("machine", f"{count}{self.name}{threads}, {self.precision}")]
-
     def shard(self) -> dict[str, int]:
-        """This process among all."""
+        """Return the rank of this process and the number of processes, as keyword arguments."""
         return {"rank": self.rank, "world_size": self.world_size}
 
-    def facts(self) -> dict[str, Any]:
-        """What the weights depend on, for provenance.json."""
+    def provenance(self) -> dict[str, Any]:
+        """Return the fields of provenance.json about the hardware."""
         return {
             "world_size": self.world_size,
             "device": self.name,
@@ -85,7 +87,7 @@ class Hardware:
         }
 
     def arguments(self) -> dict[str, Any]:
-        """The machine's part of TrainingArguments."""
+        """Return the TrainingArguments that follow from the hardware."""
         return {
             "use_cpu": self.device == "cpu",
             "bf16": self.precision == "bf16",
@@ -94,19 +96,26 @@ class Hardware:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products."""
+        """The type of matrix products."""
         return DTYPES[self.precision]
 
     @cached_property
     def peak_flops(self) -> float:
-        """Peak FLOP/s of all processes: of the data sheet, or measured on the spot."""
+        """Peak FLOPs per second of all processes: from the data sheet, or measured."""
         known = (flops for key, flops in PEAK_FLOPS.items() if key in self.name)
         listed = next(known, None) if self.device == "cuda" and self.precision != "fp32" else None
         return self.world_size * (listed or measured_flops(self.device, self.dtype))
 
 
 def detect_hardware(recipe: TrainingRecipe) -> Hardware:
-    """The machine as launcher and recipe want it used; its threads are set."""
+    """Detect the hardware that the recipe and the launcher select, and set the CPU threads.
+
+    Args:
+        recipe: the `training` section, with `device` and `precision`.
+
+    Example:
+        >>> detect_hardware(load_recipe("recipes/small.json").training).precision
+    """
     precision = recipe.precision
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
@@ -121,12 +130,12 @@ def detect_hardware(recipe: TrainingRecipe) -> Hardware:
         threads=use_cores(local_size) if kind == "cpu" else torch.get_num_threads(),
         memory=free_memory(kind) // (local_size if kind == "cpu" else 1),
         precision=precision,
-        unmet_requirements=tuple(find_missing(recipe, kind)),
+        unmet_requirements=tuple(find_unmet_requirements(recipe, kind)),
     )
 
 
-def find_missing(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
-    """What a recipe asks for and a device of this kind does not have."""
+def find_unmet_requirements(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
+    """Yield a line for each thing that a recipe asks for and a kind of device lacks."""
     if recipe.device == "cuda" and kind == "cpu":
         yield 'training.device = "cuda": no CUDA device was found; use "auto"'
     if recipe.precision == "fp16" and kind == "cpu":
@@ -139,10 +148,10 @@ def find_missing(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
 
 
 def computes_bf16(kind: str) -> bool:
-    """Whether matrices are multiplied in bf16 by the hardware.
+    """Return whether the hardware multiplies matrices in bf16.
 
-    torch accepts bf16 on every CPU. Without AVX512-BF16 or AMX it was measured at 0.2 to 0.9
-    GFLOP/s against 75 in fp32.
+    torch accepts bf16 on every CPU. Without AVX512-BF16 or AMX we measured 0.2 to 0.9 GFLOP/s,
+    compared with 75 GFLOP/s in fp32.
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -154,7 +163,7 @@ def computes_bf16(kind: str) -> bool:
 
 
 def measured_flops(kind: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some large matrix products, in a quarter of a second."""
+    """Measure the FLOPs per second of large matrix products, the best within PEAK_SECONDS."""
     width = 1024 if kind == "cpu" else 8192
     matrix = torch.ones(width, width, dtype=dtype, device=kind)
     began, best = time.perf_counter(), math.inf
@@ -166,22 +175,18 @@ def measured_flops(kind: str, dtype: torch.dtype) -> float:
 
 
 def use_cores(processes: int) -> int:
-    """Give each process on this machine its share of the cores.
+    """Set the threads of this process to its share of the cores, and return their number.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody asked for it; a number a person set
-    is kept whenever it is another.
+    OMP_NUM_THREADS overrides this, except for the 1 that `accelerate launch` sets by itself.
+
+    Args:
+        processes: the number of processes on this machine.
     """
-    asked = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-    if asked > 1 or (asked == 1 and not launched()):
+    requested = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    if requested > 1 or (requested == 1 and not launched()):
         return torch.get_num_threads()
-    torch.set_num_threads(max(1, (available_cores() or 1) // processes))
+    torch.set_num_threads(max(1, usable_cores(physical=True) // processes))
     return torch.get_num_threads()
-
-
-def available_cores() -> int | None:
-    """Physical cores, or fewer where this process may use fewer."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(filter(None, (psutil.cpu_count(logical=False), allowed)), default=None)
 
 
 def keep_freed_memory() -> None:
@@ -191,18 +196,18 @@ def keep_freed_memory() -> None:
     """
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)  # what preparing the text has left is no use to a step
+        libc.malloc_trim(0)  # memory left over from preparing the text does not fit a step's needs
         libc.mallopt(M_MMAP_THRESHOLD, ONE_GIB)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def free_memory(kind: str) -> int:
-    """Bytes that a run may fill."""
+    """Return the bytes of free memory, of the GPU or of the machine."""
     return torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
 
 
 def peak_memory(kind: str) -> int:
-    """The most bytes this process has held: of the GPU, or resident."""
+    """Return the most bytes that this process has used, of the GPU or of the machine."""
     if kind == "cuda":
         return torch.cuda.max_memory_allocated()
     import resource
@@ -211,7 +216,7 @@ def peak_memory(kind: str) -> int:
 
 
 def processor_name() -> str:
-    """The processor as it names itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Choose attention, loss and compilation, and say why."""
+"""Choose the attention kernel, the loss and whether to compile, each with a reason."""
 
 from __future__ import annotations
 
@@ -9,76 +9,79 @@ from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.model.config import FAMILIES
 from hf_lm.recipe import Recipe
 
-COMPILED_FLOPS = 3e13  # of a run on a CPU, about 5 minutes: less does not win back compiling
+COMPILED_FLOPS = 3e13  # a shorter run (5 minutes on a CPU) does not regain the time of compiling
 
 
 class Kernels(NamedTuple):
-    """How a run is computed."""
+    """The kernels of a run.
+
+    Attributes:
+        attention: the name of the attention implementation.
+        compile: whether the transformer blocks are compiled.
+        reasons: one text each for the attention, the compilation and the loss.
+    """
 
     attention: str
     compile: bool
     reasons: tuple[str, ...]
 
-    def facts(self) -> dict[str, Any]:
-        """What rounding depends on, for provenance.json."""
+    def provenance(self) -> dict[str, Any]:
+        """Return the fields of provenance.json about the kernels; rounding depends on them."""
         return {"attention": self.attention, "compile": self.compile}
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The line of the plan about them."""
-        return [("kernels", "; ".join(self.reasons))]
 
 
 def choose_kernels(
     recipe: Recipe, *, device: str, precision: str, model_type: str, flops: float
 ) -> Kernels:
-    """The fastest kernels that give the recipe's results; the same for every part of a run.
+    """Choose the fastest kernels for a recipe; a resumed run gets the same ones.
 
     Args:
-        recipe: whether to compile, to mask documents and to drop.
+        recipe: the recipe, with `training.compile`, `data.document_mask` and `model.dropout`.
         device: "cpu" or "cuda".
-        precision: of the products.
-        model_type: the family, in transformers' words.
-        flops: of the whole run, for what takes time to prepare.
+        precision: of matrix products.
+        model_type: the model type of transformers.
+        flops: FLOPs of the whole run, to judge whether compiling pays.
     """
-    attention, why = choose_attention(recipe, device, precision, model_type)
-    compiled, because = choose_compile(recipe, device, precision, model_type, flops)
+    attention, attention_reason = choose_attention(recipe, device, precision, model_type)
+    compiled, compile_reason = choose_compile(recipe, device, precision, model_type, flops)
     loss = "loss without logits" if model_type in FAMILIES else "loss from logits"
-    return Kernels(attention, compiled, (why, because, loss))
+    return Kernels(attention, compiled, (attention_reason, compile_reason, loss))
 
 
 def choose_attention(
     recipe: Recipe, device: str, precision: str, model_type: str
 ) -> tuple[str, str]:
-    """The name of an attention, and the words for it."""
+    """Return the name of an attention implementation and the reason for it."""
     if model_type not in FAMILIES:
         return "sdpa", "attention of transformers (another family)"
-    bf16, drops = precision == "bf16", recipe.model.dropout > 0
-    if recipe.data.document_mask:  # transformers makes it from the positions, for its names alone
-        return ("eager" if device == "cpu" and bf16 else "sdpa"), "attention with a document mask"
-    if device == "cpu" and (bf16 or drops):
-        return PLAIN, f"plain attention ({'bf16' if bf16 else 'dropout'} on a CPU)"
+    is_bf16, has_dropout = precision == "bf16", recipe.model.dropout > 0
+    if recipe.data.document_mask:  # transformers makes the mask only for its own implementations
+        name = "eager" if device == "cpu" and is_bf16 else "sdpa"
+        return name, "attention with a document mask"
+    if device == "cpu" and (is_bf16 or has_dropout):
+        return PLAIN, f"plain attention ({'bf16' if is_bf16 else 'dropout'} on a CPU)"
     return FUSED, "fused attention"
 
 
 def choose_compile(
     recipe: Recipe, device: str, precision: str, model_type: str, flops: float
 ) -> tuple[bool, str]:
-    """Whether blocks are compiled.
+    """Return whether to compile the blocks, and the reason.
 
-    Measured on a CPU in fp32: 10 % a step for qwen3, nothing for gpt2, and a loss of 11 % with
-    dropout, for 4 to 24 seconds of compiling.
+    On a CPU in fp32, compiling takes 4 to 24 seconds. It makes a step of qwen3 10 % faster, does
+    not change gpt2, and makes a step with dropout 11 % slower.
     """
-    asked = recipe.training.compile
-    if asked != "auto":
-        return asked, f"{'' if asked else 'not '}compiled (the recipe)"
+    requested = recipe.training.compile
+    if requested != "auto":
+        return requested, f"{'' if requested else 'not '}compiled (the recipe)"
     compiler = shutil.which("g++") or shutil.which("clang++")
-    against = {
+    reasons_against = {
         "slower with dropout": recipe.model.dropout > 0,
         "no faster for gpt2 in fp32": model_type == "gpt2" and precision == "fp32",
-        "too short to win it back": flops < COMPILED_FLOPS,
+        "the run is too short": flops < COMPILED_FLOPS,
         "no C++ compiler": not compiler,
     }
-    why = next((reason for reason, applies in against.items() if applies), None)
-    if why and device == "cpu":
-        return False, f"not compiled ({why})"
+    reason = next((reason for reason, applies in reasons_against.items() if applies), None)
+    if reason and device == "cpu":
+        return False, f"not compiled ({reason})"
     return True, "compiled"

@@ -18,22 +18,36 @@ SPARE = 0.05  # of it, beside a step that was tried, for what grows in a run
 
 @dataclass(frozen=True)
 class Plan:
-    """One run in numbers."""
+    """The numbers of a run.
+
+    Attributes:
+        model_size: the sizes of the model.
+        block_size: tokens of a block.
+        train_blocks: blocks of the training set; None for a stream.
+        world_size: the number of processes.
+        micro_batch_size: blocks that a process trains on at once.
+        accumulation: micro-batches of an optimizer step on each process.
+        max_steps: optimizer steps of the run.
+        optimizer: its name in the recipe.
+        activation_checkpointing: whether activations are computed again in the backward pass.
+        checkpoints: the number of checkpoints on the disk at one time.
+        free_memory: bytes of one process.
+    """
 
     model_size: ModelSize
     block_size: int
-    train_blocks: int | None  # None: a stream
+    train_blocks: int | None
     world_size: int
     micro_batch_size: int
     accumulation: int
     max_steps: int
     optimizer: str
-    activation_checkpointing: bool  # activations, in the backward pass
-    checkpoints: int  # that stand side by side
-    free_memory: int  # bytes of one process
+    activation_checkpointing: bool
+    checkpoints: int
+    free_memory: int
 
     def with_micro_batch_size(self, micro_batch_size: int) -> Plan:
-        """The same run with so many blocks at a time on each process."""
+        """Return the plan with another micro-batch size and the same tokens per step."""
         share = self.micro_batch_size * self.accumulation
         return replace(
             self, micro_batch_size=micro_batch_size, accumulation=share // micro_batch_size
@@ -41,7 +55,7 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes of one process, estimated."""
+        """Estimated bytes of memory of one process."""
         n = self.model_size
         state = 4 * (n.parameters - n.trained) + n.trained * STATE_BYTES[self.optimizer]
         return state + activation_bytes(
@@ -53,7 +67,7 @@ class Plan:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of one checkpoint: all that is kept of a trained parameter but its gradient."""
+        """Bytes of one checkpoint: the trained parameters with their optimizer state."""
         return self.model_size.trained * (STATE_BYTES[self.optimizer] - 4)
 
     @property
@@ -108,12 +122,12 @@ class Plan:
 
     @property
     def micro_batch_sizes(self) -> list[int]:
-        """Blocks a process could hold at a time, the most first."""
+        """The possible micro-batch sizes, in descending order."""
         return divisors(self.micro_batch_size * self.accumulation)
 
     @property
     def unmet_requirements(self) -> tuple[str, ...]:
-        """What the run needs and the machine does not have, one line each."""
+        """A line for each thing that the run needs and the machine lacks."""
         if self.memory <= self.free_memory:
             return ()
         return (
@@ -124,59 +138,20 @@ class Plan:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """The plan's part of TrainingArguments."""
+        """Return the TrainingArguments that follow from the plan."""
         return {
             "max_steps": self.max_steps,
             "per_device_train_batch_size": self.micro_batch_size,
             "gradient_accumulation_steps": self.accumulation,
         }
 
-    def facts(self) -> dict[str, int]:
-        """What the weights depend on, for provenance.json."""
+    def provenance(self) -> dict[str, int]:
+        """Return the fields of provenance.json about the plan."""
         return {"micro_batch_size": self.micro_batch_size, "max_steps": self.max_steps}
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The lines of the plan."""
-        n = self.model_size
-        epochs = f", {self.epochs:.2f} epochs" if self.epochs else ""
-        trained = f", {n.trained:,} of them trained" if n.trained < n.parameters else ""
-        return [
-            (
-                "model",
-                f"{n.parameters:,} parameters{trained}: {n.n_layer} layers, width {n.n_embd}, "
-                f"{n.vocab_size:,} tokens, context {self.block_size}",
-            ),
-            (
-                "step",
-                f"{self.tokens_per_step:,} tokens = {self.micro_batch_size} blocks × "
-                f"{self.accumulation} accumulated × {self.world_size} process(es), "
-                f"{readable(self.flops_per_step, 'FLOP')}",
-            ),
-            (
-                "training",
-                f"{self.max_steps:,} steps, {self.train_tokens:,} tokens{epochs}"
-                if self.max_steps
-                else "as many steps as the epochs have, once the text is here",
-            ),
-            (
-                "cost",
-                f"{readable(self.flops, 'FLOP')}, about {readable(self.memory, 'B')} of memory, "
-                f"{readable(self.checkpoint, 'B')} a checkpoint",
-            ),
-        ]
-
-
-def readable(count: float, unit: str) -> str:
-    """A number as a person reads it, with its unit."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if count < 1000:
-            return f"{count:.3g} {prefix}{unit}"
-        count /= 1000
-    return f"{count:,.3g} E{unit}"
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, in descending order."""
+    """Return all divisors of a number, in descending order."""
     return [n for n in range(number, 0, -1) if number % n == 0]
 
 
@@ -189,21 +164,22 @@ def make_plan(
     world_size: int,
     memory: int,
 ) -> Plan:
-    """Micro-batch, accumulation and steps from the tokens of a step and the memory there is.
+    """Plan a run: its steps, and the micro-batch size that fits the memory.
 
     Args:
-        recipe: how long and in what portions to train.
-        model_size: its sizes.
-        block_size: tokens predicted in a block.
-        train_blocks: blocks of one epoch, None for a stream.
-        world_size: processes that share a step.
+        recipe: the `training` section.
+        model_size: the sizes of the model.
+        block_size: tokens of a block.
+        train_blocks: blocks of the training set; None for a stream.
+        world_size: the number of processes.
         memory: free bytes of one process.
 
     Raises:
-        RecipeError: a step cannot be shared out or is more than the text.
+        RecipeError: the blocks of a step cannot be divided between processes or micro-batches,
+            or are more than the training set has.
     """
     blocks = recipe.tokens_per_step // block_size
-    refuse_step(recipe, blocks, block_size, train_blocks, world_size)
+    check_step_size(recipe, blocks, block_size, train_blocks, world_size)
 
     steps = count_max_steps(recipe, blocks, block_size, train_blocks)
     saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
@@ -217,31 +193,35 @@ def make_plan(
         max_steps=steps,
         optimizer=recipe.optimizer,
         activation_checkpointing=recipe.activation_checkpointing,
-        # The best stays too, and the next is written before the oldest goes.
+        # The best one is kept as well, and a new one is written before the oldest is deleted.
         checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
         free_memory=memory,
     )
     if recipe.micro_batch_size != "auto":
         return plan.with_micro_batch_size(recipe.micro_batch_size)
-    room = MEMORY_SHARE * memory
-    fitting = (n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).memory <= room)
+    limit = MEMORY_SHARE * memory
+    fitting = (n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).memory <= limit)
     return plan.with_micro_batch_size(next(fitting, 1))
 
 
-def refuse_step(
+def check_step_size(
     recipe: TrainingRecipe,
     blocks: int,
     block_size: int,
     train_blocks: int | None,
     world_size: int,
 ) -> None:
-    """Refuse a step that processes or micro-batches cannot share, or that is more than the text."""
+    """Check that the blocks of a step can be divided, and that the training set has so many.
+
+    Raises:
+        RecipeError: they cannot, or it has fewer.
+    """
     micro, share = recipe.micro_batch_size, blocks // world_size
     key = f"training.tokens_per_step = {recipe.tokens_per_step}"
     if blocks % world_size:
         raise RecipeError(
-            f"{key}: {blocks} blocks cannot be shared by {world_size} processes; use a multiple of "
-            f"{world_size * block_size}"
+            f"{key}: {blocks} blocks cannot be divided between {world_size} processes; use a "
+            f"multiple of {world_size * block_size}"
         )
     if micro != "auto" and share % micro:
         raise RecipeError(
@@ -250,20 +230,20 @@ def refuse_step(
         )
     if train_blocks is not None and blocks > train_blocks:
         raise RecipeError(
-            f"{key}: {blocks} blocks of {block_size} tokens a step, but the training text has only "
-            f"{train_blocks}; lower it or add text"
+            f"{key}: {blocks} blocks of {block_size} tokens per step, but the training text has "
+            f"only {train_blocks}; lower it or add text"
         )
 
 
 def count_max_steps(
     recipe: TrainingRecipe, blocks: int, block_size: int, train_blocks: int | None
 ) -> int:
-    """Optimizer steps of the run, from whichever end the recipe names."""
+    """Return the optimizer steps of a run with a number of steps, tokens or epochs."""
     if recipe.max_steps:
         return recipe.max_steps
     if recipe.max_tokens:
         return math.ceil(recipe.max_tokens / (blocks * block_size))
     assert recipe.max_epochs, "checked with the recipe"
-    if train_blocks is None:  # only in a check, where a Hub dataset is not there yet
+    if train_blocks is None:  # only in a check, which does not download a Hub dataset
         return 0
     return math.ceil(recipe.max_epochs * math.ceil(train_blocks / blocks))

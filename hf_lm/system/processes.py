@@ -1,10 +1,12 @@
-"""Processes: rank, world size and the launcher."""
+"""Processes: rank, world size, cores and the launcher."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+
+import psutil
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -27,6 +29,17 @@ def local_world_size() -> int:
 def is_main_process() -> bool:
     """Return whether this is the process that writes files and prints for all."""
     return rank() == 0
+
+
+def usable_cores(*, physical: bool = False) -> int:
+    """Return the number of CPU cores that this process may use.
+
+    Args:
+        physical: count at most the physical cores, for work that fills the units of a core.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(cores, psutil.cpu_count(logical=False) or cores) if physical else cores
 
 
 def launched() -> bool:

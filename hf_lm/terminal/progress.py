@@ -9,12 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-METRICS = {
-    "loss": "{:.4f}",
-    "perplexity": "{:.2f}",
-    "accuracy": "{:.1%}",
-    "bits_per_byte": "{:.4f}",
-}
+from hf_lm.evaluation.metrics import METRICS
 
 
 class ProgressBar(TrainerCallback):
@@ -95,6 +90,5 @@ def training_row(logs: Mapping[str, float]) -> str:
 def evaluation_row(logs: Mapping[str, float]) -> str:
     """Format the metrics of an evaluation."""
     return "  ".join(
-        f"{name.replace('_', ' ')} {form.format(logs[f'eval_{name}'])}"
-        for name, form in METRICS.items()
+        f"{metric.label} {metric.format(logs[f'eval_{name}'])}" for name, metric in METRICS.items()
     )

@@ -31,6 +31,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hf_lm.checkpoints.manifest import STATE_JSON
 from hf_lm.checkpoints.validation import FieldTypes, check_types, invalid_checkpoint_errors
 from hf_lm.errors import NonFiniteError
+from hf_lm.evaluation.metrics import METRICS
 from hf_lm.recipe import TrainingRecipe
 from hf_lm.system.signals import ignore_signals
 from hf_lm.training.resumable_trainer import ResumableTrainer
@@ -43,8 +44,6 @@ Row = dict[str, Any]
 STATE_TYPES: FieldTypes = {"seconds": (int, float), "left_out": (int,), "guard": (dict,)}
 
 LISTED_BLOCKS = 8  # blocks of a batch that an error lists; log.jsonl lists all of them
-
-LOGGED_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class LMTrainer(ResumableTrainer):
         self.log_skipped_steps()
         began = time.monotonic()
         values = self.hooks.evaluate(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": values[name] for name in LOGGED_METRICS}
+        metrics = {f"{metric_key_prefix}_{name}": values[name] for name in METRICS}
         samples = self.hooks.generate_samples(self.model) if self.is_world_process_zero() else []
         super().log(dict(metrics))
         self.write_row({**metrics, "samples": samples})

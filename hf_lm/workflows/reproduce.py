@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lm.errors import RecipeError
+from hf_lm.evaluation import metrics as evaluation_metrics
 from hf_lm.hub.access import go_offline_if_unreachable
 from hf_lm.hub.download import PREFIX, fetch_file, fetch_recipe
 from hf_lm.recipe import Recipe, make_recipe
@@ -15,9 +16,6 @@ from hf_lm.run_dir.compatibility import CONTENT, NUMERICS_KEYS, flatten
 from hf_lm.run_dir.directory import METRICS, PROVENANCE, RECIPE, RunDirectory
 from hf_lm.system.files import sha256
 from hf_lm.terminal import console
-
-MEASURED = ("loss", "perplexity", "accuracy", "bits_per_byte")
-
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 # Fields of provenance.json that may explain another result.
@@ -75,7 +73,7 @@ def compare(published: Published, run: Path) -> tuple[list[tuple[str, str]], lis
     metrics = run_dir.read(METRICS)
     rows = [
         (name, compare_metric(float(published.metrics[name]), float(metrics[name])))
-        for name in MEASURED
+        for name in evaluation_metrics.METRICS
     ]
     is_same = published.digest == sha256(run_dir.model / published.weights)
     rows.append(("weights", "the same bits" if is_same else "other bits"))

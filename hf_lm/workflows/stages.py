@@ -218,7 +218,7 @@ def describe_provenance(context: RunContext, text: LoadedText) -> dict[str, Any]
     return describe_run(
         text.content,
         tokenizer_hash(context.tokenizer, chat=is_chat),
-        {key: value for stage in described for key, value in stage.facts().items()},
+        {key: value for stage in described for key, value in stage.provenance().items()},
     )
 
 

@@ -95,9 +95,53 @@ def show_complete(run_dir: RunDirectory) -> TrainResult:
 
 
 def run_rows(recipe: Recipe, plan: Plan, hardware: Hardware, kernels: Kernels) -> list[Row]:
-    """The lines of the plan about the run; those about its text come before them."""
-    rates = rate_row(recipe.training, plan.max_steps)
-    return [*plan.rows(), rates, *hardware.rows(), *kernels.rows()]
+    """Return the lines of the plan about the run; those about its text come before them."""
+    threads = f", {hardware.threads} threads each" if hardware.device == "cpu" else ""
+    processes = f"{hardware.world_size} × " if hardware.world_size > 1 else ""
+    return [
+        *plan_rows(plan),
+        rate_row(recipe.training, plan.max_steps),
+        ("machine", f"{processes}{hardware.name}{threads}, {hardware.precision}"),
+        ("kernels", "; ".join(kernels.reasons)),
+    ]
+
+
+def plan_rows(plan: Plan) -> list[Row]:
+    """Return the lines about the model, its steps and their cost."""
+    size = plan.model_size
+    epochs = f", {plan.epochs:.2f} epochs" if plan.epochs else ""
+    trained = f", {size.trained:,} of them trained" if size.trained < size.parameters else ""
+    steps = "as many steps as the epochs have, once the text is here"
+    if plan.max_steps:
+        steps = f"{plan.max_steps:,} steps, {plan.train_tokens:,} tokens{epochs}"
+    return [
+        (
+            "model",
+            f"{size.parameters:,} parameters{trained}: {size.n_layer} layers, width "
+            f"{size.n_embd}, {size.vocab_size:,} tokens, context {plan.block_size}",
+        ),
+        (
+            "step",
+            f"{plan.tokens_per_step:,} tokens = {plan.micro_batch_size} blocks × "
+            f"{plan.accumulation} accumulated × {plan.world_size} process(es), "
+            f"{readable(plan.flops_per_step, 'FLOP')}",
+        ),
+        ("training", steps),
+        (
+            "cost",
+            f"{readable(plan.flops, 'FLOP')}, about {readable(plan.memory, 'B')} of memory, "
+            f"{readable(plan.checkpoint, 'B')} per checkpoint",
+        ),
+    ]
+
+
+def readable(count: float, unit: str) -> str:
+    """Format a number with three digits, an SI prefix and its unit."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.3g} {prefix}{unit}"
+        count /= 1000
+    return f"{count:,.3g} E{unit}"
 
 
 def text_rows(

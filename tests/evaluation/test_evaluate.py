@@ -19,7 +19,7 @@ from hf_lm.data.load import load_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.evaluation import evaluate as evaluation
 from hf_lm.evaluation.evaluate import evaluate
-from hf_lm.evaluation.generate import continued, generate_samples, prompt_ids
+from hf_lm.evaluation.generate import generate_ids, generate_samples, prompt_ids
 from hf_lm.evaluation.metrics import averages, metric_class
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
@@ -228,7 +228,7 @@ def test_a_sample_is_what_a_prompt_without_a_cache_would_give(tiny_run: Path) ->
 def test_a_text_goes_on_when_the_context_is_full(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
     model.generation_config.eos_token_id = None
-    greedy = partial(continued, model, do_sample=False)
+    greedy = partial(generate_ids, model, do_sample=False)
     written = greedy([5, 6], max_new_tokens=30)
     assert len(written) == 30
     assert written[:14] == greedy([5, 6], max_new_tokens=14)  # 16 tokens of context
@@ -238,10 +238,10 @@ def test_a_text_goes_on_when_the_context_is_full(tiny_run: Path) -> None:
 
 def test_a_text_ends_where_the_model_ends_it(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
-    written = continued(model, [5, 6], max_new_tokens=30, do_sample=False)
+    written = generate_ids(model, [5, 6], max_new_tokens=30, do_sample=False)
     model.generation_config.eos_token_id = [written[13]]  # the last one that the context holds
     first = written.index(written[13])
-    assert continued(model, [5, 6], max_new_tokens=30, do_sample=False) == written[: first + 1]
+    assert generate_ids(model, [5, 6], max_new_tokens=30, do_sample=False) == written[: first + 1]
 
 
 def test_a_prompt_longer_than_the_context_keeps_its_end(tiny_run: Path) -> None:

@@ -52,14 +52,14 @@ def test_what_is_not_the_model_is_not_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = trained(tmp_path, "gpt2"), tmp_path / "onnx"
-    monkeypatch.setattr(export, "DIFFERENCE", 0.0)
+    monkeypatch.setattr(export, "MAX_DIFFERENCE", 0.0)
     assert exported(model, out) == 2
     assert "not written: the logits of ONNX Runtime differ by" in capsys.readouterr().err
-    monkeypatch.setattr(export, "NEEDED", ("onnx", "no_such_runtime"))
+    monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_runtime"))
     assert exported(model, out) == 2
     assert "export needs no_such_runtime; pip install 'hf_lm[onnx]'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "recipe.json", "run"}
     monkeypatch.undo()
     out.mkdir()
     assert exported(model, out) == 2
-    assert f"{out}: is there already; name a new folder" in capsys.readouterr().err
+    assert f"{out}: exists already; name a new folder" in capsys.readouterr().err

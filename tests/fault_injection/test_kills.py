@@ -1,10 +1,10 @@
-"""T3: a run that is killed again and again ends as one that was not."""
+"""T3: a run that is killed again and again ends with the weights of an uninterrupted run."""
 
 import os
 from pathlib import Path
 
 import pytest
-from harness import Left, campaign, problems, run_of
+from harness import Snapshot, campaign, find_problems, run_of
 
 from hf_lm.checkpoints.manifest import REQUIRED
 from hf_lm.checkpoints.store import CheckpointStore
@@ -16,23 +16,26 @@ SEED = int(os.environ.get("HF_LM_SEED", "0"))
 
 
 @pytest.mark.promise("T3", "89", "90")
-def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_equal(tmp_path: Path) -> None:
     tally = campaign(KILLS, SEED, tmp_path)
     assert not tally.problems, "\n\n".join(tally.problems)
     assert tally.kills >= KILLS
-    assert tally.same == tally.completed > 0
+    assert tally.identical == tally.completed > 0
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_signal_answers_for_the_steps_of_its_own_start_alone(again: bool, tmp_path: Path) -> None:
-    """Of what an earlier kill has cost, nothing is taken back before a start trains."""
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_a_stopped_start_is_only_blamed_for_steps_it_trained(
+    has_trained: bool, tmp_path: Path
+) -> None:
+    """Steps that an earlier kill lost stay in the log until the next start trains."""
     run = run_of(tmp_path, "run", "prepared", tmp_path)
     CheckpointStore(run.folder).write(1, dict.fromkeys(REQUIRED, Path.touch))
     (run.folder / "status.json").write_text('{"state": "stopped", "reason": ""}')
     log = run.folder / "log.jsonl"
     log.write_text("".join(f'{{"step": {step}, "seconds": 0.5}}\n' for step in (1, 2, 3)))
-    before = Left.by(run.folder)
-    if again:
+    before = Snapshot.of(run.folder)
+    if has_trained:
         log.write_text(log.read_text().replace('3, "seconds": 0.5', '3, "seconds": 0.7'))
-    found = problems(run, "SIGTERM", False, 143, before)
-    assert found == (["2 steps are lost by a signal that is heeded"] if again else [])
+    problems = find_problems(run, "SIGTERM", False, 143, before)
+    lost = ["2 steps are lost although SIGTERM stopped the run in order"]
+    assert problems == (lost if has_trained else [])

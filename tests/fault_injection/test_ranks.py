@@ -1,4 +1,4 @@
-"""T11: two processes that a launcher started, and signals to any of the three at random moments."""
+"""T11: random signals to a launcher and the two ranks it started end all, and the run resumes."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ import pytest
 from harness import (
     LIMIT,
     SAVE,
+    Reference,
     Run,
-    Whole,
-    ended,
-    newest,
+    count_lost_steps,
+    leftovers,
+    newest_step,
     rows_of,
-    steps_lost,
-    strays,
+    run_uninterrupted,
+    wait_for_end,
     wait_until,
-    whole,
     write_recipe,
 )
 from safetensors.torch import load_file
@@ -36,19 +36,19 @@ pytestmark = pytest.mark.slow
 SIGNALS = int(os.environ.get("HF_LM_SIGNALS", "2"))  # of each kind
 SEED = int(os.environ.get("HF_LM_SEED", "0"))
 STEPS = 40
-TARGETS = {  # who gets a signal; 2 is the launcher
+TARGETS = {  # the processes that get a signal; 2 is the launcher
     "launcher": (2,),
     "rank 0": (0,),
     "rank 1": (1,),
     "both ranks": (0, 1),
     "launcher and ranks": (2, 0, 1),
 }
-SKEW = 0.5  # seconds between two processes' signals, at most
-GONE = 10.0  # seconds until everything is over when a process was killed
+SKEW = 0.5  # most seconds between the signals to two processes
+GONE = 10.0  # seconds within which all processes end after one was killed
 
 
 def two_ranks(recipe: Path, pids: Path, entry: Callable[[Path, Path], None] | None = None) -> None:
-    """What torch.distributed.run does, with processes that are forks."""
+    """Launch two ranks as torch.distributed.run does, but as forks."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -69,7 +69,7 @@ def two_ranks(recipe: Path, pids: Path, entry: Callable[[Path, Path], None] | No
 
 
 def rank(recipe: Path, pids: Path) -> None:
-    """One of the two; says its pid first."""
+    """Run one of the two ranks, after writing its pid to a file."""
     from hf_lm.run import main
 
     staging = pids / f".{os.environ['RANK']}"
@@ -79,21 +79,21 @@ def rank(recipe: Path, pids: Path) -> None:
 
 
 def rank_with_infinite_gradient(recipe: Path, pids: Path) -> None:
-    """The same, but the second one computes an infinite gradient in its fifth step."""
+    """Run a rank; the second one computes an infinite gradient in its fifth step."""
 
-    def spoil(model: Any, spoils: Callable[[], bool]) -> None:
+    def spoil(model: Any, is_spoiled: Callable[[], bool]) -> None:
         weight = model.transformer.h[0].mlp.c_fc.weight
-        weight.register_hook(lambda grad: grad * float("inf") if spoils() else grad)
+        weight.register_hook(lambda grad: grad * float("inf") if is_spoiled() else grad)
 
     spoiled_rank(spoil, recipe, pids)
 
 
 def rank_with_infinite_loss(recipe: Path, pids: Path) -> None:
-    """The same, but the loss alone is infinite, which the other process cannot see."""
+    """Run a rank; only the loss of the second one is infinite, which the first cannot see."""
 
-    def spoil(model: Any, spoils: Callable[[], bool]) -> None:
-        def add(module: Any, given: Any, out: Any) -> None:
-            if module.training and spoils():
+    def spoil(model: Any, is_spoiled: Callable[[], bool]) -> None:
+        def add(module: Any, inputs: Any, out: Any) -> None:
+            if module.training and is_spoiled():
                 out.loss = out.loss + float("inf")
 
         model.register_forward_hook(add)
@@ -101,42 +101,42 @@ def rank_with_infinite_loss(recipe: Path, pids: Path) -> None:
     spoiled_rank(spoil, recipe, pids)
 
 
-def rank_that_is_missed(recipe: Path, pids: Path) -> None:
-    """The same, but the second one is killed before the two have found each other."""
-    from hf_lm.workflows import train as fit
+def rank_killed_before_rendezvous(recipe: Path, pids: Path) -> None:
+    """Run a rank; the second one is killed before the two are connected."""
+    from hf_lm.workflows import train
 
-    find = fit.latest_checkpoint
+    find = train.latest_checkpoint
 
-    def missed(*args: Any, **options: Any) -> Any:
+    def kill_second(*args: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         return find(*args, **options)
 
-    fit.latest_checkpoint = missed
+    train.latest_checkpoint = kill_second
     rank(recipe, pids)
 
 
 def spoiled_rank(
     spoil: Callable[[Any, Callable[[], bool]], None], recipe: Path, pids: Path
 ) -> None:
-    """One of the two, whose model is spoiled in the fifth step of the second."""
-    from hf_lm.workflows import train as fit
+    """Run a rank; the model of the second one is spoiled in its fifth step."""
+    from hf_lm.workflows import train
 
-    make = fit.make_trainer
+    make = train.make_trainer
 
-    def spoiled(*args: Any, **options: Any) -> Any:
+    def make_spoiled(*args: Any, **options: Any) -> Any:
         trainer = make(*args, **options)
-        second = os.environ["RANK"] == "1"
-        spoil(trainer.model, lambda: second and trainer.state.global_step == 4)
+        is_second = os.environ["RANK"] == "1"
+        spoil(trainer.model, lambda: is_second and trainer.state.global_step == 4)
         return trainer
 
-    fit.make_trainer = spoiled
+    train.make_trainer = make_spoiled
     rank(recipe, pids)
 
 
 def run_of(base: Path, name: str, **training: Any) -> Run:
-    """A run of two processes."""
+    """Write the recipe of a run of two processes, and return the run."""
     changes = {"training": {"max_steps": STEPS, "micro_batch_size": 4, **training}}
     recipe = write_recipe(base / f"{name}.json", name, changes)
     pids = base / f"{name}-pids"
@@ -144,8 +144,8 @@ def run_of(base: Path, name: str, **training: Any) -> Run:
     return Run(two_ranks, (recipe, pids), base / name, base / "home")
 
 
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -153,12 +153,12 @@ def alive(pid: int) -> bool:
 
 
 def pids_of(run: Run) -> dict[int, int]:
-    """The pids of the ranks that have begun."""
+    """Return the pids of the ranks that have started."""
     return {int(path.name): int(path.read_text()) for path in run.arguments[1].glob("[01]")}
 
 
-def strike(process: Any, run: Run, order: list[tuple[int, float]], number: int) -> None:
-    """Send a signal to some, each behind a pause."""
+def send_signals(process: Any, run: Run, order: list[tuple[int, float]], number: int) -> None:
+    """Send a signal to processes, each after a pause."""
     for who, pause in order:
         time.sleep(pause)
         pid = process.pid if who == 2 else pids_of(run).get(who)
@@ -167,15 +167,19 @@ def strike(process: Any, run: Run, order: list[tuple[int, float]], number: int) 
                 os.kill(pid, number)
 
 
-def settle_processes(process: Any, run: Run, seconds: float) -> list[str]:
-    """What did not end in time, which is then made to tell where it stands, and killed."""
-    began, found = time.monotonic(), []
+def end_processes(process: Any, run: Run, seconds: float) -> list[str]:
+    """Wait for all processes; those that do not end in time write their stacks and are killed.
+
+    Returns:
+        One line per problem.
+    """
+    began, problems = time.monotonic(), []
     pids = pids_of(run)
     wait_until(lambda: process.exitcode is not None, seconds=seconds)
-    wait_until(lambda: not any(map(alive, pids.values())), seconds=GONE)
-    left = [number for number, pid in pids.items() if alive(pid)]
+    wait_until(lambda: not any(map(is_alive, pids.values())), seconds=GONE)
+    left = [number for number, pid in pids.items() if is_alive(pid)]
     if left or process.exitcode is None or time.monotonic() - began > seconds:
-        found.append(f"ranks {left} and launcher {process.exitcode} after {seconds} s")
+        problems.append(f"ranks {left} and launcher {process.exitcode} after {seconds} s")
     for number in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[number], signal.SIGUSR2)
@@ -183,99 +187,102 @@ def settle_processes(process: Any, run: Run, seconds: float) -> list[str]:
     for number in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[number], signal.SIGKILL)
-    if not ended(process, run):
-        found.append("the launcher hung")
-    return found
+    if not wait_for_end(process, run):
+        problems.append("the launcher hung")
+    return problems
 
 
-def struck(run: Run, targets: tuple[int, ...], number: int, chance: random.Random, span: float,
-           limit: float) -> list[str]:  # fmt: skip
-    """Start two ranks, send a signal at a random moment, and see how they end."""
+def run_with_signal(run: Run, targets: tuple[int, ...], number: int, chance: random.Random,
+                    span: float, limit: float) -> list[str]:  # fmt: skip
+    """Start two ranks, send a signal at a random moment, and return problems with their end."""
     process = run.start()
     wait_until(lambda: len(pids_of(run)) == 2 or process.exitcode is not None)
     process.join(chance.uniform(0, span))
-    left = [pid for who, pid in pids_of(run).items() if who in targets and alive(pid)]
-    done = process.exitcode is not None or not left  # to kill what has ended is no kill
+    left = [pid for who, pid in pids_of(run).items() if who in targets and is_alive(pid)]
+    done = process.exitcode is not None or not left  # a signal after the end kills nothing
     order = [(who, chance.uniform(0, SKEW) if i else 0.0) for i, who in enumerate(targets)]
-    strike(process, run, order, number)
-    found = settle_processes(process, run, limit)
-    path = run.folder / f"checkpoint-{newest(run.folder)}"
-    taken = max((row["step"] for row in rows_of(run.folder)), default=0)
+    send_signals(process, run, order, number)
+    problems = end_processes(process, run, limit)
+    path = run.folder / f"checkpoint-{newest_step(run.folder)}"
+    last_step = max((row["step"] for row in rows_of(run.folder)), default=0)
     if path.exists():
-        found += [f"{path.name}: {line}" for line in verify(path)]
-    elif taken and number == signal.SIGTERM:
-        found.append(f"{taken} steps were taken, and there is no checkpoint")
-    if number == signal.SIGTERM and steps_lost(run.folder):
-        found.append(f"{steps_lost(run.folder)} steps of {taken} are lost")
+        problems += [f"{path.name}: {line}" for line in verify(path)]
+    elif last_step and number == signal.SIGTERM:
+        problems.append(f"{last_step} steps were trained, and there is no checkpoint")
+    if number == signal.SIGTERM and count_lost_steps(run.folder):
+        problems.append(f"{count_lost_steps(run.folder)} steps of {last_step} are lost")
     if not done and process.exitcode == 0 and number == signal.SIGKILL:
-        found.append("exit code 0")
-    return [f"{problem}\n{run.tail()}" for problem in found]
+        problems.append("exit code 0")
+    return [f"{problem}\n{run.tail()}" for problem in problems]
 
 
-def completed(run: Run, expected: Whole) -> list[str]:
-    """Run it again to its end; what is wrong with that."""
+def resume_and_compare(run: Run, expected: Reference) -> list[str]:
+    """Run again to the end, and return what differs from an uninterrupted run."""
     for path in run.arguments[1].iterdir():
         path.unlink()
     process = run.start()
-    if not ended(process, run) or process.exitcode:
+    if not wait_for_end(process, run) or process.exitcode:
         return [f"run again: exit code {process.exitcode}\n{run.tail()}"]
-    found = [] if run.bits() == expected.bits else ["other bits"]
+    problems = [] if run.weights_hash() == expected.weights_hash else ["the weights differ"]
     if rows_of(run.folder) != expected.rows:
-        found.append("another log")
-    return found + [f"{name} is left" for name in strays(run.folder)]
+        problems.append("the logs differ")
+    return problems + [f"{name} was not removed" for name in leftovers(run.folder)]
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whole]:
-    """A run of two that nothing interrupted, and its folder for others."""
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
+    """A folder for runs, and an uninterrupted run of two ranks in it."""
     base = tmp_path_factory.mktemp("ranks")
-    return base, whole(run_of(base, "whole"))
+    return base, run_uninterrupted(run_of(base, "whole"))
 
 
-SENT = [
+SIGNAL_TARGETS = [
     *((signal.SIGTERM, who) for who in TARGETS),
     *((signal.SIGKILL, who) for who in ("rank 0", "rank 1")),
 ]
 
 
 @pytest.mark.promise("T11", "91", "92", "93")
-@pytest.mark.parametrize(("number", "who"), SENT)
+@pytest.mark.parametrize(("number", "who"), SIGNAL_TARGETS)
 def test_a_signal_to_any_process_ends_all_and_the_run_resumes(
-    number: signal.Signals, who: str, expected: tuple[Path, Whole]
+    number: signal.Signals, who: str, expected: tuple[Path, Reference]
 ) -> None:
-    """A SIGTERM ends all at one step, behind which nothing is lost."""
-    base, evaluation_mode = expected
+    """A SIGTERM ends all processes at the same step, and no step is lost."""
+    base, reference = expected
     limit = GONE if number == signal.SIGKILL else LIMIT
     for seed in range(SEED, SEED + SIGNALS):
         run = run_of(base, f"{number.name}-{who}-{seed}".replace(" ", "-"))
         chance = random.Random(f"{number.name} {who} {seed}")
-        found = struck(run, TARGETS[who], number, chance, evaluation_mode.seconds, limit)
-        found += completed(run, evaluation_mode)
-        assert not found, f"seed {seed}: " + "\n".join(found)
+        problems = run_with_signal(run, TARGETS[who], number, chance, reference.seconds, limit)
+        problems += resume_and_compare(run, reference)
+        assert not problems, f"seed {seed}: " + "\n".join(problems)
 
 
 @pytest.mark.promise("T11", "93")
 def test_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "missed")
-    run = Run(two_ranks, (*run.arguments, rank_that_is_missed), run.folder, run.home)
+    run = run_of(tmp_path, "killed")
+    run = Run(two_ranks, (*run.arguments, rank_killed_before_rendezvous), run.folder, run.home)
     process = run.start()
     assert wait_until(lambda: len(pids_of(run)) == 2)
-    assert wait_until(lambda: not alive(pids_of(run)[1])), run.tail()
-    assert not settle_processes(process, run, GONE), run.tail()
+    assert wait_until(lambda: not is_alive(pids_of(run)[1])), run.tail()
+    assert not end_processes(process, run, GONE), run.tail()
     assert process.exitcode == 1
 
 
 @pytest.mark.promise("T11")
 def test_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
-    worse = {"learning_rate": 1, "schedule": "constant"}  # from some step on
+    worse = {
+        "learning_rate": 1,
+        "schedule": "constant",
+    }  # so the loss rises at last
     run = run_of(tmp_path, "best", load_best_model_at_end=True, eval_steps=SAVE, **worse)
     process = run.start()
-    assert ended(process, run), run.tail()
+    assert wait_for_end(process, run), run.tail()
     assert process.exitcode == 0, run.tail()
     state = json.loads(
-        (run.folder / f"checkpoint-{newest(run.folder)}" / "trainer_state.json").read_text()
+        (run.folder / f"checkpoint-{newest_step(run.folder)}" / "trainer_state.json").read_text()
     )
-    assert state["best_global_step"] < newest(run.folder)
+    assert state["best_global_step"] < newest_step(run.folder)
     best = load_file(run.folder / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
     final = load_file(run.folder / "model" / "model.safetensors")
     assert all(value.equal(final[name]) for name, value in best.items() if name in final)
@@ -283,28 +290,28 @@ def test_both_processes_end_with_the_best_model(tmp_path: Path) -> None:
 
 @pytest.mark.promise("T8", "99")
 @pytest.mark.parametrize("entry", [rank_with_infinite_gradient, rank_with_infinite_loss])
-def test_what_is_infinite_on_one_process_ends_all_before_the_step(
+def test_a_non_finite_value_on_one_process_ends_all_before_the_step(
     entry: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, "infinite")
     run = Run(two_ranks, (*run.arguments, entry), run.folder, run.home)
     process = run.start()
     assert wait_until(lambda: len(rows_of(run.folder)) >= 5, seconds=LIMIT), run.tail()
-    assert not settle_processes(process, run, GONE), run.tail()
+    assert not end_processes(process, run, GONE), run.tail()
     assert process.exitcode == 1
     status = json.loads((run.folder / "status.json").read_text())
     assert status["state"] == "failed"
     assert "NonFiniteError: step 5: the loss or its gradient is NaN" in status["reason"]
     last = rows_of(run.folder)[-1]
     assert (last["step"], last["loss"]) == (5, "NaN")
-    assert len(last["blocks"]) == 8  # of both
-    assert newest(run.folder) == 3
+    assert len(last["blocks"]) == 8  # blocks of both processes
+    assert newest_step(run.folder) == 3
     weights = load_file(run.folder / "checkpoint-3" / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the pids of the children of a process."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in path.read_text().split()] if path.exists() else []
 
@@ -327,10 +334,10 @@ def test_no_process_outlives_accelerate_launch(tmp_path: Path) -> None:
         started = children(launcher.pid)
         assert started
         launcher.send_signal(signal.SIGTERM)
-        assert wait_until(lambda: not any(map(alive, started)), seconds=GONE)
+        assert wait_until(lambda: not any(map(is_alive, started)), seconds=GONE)
     finally:
         launcher.kill()
         launcher.wait()
-    assert not list(verify(folder / f"checkpoint-{newest(folder)}"))
-    assert not steps_lost(folder)
+    assert not list(verify(folder / f"checkpoint-{newest_step(folder)}"))
+    assert not count_lost_steps(folder)
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"

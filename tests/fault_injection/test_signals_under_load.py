@@ -1,4 +1,4 @@
-"""A signal is heeded wherever it comes: no finalizer, no library and no gap swallows it."""
+"""A signal stops the run at any moment: in a finalizer, in a library, or late in training."""
 
 import json
 import os
@@ -15,19 +15,19 @@ pytestmark = pytest.mark.slow
 
 
 def send() -> None:
-    """SIGTERM to this process, now."""
+    """Send SIGTERM to this process."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Sends:
-    """Gets the signal while it is deleted, where Python ignores what is raised."""
+    """Sends the signal while it is deleted, when Python ignores exceptions."""
 
     def __del__(self) -> None:
         send()
 
 
 def in_a_finalizer(recipe: Path) -> None:
-    """The signal comes in a `__del__`, as that of filelock's locks, before training."""
+    """Send the signal in a `__del__` before training, as that of filelock's locks."""
     from hf_lm import run
     from hf_lm.data import load as dataset
 
@@ -42,7 +42,7 @@ def in_a_finalizer(recipe: Path) -> None:
 
 
 def in_a_loader(recipe: Path) -> None:
-    """It comes in a library whose every exception is taken for bad input."""
+    """Send it in a library call whose exceptions are all reported as bad input."""
     from hf_lm import run
     from hf_lm.model import build as model
 
@@ -56,26 +56,26 @@ def in_a_loader(recipe: Path) -> None:
     sys.exit(run.main([str(recipe)]))
 
 
-def behind_the_last_look(recipe: Path) -> None:
-    """It comes when training has looked for signals for the last time."""
+def after_the_last_check(recipe: Path) -> None:
+    """Send it after training has checked for signals for the last time."""
     from hf_lm import run
     from hf_lm.training.resumable_trainer import ResumableTrainer
 
     all_reduce_max = ResumableTrainer.all_reduce_max
 
     def late(self: ResumableTrainer, number: int) -> int:
-        found = all_reduce_max(self, number)
+        maximum = all_reduce_max(self, number)
         if sys._getframe(1).f_code.co_name == "train_from":
             send()
-        return found
+        return maximum
 
     ResumableTrainer.all_reduce_max = late
     sys.exit(run.main([str(recipe)]))
 
 
 @pytest.mark.promise("T3", "90")
-@pytest.mark.parametrize("target", [in_a_finalizer, in_a_loader, behind_the_last_look])
-def test_a_signal_is_heeded_wherever_it_comes(
+@pytest.mark.parametrize("target", [in_a_finalizer, in_a_loader, after_the_last_check])
+def test_a_signal_stops_the_run_at_any_moment(
     target: Callable[[Path], None], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, "run", "prepared", tmp_path / "home")

@@ -136,7 +136,7 @@ def test_non_finite_metric_is_shown_but_not_sent_as_a_result(tmp_path: Path) -> 
 def test_card_shows_results_and_how_to_use_the_model(tmp_path: Path) -> None:
     text = card(tmp_path)
     for piece in (
-        "2.5000 ± 0.1000 nats a token",
+        "2.5000 ± 0.1000 nats per token",
         "![Training and validation loss",
         "The end",
         'from_pretrained("USER/tiny")',

@@ -39,9 +39,9 @@ def test_the_launcher_leaves_all_cores_and_a_quiet_terminal_to_the_run(
     done = run_recipe(write_recipe(), launcher=LAUNCH, **unset)
     assert "examples/s" not in done.stderr
     found = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    from hf_lm.planning.hardware import available_cores
+    from hf_lm.system.processes import usable_cores
 
-    assert found["threads"] == available_cores()
+    assert found["threads"] == usable_cores(physical=True)
 
 
 def test_the_shipped_accelerate_file_runs(

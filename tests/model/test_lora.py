@@ -129,7 +129,7 @@ def test_adapters_are_not_continued_on_other_weights(
     model.transformer.h[0].attn.c_attn.weight.data += 0.1
     model.save_pretrained(base / "model")
     assert tuned(path, base) == 4
-    assert "its adapters are for other weights" in capsys.readouterr().err
+    assert "its adapters were trained on other weights" in capsys.readouterr().err
 
 
 def test_the_plan_counts_what_is_trained(

@@ -41,7 +41,7 @@ def test_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch: Any) -
 
 
 def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeypatch: Any) -> None:
-    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    monkeypatch.setattr(machine, "usable_cores", lambda physical: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     torch.set_num_threads(1)
@@ -62,7 +62,6 @@ def test_a_process_knows_its_place(monkeypatch: Any) -> None:
     assert not found.is_main
     assert found.arguments()["use_cpu"] is True
     assert found.peak_flops > 4e8  # measured, of four processes
-    assert found.rows()[0][1].startswith("4 × ")
 
 
 def test_memory_is_counted_in_bytes() -> None:

@@ -58,11 +58,13 @@ def test_blocks_are_compiled_where_it_is_won_back(monkeypatch: Any) -> None:
     assert not chosen({"training": {"compile": False}}).compile
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     assert not chosen().compile
-    assert "no C++ compiler" in chosen().rows()[0][1]
+    assert "no C++ compiler" in chosen().reasons[1]
 
 
-def test_the_plan_says_which_and_why() -> None:
-    ((label, line),) = chosen(flops=1).rows()
-    assert label == "kernels"
-    assert line == ("fused attention; not compiled (too short to win it back); loss without logits")
-    assert "loss from logits" in chosen(model_type="gemma3_text").rows()[0][1]
+def test_every_kernel_has_a_reason() -> None:
+    assert chosen(flops=1).reasons == (
+        "fused attention",
+        "not compiled (the run is too short)",
+        "loss without logits",
+    )
+    assert "loss from logits" in chosen(model_type="gemma3_text").reasons[2]

@@ -16,9 +16,10 @@ from hf_lm.errors import RecipeError
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
 from hf_lm.planning.costs import describe_model, flops_per_token
-from hf_lm.planning.plan import make_plan, readable
+from hf_lm.planning.plan import make_plan
 from hf_lm.recipe import ModelRecipe, TrainingRecipe, load_recipe
 from hf_lm.workflows.check import check
+from hf_lm.workflows.summary import readable
 
 GPT2 = ModelRecipe(size="small", n_positions=1024)
 
@@ -87,8 +88,8 @@ def test_micro_batches_follow_from_memory_and_processes() -> None:
 @pytest.mark.parametrize(
     ("keys", "rule"),
     [
-        ({"world_size": 3}, r"32 blocks cannot be shared by 3 processes; use a multiple of 48"),
-        ({"blocks": 20}, r"32 blocks of 16 tokens a step, but the training text has only 20"),
+        ({"world_size": 3}, r"cannot be divided between 3 processes; use a multiple of 48"),
+        ({"blocks": 20}, r"32 blocks of 16 tokens per step, but the training text has only 20"),
         (
             {"micro_batch_size": 16, "world_size": 4},
             r"micro_batch_size = 16: does not divide the 8",
@@ -130,8 +131,8 @@ def test_an_estimate_is_near_what_all_text_gives(
         "".join(f"{line} of {number}\n" for line in range(9000 // files)) for number in range(files)
     ]
     text = write_jsonl(tmp_path / "a.jsonl", texts)
-    other_memory = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
-    validation = {"source": str(other_memory)} if own else {"holdout": 0.2}
+    validation_text = write_jsonl(tmp_path / "b.jsonl", [text.upper() for text in texts[:100]])
+    validation = {"source": str(validation_text)} if own else {"holdout": 0.2}
     data = data_recipe(text, validation=validation)
     corpus = find_corpus(data)
     found = []
@@ -163,5 +164,5 @@ def test_a_check_of_hub_data_says_what_it_did_not_look_at(
 
 
 def test_sizes_are_shown_in_the_right_unit() -> None:
-    found = [readable(n, "B") for n in (12, 3456, 7.8e6, 9e9, 5e15, 8e18)]
-    assert found == ["12 B", "3.46 kB", "7.8 MB", "9 GB", "5 PB", "8 EB"]
+    sizes = [readable(n, "B") for n in (12, 3456, 7.8e6, 9e9, 5e15, 8e18)]
+    assert sizes == ["12 B", "3.46 kB", "7.8 MB", "9 GB", "5 PB", "8 EB"]

@@ -42,7 +42,7 @@ def test_end_of_a_run_shows_results_and_commands(monkeypatch: Any) -> None:
     result = TrainResult(Path("a b/model"), METRICS, samples)
     text = printed(lambda: summary.show_result(result, chat=False), monkeypatch)
     assert "def f(x): [/bold]" in text
-    assert "loss           1.5000 ± 0.0100 nats a token" in text
+    assert "loss           1.5000 ± 0.0100 nats per token" in text
     assert "bits per byte  1.2500 on 3,000 bytes" in text
     assert "123,456 tokens in 1:02:05, 33 tokens per second" in text
     assert "hf-lm generate 'a b/model' --prompt 'def '" in text

@@ -29,7 +29,7 @@ from hf_lm.training.failures import explain_failures
 )
 def test_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
     with (
-        pytest.raises(RecipeError, match=r"micro_batch_size = 8: out of memory; use a smaller one.* same"),
+        pytest.raises(RecipeError, match=r"= 8: out of memory; use a smaller one.* same"),
         explain_failures(8),
     ):
         raise error

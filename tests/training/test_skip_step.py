@@ -84,7 +84,7 @@ def test_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -
     last = next(row for row in reversed(rows) if "loss" in row and row["step"] == 8)
     assert f"the last finite loss was {last['loss']:.4f}, at step 8" in text
     (blocks,) = [row["blocks"] for row in rows if row["step"] == 9 and "loss" in row]
-    assert f"the batch was of the blocks {', '.join(map(str, blocks))}" in text
+    assert f"the batch has the blocks {', '.join(map(str, blocks))}" in text
     assert "training.skip_nonfinite_steps" in text
     assert math.isnan(rows[-1]["loss"])
     steps = CheckpointStore(tmp_path).steps()

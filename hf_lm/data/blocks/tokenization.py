@@ -17,6 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.system.processes import usable_cores
+
 PIECE = 64 * 2**10  # characters that a core encodes at once: 32 k and 256 k were 8 % slower
 SAFE_CUT = re.compile(r"\S\n(?=\S)")  # a line end between words, where tokenizers split anyway
 PROBE = "one\ntwo;\nthree 4\n(five)\n'six\nÄ\n_7"
@@ -44,7 +46,7 @@ class Tokenize:
         self.tokenizer, self.dtype = tokenizer, id_type(len(tokenizer))
         self.eos_ids = [tokenizer.eos_token_id] if append_eos else []
         # Tokenizers written in Python hold its lock, so more threads would not help.
-        self.cores = (cores or available_cores()) if tokenizer.is_fast else 1
+        self.cores = (cores or usable_cores()) if tokenizer.is_fast else 1
         self.backend: Tokenizer | None = None
         # The tokenizer's own threads would compete with ours: 20 % slower on two cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -121,13 +123,6 @@ class Tokenize:
         except Exception:  # the tokenizer's alphabet may lack a character of the probe
             return False
         return np.array_equal(whole, np.concatenate(lines))
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cut_before(text: str, start: int, limit: int) -> int:

@@ -568,7 +568,7 @@ def test_a_vocabulary_larger_than_the_models_is_rejected_unless_add_tokens_names
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(merged(TINY, {**COMPLETION, **model})))
     assert main([str(path), "--check"]) == 2
-    assert "name in tokenizer.add_tokens what it shall learn" in capsys.readouterr().err
+    assert "list new tokens in tokenizer.add_tokens" in capsys.readouterr().err
     named = ["--set", f"tokenizer.add_tokens={json.dumps(TURNS)}"]
     assert main([str(path), "--check", *named]) == 0
     path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"lora": {}}})))

@@ -55,7 +55,7 @@ def test_a_text_that_was_there_before_is_left_out_and_counted(tmp_path: Path) ->
     assert (found.documents, found.duplicates) == (3, 9)
     assert found.size == sum(len(text) for text in read(data))
     assert "9 duplicate documents were left out (data.deduplicate)" in found.notes
-    assert load_documents(data, find_corpus(data)).facts()["duplicates"] == 9
+    assert load_documents(data, find_corpus(data)).provenance()["duplicates"] == 9
     kept = data_recipe([first, second], deduplicate=False)
     assert read(kept) == [*texts, *texts]
     assert (scanned(kept).documents, scanned(kept).duplicates) == (12, 0)
