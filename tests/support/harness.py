@@ -1,8 +1,8 @@
-"""Runs forked from a process that has imported everything, struck by signals at random moments.
+"""Start runs as forks of a process with all imports done, and send them signals at random moments.
 
-A start costs a fraction of a second in place of ten: the standard library's fork server imports
-torch and transformers once, computes nothing (a process whose OpenMP threads have run cannot be
-forked), and every run is a fork of it, with `hf_lm.run.main` as its command.
+A start takes a fraction of a second instead of ten: the fork server of the standard library imports
+torch and transformers once, and every run is a fork of it that calls `hf_lm.run.main`. The server
+computes nothing, because a process whose OpenMP threads have run cannot be forked.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 
 from hf_lm.checkpoints.manifest import verify
 from hf_lm.checkpoints.store import PARTIAL, TRASH, CheckpointStore
+from recipes import write_corpus
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-CORPUS = Path(__file__).parents[1] / "fixtures" / "corpus.txt"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "pytest",  # every child imports the main program again, which may be this one
+        "pytest",  # every child imports the main program again, which may be pytest
         "transformers.models.gpt2.modeling_gpt2",
         "transformers.integrations.integration_utils",
         "transformers.models.auto.processing_auto",
@@ -70,44 +70,40 @@ RECIPE: dict[str, Any] = {
     },
     "evaluation": {"prompts": ["The "], "max_new_tokens": 4, "max_blocks": 40},
 }
-SPLIT = [{"source": "corpus/0*.txt", "weight": 1}, {"source": "corpus/1*.txt", "weight": 2}]
+MIXTURE = [{"source": "corpus/0*.txt", "weight": 1}, {"source": "corpus/1*.txt", "weight": 2}]
 VARIANTS: dict[str, dict[str, Any]] = {
     "prepared": {},
     "streamed": {"data": {"streaming": True}},
-    "mixed": {"data": {"source": SPLIT}},
+    "mixed": {"data": {"source": MIXTURE}},
     "best": {"training": {"load_best_model_at_end": True, "eval_steps": SAVE}},
 }
 
-# The signals of a kill, and the exit codes a run may have behind it.
-HOWS: dict[str, tuple[tuple[int, ...], set[int]]] = {
+# Ways to kill a run: the signals to send, and the exit codes that the run may have after them.
+KILLS: dict[str, tuple[tuple[int, ...], set[int]]] = {
     "SIGKILL": ((signal.SIGKILL,), {-signal.SIGKILL}),
     "SIGTERM": ((signal.SIGTERM,), {143}),
     "SIGINT": ((signal.SIGINT,), {130}),
     "SIGTERM twice": ((signal.SIGTERM, signal.SIGTERM), {143, -signal.SIGTERM}),
     "SIGSTOP and SIGKILL": ((signal.SIGSTOP, signal.SIGKILL), {-signal.SIGKILL}),
 }
-SHARES = (70, 9, 7, 7, 7)  # of a hundred kills
-AIMS = (
-    PARTIAL,
-    TRASH,
-    ".model",
-)  # names that are there for a moment: writing, deleting, final save
-AIMED = 0.3  # share of kills that wait for one, as they would seldom meet it
-EXPECTED_LATE = {0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL}
-LIMIT = 60.0  # seconds in which everything has to end
+KILL_WEIGHTS = (70, 9, 7, 7, 7)  # per 100 kills, in the order of KILLS
+TEMPORARY_NAMES = (PARTIAL, TRASH, ".model")  # during a save, a deletion and the final save
+AIMED_SHARE = 0.3  # of the kills wait for such a name, which random moments seldom meet
+EXIT_CODES_WHEN_DONE = {0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL}
+LIMIT = 60.0  # seconds within which every process has to end
 
 
 @dataclass
 class Run:
-    """A run that is started again and again.
+    """A run that is started as often as needed.
 
     Attributes:
-        target: what its process calls, with `arguments`.
-        arguments: of it.
-        folder: of the run.
-        home: where prepared text is kept.
-        weights: the file that two runs have to agree on.
-        heeds: whether SIGTERM and SIGINT end it in order.
+        target: the function that its process calls with `arguments`.
+        arguments: the arguments of `target`.
+        folder: the run's output_dir.
+        home: HF_HOME of the process, where prepared blocks are cached.
+        weights: the file that has to be equal in two runs.
+        handles_signals: whether SIGTERM and SIGINT stop it in order.
     """
 
     target: Callable[..., None]
@@ -115,15 +111,15 @@ class Run:
     folder: Path
     home: Path
     weights: str = "model/model.safetensors"
-    heeds: bool = True
+    handles_signals: bool = True
 
     @property
     def output(self) -> Path:
-        """What the process wrote; made when it is about to call `target`."""
+        """The file of stdout and stderr; it appears when the process is about to call `target`."""
         return self.folder.with_suffix(".out")
 
     def start(self) -> Any:
-        """A process of it, which has begun."""
+        """Start a process of the run, and wait until it is about to call `target`."""
         self.output.unlink(missing_ok=True)
         process = CONTEXT.Process(
             target=begin, args=(self.output, self.home, self.target, self.arguments)
@@ -132,39 +128,43 @@ class Run:
         wait_until(lambda: self.output.exists() or process.exitcode is not None)
         return process
 
-    def bits(self) -> str:
-        """A hash of the finished weights."""
+    def weights_hash(self) -> str:
+        """Return a hash of the finished weights."""
         return hashlib.sha256((self.folder / self.weights).read_bytes()).hexdigest()
 
     def tail(self) -> str:
-        """The end of what the process wrote."""
+        """Return the end of what the process wrote."""
         return self.output.read_text(errors="replace")[-3000:] if self.output.exists() else ""
 
 
 def begin(output: Path, home: Path, target: Callable[..., None], arguments: tuple) -> None:
-    """In the forked process: one thread, its own home, its words in a file; SIGUSR2 dumps."""
+    """Set up the forked process: one thread, its HF_HOME, and its output in a file.
+
+    SIGUSR2 writes the stacks of all threads to that file.
+    """
     import torch
 
     os.environ.update(HF_HOME=str(home), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # multiprocessing would make a traceback of it
-    handle = os.open(output.with_suffix(".begun"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # multiprocessing would print a traceback
+    started = output.with_suffix(".begun")
+    handle = os.open(started, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     faulthandler.register(signal.SIGUSR2, file=handle, all_threads=True)
-    output.with_suffix(".begun").rename(output)
+    started.rename(output)
     target(*arguments)
 
 
-def ours(recipe: Path) -> None:
-    """The command of a run."""
+def run_recipe(recipe: Path) -> None:
+    """Run a recipe as the command does."""
     from hf_lm.run import main
 
     sys.exit(main([str(recipe)]))
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = LIMIT) -> bool:
-    """Whether something came true within a time."""
+    """Wait for a condition; return whether it became true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -173,17 +173,8 @@ def wait_until(condition: Callable[[], object], *, seconds: float = LIMIT) -> bo
     return True
 
 
-def write_corpus(folder: Path) -> None:
-    """The test corpus as one document a paragraph."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        paragraphs = CORPUS.read_text(encoding="utf-8").split("\n\n")
-        for number, paragraph in enumerate(paragraphs):
-            (folder / f"{number:03}.txt").write_text(paragraph + "\n", encoding="utf-8")
-
-
 def write_recipe(path: Path, output_dir: str, *changes: Mapping[str, Any]) -> Path:
-    """The recipe of a run with changed sections, beside its corpus."""
+    """Write a recipe with changed sections next to its corpus."""
     recipe: dict[str, Any] = {**RECIPE, "output_dir": output_dir}
     for change in changes:
         recipe = {**recipe, **{name: {**recipe[name], **keys} for name, keys in change.items()}}
@@ -193,26 +184,26 @@ def write_recipe(path: Path, output_dir: str, *changes: Mapping[str, Any]) -> Pa
 
 
 def run_of(base: Path, name: str, variant: str, home: Path) -> Run:
-    """A run of ours."""
+    """Write the recipe of a variant and return its run."""
     recipe = write_recipe(base / f"{name}.json", name, VARIANTS[variant])
-    return Run(ours, (recipe,), base / name, home)
+    return Run(run_recipe, (recipe,), base / name, home)
 
 
 @dataclass
 class Tally:
-    """What came of many kills."""
+    """The counts and problems of many kills."""
 
     kills: int = 0
-    hows: Counter[str] = field(default_factory=Counter)
-    moments: Counter[str] = field(default_factory=Counter)  # what a kill met
-    lost: Counter[int] = field(default_factory=Counter)  # steps taken again
-    refused: int = 0  # starts that ended by themselves, and not well
+    signals: Counter[str] = field(default_factory=Counter)  # kills by name in KILLS
+    stages: Counter[str] = field(default_factory=Counter)  # kills by what the run was doing
+    lost_steps: Counter[int] = field(default_factory=Counter)  # kills by steps to train again
+    failed_starts: int = 0  # starts that failed without a kill
     completed: int = 0
-    same: int = 0  # of the completed ones, those with the bits of an uninterrupted run
+    identical: int = 0  # completed runs with the same weights as an uninterrupted run
     problems: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
-        """The kills of another worker, too."""
+        """Add the counts and problems of another worker."""
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 getattr(self, name).update(value)
@@ -221,79 +212,85 @@ class Tally:
 
 
 @dataclass
-class Whole:
-    """A run that nothing interrupted.
+class Reference:
+    """An uninterrupted run, which killed runs are compared with.
 
     Attributes:
-        bits: of its weights.
-        rows: of its log.
-        seconds: in which to kill others like it; what it took, until they show better.
+        weights_hash: hash of its weights.
+        rows: rows of its log.
+        seconds: kills come within so many seconds of a start; at first the run's own duration.
     """
 
-    bits: str
+    weights_hash: str
     rows: list[dict[str, Any]]
     seconds: float
 
-    def learn(self, *, killed: bool) -> None:
-        """Keep to about two kills of three starts, however fast the machine is by now."""
+    def adapt(self, *, killed: bool) -> None:
+        """Change `seconds` so that about two of three starts are killed, at any speed."""
         self.seconds *= 1.1 if killed else 0.8
 
 
-def whole(run: Run) -> Whole:
-    """The run that the struck ones are held against."""
+def run_uninterrupted(run: Run) -> Reference:
+    """Run to the end without a kill."""
     process = run.start()
     began = time.monotonic()
     process.join(5 * LIMIT)
     assert process.exitcode == 0, run.tail()
-    return Whole(run.bits(), rows_of(run.folder), time.monotonic() - began)
+    return Reference(run.weights_hash(), rows_of(run.folder), time.monotonic() - began)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without what time made of them; a kill may have cut off the last."""
-    timed = {"seconds", "tokens_per_second", "mfu"}
-    found = []
+    """Return the rows of a log without their times; a last row that a kill cut off is skipped."""
+    timing_keys = {"seconds", "tokens_per_second", "mfu"}
+    rows = []
     if (folder / "log.jsonl").exists():
         for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
-                found.append({k: v for k, v in json.loads(line).items() if k not in timed})
-    return found
+                rows.append({k: v for k, v in json.loads(line).items() if k not in timing_keys})
+    return rows
 
 
 def state_of(folder: Path) -> str:
-    """What status.json says."""
+    """Return the state in status.json, or an empty string."""
     with contextlib.suppress(OSError):
         return json.loads((folder / "status.json").read_text())["state"]
     return ""
 
 
-def strike(process: Any, run: Run, chance: random.Random, seconds: float) -> tuple[str, bool]:
-    """Wait for a random moment, and kill.
+def kill_at_random(
+    process: Any, run: Run, chance: random.Random, seconds: float
+) -> tuple[str, bool]:
+    """Wait for a random moment, and kill a run.
 
     Returns:
-        How it was done, nothing if it had ended by then; and whether the run was done already.
+        The name of the kill, empty if the process had ended before; and whether the run was already
+        done.
     """
-    how = chance.choices([*HOWS], SHARES)[0]
-    aim = chance.choice(AIMS) if chance.random() < AIMED else ""
+    kill = chance.choices([*KILLS], KILL_WEIGHTS)[0]
+    aim = chance.choice(TEMPORARY_NAMES) if chance.random() < AIMED_SHARE else ""
     moment, gap = chance.uniform(0, seconds), chance.choice([0.0, chance.uniform(0, 0.2)])
     first = chance.uniform(0, seconds) if aim else 0.0
     process.join(first or moment)
     if aim:
-        wait_until(lambda: process.exitcode is not None or met(run.folder, aim), seconds=moment)
-    if run.heeds and "KILL" not in how:  # the first millisecond is the interpreter's own
-        wait_until(lambda: process.exitcode is not None or catches(process.pid, signal.SIGTERM))
+        wait_until(
+            lambda: process.exitcode is not None or has_name(run.folder, aim), seconds=moment
+        )
+    # Before Python has started, a signal ends the process without a handler.
+    if run.handles_signals and "KILL" not in kill:
+        wait_until(lambda: process.exitcode is not None or has_handler(process.pid, signal.SIGTERM))
     done = state_of(run.folder) == "done"
     if process.exitcode is not None:
         return "", done
-    for number, signal_number in enumerate(HOWS[how][0]):
+    for number, signal_number in enumerate(KILLS[kill][0]):
         if number:
             time.sleep(gap)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal_number)
-    return how, done
+    return kill, done
 
 
-def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+def has_handler(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -302,30 +299,34 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(mask, 16) & 1 << number - 1)
 
 
-def met(folder: Path, prefix: str) -> bool:
-    """Whether a name of the folder begins so."""
+def has_name(folder: Path, prefix: str) -> bool:
+    """Return whether a name in a folder starts with a prefix."""
     try:
         return any(path.name.startswith(prefix) for path in folder.iterdir())
     except OSError:
         return False
 
 
-def moment_of(folder: Path) -> str:
-    """What the run was at, by what it left."""
-    names = {
+def stage_of(folder: Path) -> str:
+    """Return what a killed run was doing, judged by the files it left."""
+    stages = {
         PARTIAL: "writing a checkpoint",
         TRASH: "deleting a checkpoint",
         ".model": "final save",
     }
-    for prefix, moment in names.items():
-        if met(folder, prefix):
-            return moment
-    states = {"": "start-up, text", "preparing": "preparing", "done": "behind the end"}
+    for prefix, stage in stages.items():
+        if has_name(folder, prefix):
+            return stage
+    states = {"": "start-up, text", "preparing": "preparing", "done": "after the end"}
     return states.get(state_of(folder), "training")
 
 
-def ended(process: Any, run: Run) -> bool:
-    """Whether a process ended in time; it is made to tell where it stood, and killed, if not."""
+def wait_for_end(process: Any, run: Run) -> bool:
+    """Wait until a process ends; one that does not in time writes its stacks and is killed.
+
+    Returns:
+        Whether it ended in time.
+    """
     process.join(LIMIT)
     if process.exitcode is not None:
         return True
@@ -336,127 +337,133 @@ def ended(process: Any, run: Run) -> bool:
     return False
 
 
-def endure(run: Run, expected: Whole, tally: Tally, seed: int, kills: int) -> None:
-    """Start a run and kill it until it is done, or enough kills were made; note what went wrong."""
+def kill_until_done(run: Run, expected: Reference, tally: Tally, seed: int, kills: int) -> None:
+    """Start and kill a run until it is done or `kills` is reached; collect all problems."""
     chance = random.Random(seed)
     while True:
-        before = Left.by(run.folder)
+        before = Snapshot.of(run.folder)
         process = run.start()
-        how, done = "", False
+        kill, done = "", False
         if tally.kills < kills:
-            how, done = strike(process, run, chance, expected.seconds)
-            expected.learn(killed=bool(how))
-        in_time = ended(process, run)
-        where = f"seed {seed}, kill {tally.kills}, {how or 'no kill'}, {run.folder.name}"
-        found = problems(run, how, done, process.exitcode, before)
+            kill, done = kill_at_random(process, run, chance, expected.seconds)
+            expected.adapt(killed=bool(kill))
+        in_time = wait_for_end(process, run)
+        where = f"seed {seed}, kill {tally.kills}, {kill or 'no kill'}, {run.folder.name}"
+        problems = find_problems(run, kill, done, process.exitcode, before)
         if not in_time:
-            found.append(f"did not end within {LIMIT:.0f} s")
-        tally.problems += [f"{where}: {problem}\n{run.tail()}" for problem in found]
-        if how:
-            note_kill(run, how, tally)
+            problems.append(f"did not end within {LIMIT:.0f} s")
+        tally.problems += [f"{where}: {problem}\n{run.tail()}" for problem in problems]
+        if kill:
+            count_kill(run, kill, tally)
         if process.exitcode == 0:
-            return finish(run, expected, tally, where)
-        if not how or not in_time:
-            tally.refused += 1
+            return compare(run, expected, tally, where)
+        if not kill or not in_time:
+            tally.failed_starts += 1
             return None
 
 
-def note_kill(run: Run, how: str, tally: Tally) -> None:
-    """Count a kill, what it met and what it cost."""
+def count_kill(run: Run, kill: str, tally: Tally) -> None:
+    """Count a kill, what the run was doing, and how many steps it lost."""
     tally.kills += 1
-    tally.hows[how] += 1
-    tally.moments[moment_of(run.folder)] += 1
-    tally.lost[steps_lost(run.folder)] += 1
+    tally.signals[kill] += 1
+    tally.stages[stage_of(run.folder)] += 1
+    tally.lost_steps[count_lost_steps(run.folder)] += 1
 
 
-def newest(folder: Path) -> int:
-    """The step of the newest checkpoint; 0 without one."""
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint, or 0 without one."""
     return max(CheckpointStore(folder).steps(), default=0)
 
 
-def steps_lost(folder: Path) -> int:
-    """Steps that were logged and are in no checkpoint."""
+def count_lost_steps(folder: Path) -> int:
+    """Count the steps that were logged and are in no checkpoint."""
     last = max((row["step"] for row in rows_of(folder)), default=0)
-    return max(0, last - newest(folder))
+    return max(0, last - newest_step(folder))
 
 
-class Left(NamedTuple):
-    """What the starts before have left."""
+class Snapshot(NamedTuple):
+    """The newest checkpoint and the log of a run at one moment."""
 
     step: int  # of the newest checkpoint
-    log: bytes  # with the seconds of each row: what is trained again is another one
+    log: bytes  # has the seconds of each row, so a step that is trained again changes it
 
     @classmethod
-    def by(cls, folder: Path) -> Left:
-        """What is in a folder now."""
+    def of(cls, folder: Path) -> Snapshot:
+        """Read the newest step and the log of a run."""
         log = folder / "log.jsonl"
-        return cls(newest(folder), log.read_bytes() if log.exists() else b"")
+        return cls(newest_step(folder), log.read_bytes() if log.exists() else b"")
 
 
-def problems(run: Run, how: str, done: bool, code: int, before: Left) -> list[str]:
-    """What is wrong behind one start.
+def find_problems(run: Run, kill: str, done: bool, code: int, before: Snapshot) -> list[str]:
+    """Check what one start left in the folder of its run.
 
     Args:
-        run: whose it was.
-        how: it was killed; nothing if it was not.
-        done: whether it was done by then.
-        code: it ended with.
-        before: what it found.
+        run: the run that was started.
+        kill: name of the kill; empty if it was not killed.
+        done: whether it was already done when the kill came.
+        code: its exit code.
+        before: the folder before the start.
+
+    Returns:
+        One line per problem.
     """
-    allowed = EXPECTED_LATE if done else HOWS[how][1] if how else {0}
-    found = [f"exit code {code}"] if code not in allowed else []
+    allowed = EXIT_CODES_WHEN_DONE if done else KILLS[kill][1] if kill else {0}
+    problems = [f"exit code {code}"] if code not in allowed else []
     for step in CheckpointStore(run.folder).steps():
         path = run.folder / f"checkpoint-{step}"
-        found += [f"{path.name}: {line}" for line in verify(path)]
-    now = Left.by(run.folder)
+        problems += [f"{path.name}: {line}" for line in verify(path)]
+    now = Snapshot.of(run.folder)
     if now.step < before.step:
-        found.append(f"checkpoint-{before.step} was there before, and checkpoint-{now.step}")
-    # A checkpoint is written behind the next steps, and the next one waits for it.
-    lost, most = steps_lost(run.folder), 2 * SAVE
-    if lost > most:
-        found.append(f"{lost} steps are lost, more than {most}")
-    # A start begins by taking back the rows that an earlier kill has cost; one that was stopped
-    # before has lost none of its own.
-    heeded = how in ("SIGTERM", "SIGINT") and state_of(run.folder) == "stopped"
-    if heeded and lost and now.log != before.log:
-        found.append(f"{lost} steps are lost by a signal that is heeded")
-    return found
+        problems.append(
+            f"the newest checkpoint was checkpoint-{before.step}, now it is checkpoint-{now.step}"
+        )
+    # A checkpoint is written while the next steps are trained; the next checkpoint waits for it.
+    lost, limit = count_lost_steps(run.folder), 2 * SAVE
+    if lost > limit:
+        problems.append(f"{lost} steps are lost, more than {limit}")
+    # Training starts by removing the log rows that an earlier kill has lost. If the log is
+    # unchanged, the signal came before that, and the lost steps are those of the earlier kill.
+    is_stopped = kill in ("SIGTERM", "SIGINT") and state_of(run.folder) == "stopped"
+    if is_stopped and lost and now.log != before.log:
+        problems.append(f"{lost} steps are lost although {kill} stopped the run in order")
+    return problems
 
 
-def strays(folder: Path) -> list[str]:
-    """Names that nobody needs behind the end."""
+def leftovers(folder: Path) -> list[str]:
+    """Return the names of temporary files and damaged checkpoints in a folder."""
     names = [path.name for path in folder.iterdir()]
     return [name for name in names if name.startswith(".") or ".bad" in name]
 
 
-def finish(run: Run, expected: Whole, tally: Tally, where: str) -> None:
-    """Hold a run that is done against the one that nothing interrupted."""
+def compare(run: Run, expected: Reference, tally: Tally, where: str) -> None:
+    """Compare a finished run with an uninterrupted one."""
     tally.completed += 1
-    found = []
-    if run.bits() == expected.bits:
-        tally.same += 1
+    problems = []
+    if run.weights_hash() == expected.weights_hash:
+        tally.identical += 1
     else:
-        found.append("other bits")
+        problems.append("the weights differ")
     if rows_of(run.folder) != expected.rows:
-        found.append("another log")
+        problems.append("the logs differ")
     if state_of(run.folder) != "done":
-        found.append(f"status {state_of(run.folder)!r}")
-    found += [f"{name} is left" for name in strays(run.folder)]
-    tally.problems += [f"{where}: at the end: {problem}" for problem in found]
+        problems.append(f"status {state_of(run.folder)!r}")
+    problems += [f"{name} was not removed" for name in leftovers(run.folder)]
+    tally.problems += [f"{where}: at the end: {problem}" for problem in problems]
 
 
 def campaign(kills: int, seed: int, base: Path) -> Tally:
-    """So many kills, over as many runs as they need, the next one with the next seed."""
+    """Make `kills` kills, over as many runs as they need; each run has the next seed."""
     tally, expected = Tally(), {}
     for name in VARIANTS:
-        expected[name] = whole(run_of(base, f"whole-{name}", name, base / "home"))
+        expected[name] = run_uninterrupted(run_of(base, f"whole-{name}", name, base / "home"))
     while tally.kills < kills and len(tally.problems) < 10:
         name = [*VARIANTS][seed % len(VARIANTS)]
-        own = seed // len(VARIANTS) % 2  # every other one tokenizes for itself
-        run = run_of(base, f"{name}-{seed}", name, base / (f"home-{seed}" if own else "home"))
-        before = len(tally.problems)
-        endure(run, expected[name], tally, seed, kills)
-        if len(tally.problems) == before:
+        has_own_home = seed // len(VARIANTS) % 2  # half of the runs prepare their text themselves
+        home = base / (f"home-{seed}" if has_own_home else "home")
+        run = run_of(base, f"{name}-{seed}", name, home)
+        num_problems = len(tally.problems)
+        kill_until_done(run, expected[name], tally, seed, kills)
+        if len(tally.problems) == num_problems:
             shutil.rmtree(run.folder, ignore_errors=True)
             shutil.rmtree(base / f"home-{seed}", ignore_errors=True)
         seed += 1
