@@ -29,30 +29,30 @@ class Sends:
 def in_a_finalizer(recipe: Path) -> None:
     """Send the signal in a `__del__` before training, as that of filelock's locks."""
     from hf_lm import run
-    from hf_lm.data import load as dataset
+    from hf_lm.data.text import sources
 
-    find_corpus = dataset.find_corpus
+    find_corpus = sources.find_corpus
 
     def find(*args: Any, **options: Any) -> Any:
         Sends()
         return find_corpus(*args, **options)
 
-    dataset.find_corpus = find
+    sources.find_corpus = find
     sys.exit(run.main([str(recipe)]))
 
 
 def in_a_loader(recipe: Path) -> None:
     """Send it in a library call whose exceptions are all reported as bad input."""
     from hf_lm import run
-    from hf_lm.model import build as model
+    from hf_lm.model import pretrained
 
-    class Loader(model.AutoModelForCausalLM):
+    class Loader(pretrained.AutoModelForCausalLM):
         @classmethod
         def from_pretrained(cls, *args: Any, **options: Any) -> Any:
             send()
             return super().from_pretrained(*args, **options)
 
-    model.AutoModelForCausalLM = Loader
+    pretrained.AutoModelForCausalLM = Loader
     sys.exit(run.main([str(recipe)]))
 
 
