@@ -1,19 +1,4 @@
-"""Read a recipe, apply overrides, validate it and resolve its defaults.
-
-Reading order:
-  section.py    what all sections are
-  data_section.py  every key, unit, default and range of `data`
-  sections.py   of all others
-  reader.py     strict JSON: repeated keys, NaN, secrets, where a comma is missing
-  words.py      an unknown key in, the key that was meant out
-  problems.py   pydantic's errors as one line a key
-  arguments.py  `extra_args` against the installed TrainingArguments
-  checks.py     clashes between keys, and warnings
-  rates.py      the optimizer and the rates that "auto" stands for
-  steps.py      a share of all steps, as steps
-  paths.py      which strings are local paths, and where they start
-  schema.py     the JSON Schema and recipes/README.md, both generated
-"""
+"""Read a recipe, apply overrides, validate it and resolve its defaults."""
 
 from __future__ import annotations
 
@@ -28,8 +13,13 @@ from pydantic import ValidationError
 from hf_lm import __version__
 from hf_lm.errors import RecipeError
 from hf_lm.recipe.defaults import resolve_auto
-from hf_lm.recipe.paths import path_problems, read_template, resolve_paths, set_default_output_dir
-from hf_lm.recipe.schema import SCHEMA_FILE
+from hf_lm.recipe.paths import (
+    SCHEMA_FILE,
+    path_problems,
+    read_template,
+    resolve_paths,
+    set_default_output_dir,
+)
 from hf_lm.recipe.sections.recipe import Recipe
 from hf_lm.recipe.strict_json import Problem, parse, raw_problems, read_raw
 from hf_lm.recipe.validation.checks import find_conflicts
@@ -39,16 +29,25 @@ from hf_lm.recipe.validation.messages import validate, validation_problems, with
 def load_recipe(
     path: str | Path, *, overrides: Sequence[str] = (), pretrained: str | None = None
 ) -> Recipe:
-    """The recipe of a JSON file; relative paths inside it start at its folder.
+    """Load a recipe from a JSON file; relative paths in it start at its directory.
 
     Args:
         path: the file.
-        overrides: `section.key=value`, the value JSON or else a string; relative paths in them
-            start at the current folder.
-        pretrained: model to fine-tune in place of the recipe's own model and tokenizer.
+        overrides: `section.key=value`, where the value is JSON, or else a string; relative paths
+            in overrides start at the current directory.
+        pretrained: a model to fine-tune instead of the recipe's own model and tokenizer.
+
+    Returns:
+        The recipe, validated and with a number for every "auto" that does not depend on the
+        machine; it cannot be changed.
 
     Raises:
-        RecipeError: one line a problem, all of them.
+        RecipeError: the file cannot be read or the recipe is not valid; one line per problem.
+
+    Example:
+        >>> recipe = load_recipe("recipes/small.json", overrides=["training.max_steps=200"])
+        >>> recipe.training.max_steps
+        200
     """
     path = Path(path).expanduser()
     return make_recipe(
@@ -68,42 +67,53 @@ def make_recipe(
     overrides: Sequence[str] = (),
     pretrained: str | None = None,
 ) -> Recipe:
-    """The recipe of a JSON object: as `load_recipe`, with the name that its problems begin with."""
+    """Make a recipe from a JSON object, as `load_recipe` does from a file.
+
+    Args:
+        raw: the object; it is changed.
+        folder: the directory that relative paths start at.
+        name: the text that every problem begins with.
+        overrides: as of `load_recipe`.
+        pretrained: as of `load_recipe`.
+
+    Raises:
+        RecipeError: the recipe is not valid; one line per problem.
+    """
     resolve_paths(raw, folder)
     if pretrained:
         use_pretrained(raw, pretrained)
     problems = [*read_template(raw, folder)]
     problems += [p for override in overrides for p in apply_override(raw, override)]
     if pretrained and not (isinstance(raw["model"], dict) and raw["model"].get("pretrained")):
-        problems.append(Problem((), "--set model=… takes away what --from gives; set its keys"))
+        problems.append(Problem((), "--set model=… removes the model of --from; set single keys"))
     set_default_output_dir(raw, folder)
     problems += raw_problems(raw)
-    recipe, found = check(without(raw, problems))
-    problems += found
+    recipe, invalid = check(without(raw, problems))
+    problems += invalid
     if problems or recipe is None:
         raise RecipeError([problem.line(name) for problem in problems])
     return resolve_auto(recipe)
 
 
 def check(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe of a tree, and all that is wrong with it: single keys first, then clashes."""
+    """Validate a raw recipe; return it with all problems: of single keys, then between keys."""
     try:
         recipe, problems = validate(raw), []
     except ValidationError as error:
         problems = validation_problems(error, raw)
-        try:  # what is left is checked too, so that nothing shows up only at the second try
+        try:  # the rest is checked too, so that the next try shows no new problems
             recipe = validate(without(raw, problems))
         except ValidationError:
             return None, problems
-    wrong = [problem.path for problem in problems]
-    for clash in find_conflicts(recipe):
-        if not any(path[: len(key)] == key for path in wrong for key in clash.keys):
-            problems.append(clash)
+    invalid = [problem.path for problem in problems]
+    for conflict in find_conflicts(recipe):
+        if not any(path[: len(key)] == key for path in invalid for key in conflict.keys):
+            problems.append(conflict.problem)
     return recipe, problems + path_problems(recipe)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> list[Problem]:
-    """Set one key of the tree from `section.key=value`."""
+    """Set one key of a raw recipe from `section.key=value`; return the problems."""
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.split("."))
     if not equals or not all(keys):
@@ -123,26 +133,23 @@ def apply_override(raw: dict[str, Any], override: str) -> list[Problem]:
 
 
 def use_pretrained(raw: dict[str, Any], pretrained: str) -> None:
-    """Turn a recipe into one that fine-tunes `pretrained`, with that model's tokenizer."""
-    given = raw.get("model")
-    kept = given if isinstance(given, dict) else {}
-    kept = {key: kept[key] for key in ("dropout", "lora") if key in kept}
-    raw["model"] = {**kept, "pretrained": pretrained}
-    given = raw.get("tokenizer")
-    kept = given if isinstance(given, dict) else {}
-    kept = {key: kept[key] for key in ("add_tokens", "chat_template") if key in kept}
-    raw["tokenizer"] = {**kept, "pretrained": pretrained}
-    resolve_paths(raw, Path.cwd(), only=("model", "pretrained"))
-    resolve_paths(raw, Path.cwd(), only=("tokenizer", "pretrained"))
+    """Turn a raw recipe into one that fine-tunes a model, with that model's tokenizer."""
+    kept_keys = {"model": ("dropout", "lora"), "tokenizer": ("add_tokens", "chat_template")}
+    for name, keys in kept_keys.items():
+        section = raw.get(name)
+        section = section if isinstance(section, dict) else {}
+        kept = {key: section[key] for key in keys if key in section}
+        raw[name] = {**kept, "pretrained": pretrained}
+        resolve_paths(raw, Path.cwd(), only=(name, "pretrained"))
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a JSON object with every default written out, and the version that reads it."""
+    """Return a recipe as a JSON object with every default and the version of hf_lm."""
     return {**recipe.model_dump(mode="json", by_alias=True), "hf_lm_version": __version__}
 
 
 def recipe_text(recipe: Recipe, folder: Path) -> str:
-    """A recipe as JSON with every default written out, to be kept in the folder it runs in."""
+    """Return a recipe as JSON text with every default, to be stored in its output directory."""
     raw = recipe_dict(recipe)
     raw["$schema"] = os.path.relpath(SCHEMA_FILE, folder)
     raw["output_dir"] = "."

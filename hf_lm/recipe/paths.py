@@ -1,8 +1,8 @@
 """Decide which strings of a recipe are local paths, and what they are relative to.
 
-Relative paths start at the recipe's folder, so a recipe means the same from everywhere; those given
-to `--set` start where they were typed. A string is a path when it looks like one (it starts with
-`.`, `/` or `~`, holds `*`, ends like a data file) or exists; otherwise it is a Hub id.
+Relative paths start at the recipe's directory, so a recipe means the same from everywhere; those
+given to `--set` start at the current directory. A string is a path if it looks like one (it starts
+with `.`, `/` or `~`, contains `*`, or ends like a data file) or exists; otherwise it is a Hub id.
 """
 
 from __future__ import annotations
@@ -25,27 +25,24 @@ PATH_KEYS = (
 )
 
 
+SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
+
 EMBEDDED = "python-stdlib"
-
-
 ALWAYS_PATH = {("output_dir",)}
-
-
 TEMPLATE = ("tokenizer", "chat_template")
-
-
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
 DATA_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
 
 
 def is_path(text: str, folder: Path) -> bool:
-    """Whether a string of a recipe names something local."""
+    """Return whether a string of a recipe is a local path."""
     if text.startswith((".", "/", "~")) or any(mark in text for mark in "*?["):
         return True
     return text.lower().endswith(DATA_SUFFIXES) or os.path.lexists(folder / text)
 
 
 def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
-    """A path value made absolute; anything else as it is."""
+    """Make the paths in a value absolute; return any other value unchanged."""
     if isinstance(value, list):
         return [absolute(item, folder, key) for item in value]
     if isinstance(value, dict) and "source" in value:
@@ -58,7 +55,7 @@ def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
 
 
 def resolve_paths(raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] | None = None) -> Any:
-    """Make the paths of a tree absolute, in place: all of them, or those under one key."""
+    """Make the paths of a raw recipe absolute, in place: all of them, or those under one key."""
     for key in PATH_KEYS:
         if only and key[: len(only)] != only and only[: len(key)] != key:
             continue
@@ -73,15 +70,15 @@ def resolve_paths(raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] | 
 def read_template(
     raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] = ()
 ) -> Iterator[Problem]:
-    """Put the text of a chat template in the place of its file, in place: a recipe is all there is.
+    """Replace the path of a chat template by its text, in place, so that a recipe is complete.
 
     Args:
-        raw: the recipe.
-        folder: where a relative path starts.
+        raw: the raw recipe.
+        folder: the directory that a relative path starts at.
         only: a key; nothing is done unless the template is under it.
 
     Yields:
-        That it cannot be read.
+        A problem, if the file cannot be read.
     """
     if TEMPLATE[: len(only)] != only:
         return
@@ -99,22 +96,22 @@ def read_template(
 
 
 def set_default_output_dir(raw: dict[str, Any], folder: Path) -> None:
-    """Give a recipe without a folder for its run the one of its name."""
+    """Set the output directory of a raw recipe to runs/NAME if it has none."""
     name = raw.get("name", Recipe.model_fields["name"].default)
     raw.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))
 
 
 def invalid_path_reason(text: str) -> str | None:
-    """Why no file system takes this name, if none does."""
+    """Return why a text cannot be a path on any file system; None if it can."""
     if not text.isprintable():
-        return "holds a control character"
+        return "contains a control character"
     if any(len(part.encode()) > 255 for part in text.split("/")):
         return "has a part longer than 255 bytes"
     return None
 
 
 def strings(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every string of the recipe that is a path or a Hub id, with its key."""
+    """Yield every string of a recipe that is a path or a Hub id, with its key."""
     for key in PATH_KEYS:
         value: Any = recipe
         for name in key:
@@ -126,28 +123,25 @@ def strings(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def path_problems(recipe: Recipe) -> list[Problem]:
-    """Names that can be neither a path nor a Hub id, and pretrained folders that do not exist."""
+    """Return a problem for each string that is not a valid path, Hub id or existing model."""
     return [
         Problem(key, rule, text) for key, text in strings(recipe) if (rule := name_rule(key, text))
     ]
 
 
 def name_rule(key: tuple[str, ...], text: str) -> str | None:
-    """The rule that a path or Hub id breaks, if any."""
+    """Return the rule that a path or Hub id breaks; None if it is valid."""
     if reason := invalid_path_reason(text):
         return reason
     if "://" in text:
         return "is a URL; download it first, or name a Hub id"
     path = Path(text)
     if key in ALWAYS_PATH:
-        taken = {Path("/"), Path.home(), Path.cwd(), *Path.cwd().parents}
-        owned = path.resolve() not in taken and ".git" not in path.parts
-        return None if owned else "is not a folder of its own; name a new one, as runs/NAME"
+        shared = {Path("/"), Path.home(), Path.cwd(), *Path.cwd().parents}
+        is_own = path.resolve() not in shared and ".git" not in path.parts
+        return None if is_own else "is not a folder of its own; name a new one, such as runs/NAME"
     if path.is_absolute():
-        gone = key[-1] == "pretrained" and not path.is_dir()
-        return "no such folder" if gone else None
+        is_missing = key[-1] == "pretrained" and not path.is_dir()
+        return "no such folder" if is_missing else None
     is_id = HUB_ID.match(text) and ".." not in text and not text.endswith(".git")
-    return None if is_id else "is no path and no Hub id (USER/NAME)"
-
-
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+    return None if is_id else "is not a path and not a Hub id (USER/NAME)"

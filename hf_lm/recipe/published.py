@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PRIVATE_KEYS = ("$schema", "output_dir", "hub")  # they concern the owner of a recipe only
+
 
 def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as others may read it: local paths are names, its owner's address is left out."""
+    """Return a recipe without private keys, and with names instead of local paths."""
     return {
         name: strip_local_paths(value) for name, value in recipe.items() if name not in PRIVATE_KEYS
     }
 
 
 def strip_local_paths(value: Any) -> Any:
-    """A value whose local paths are names: a project may be moved, and its text has a hash."""
+    """Replace the local paths in a value by their last part."""
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name
     if isinstance(value, Mapping):
         return {key: strip_local_paths(item) for key, item in value.items()}
     return [strip_local_paths(item) for item in value] if isinstance(value, list) else value
-
-
-PRIVATE_KEYS = ("$schema", "output_dir", "hub")  # keys of a recipe that are its owner's business

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_lm.recipe.paths import SCHEMA_FILE
 from hf_lm.recipe.sections.recipe import Recipe
-
-SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 
 def schema_text() -> str:
-    """The JSON Schema of a recipe, as it is shipped."""
+    """Return the text of recipe.schema.json."""
     schema = Recipe.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "hf_lm recipe"
@@ -20,7 +19,7 @@ def schema_text() -> str:
 
 
 def kind(field: dict[str, Any]) -> str:
-    """The type of a key in a few words."""
+    """Describe the type of a key in a few words."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(kind(option) for option in field["anyOf"]))
     if "enum" in field:
@@ -43,7 +42,7 @@ def kind(field: dict[str, Any]) -> str:
 
 
 def table(model: dict[str, Any]) -> list[str]:
-    """One Markdown row a key: name, type, default, description."""
+    """Return a Markdown table with the name, type, default and description of each key."""
     rows = ["| key | type | default | what it is |", "|---|---|---|---|"]
     for key, field in model["properties"].items():
         default = json.dumps(field["default"], ensure_ascii=False) if "default" in field else "–"
@@ -55,7 +54,7 @@ def table(model: dict[str, Any]) -> list[str]:
 
 
 def readme_text() -> str:
-    """recipes/README.md: every key of every section, from the models."""
+    """Return the text of recipes/README.md: every key of every section."""
     schema = Recipe.model_json_schema(by_alias=True)
     lines = [HEAD, "## Top level", "", *table(schema)]
     for name, title in TITLES.items():
@@ -87,20 +86,20 @@ HEAD = """\
 |---|---|---|
 | `small.json` | a GPT-2 on the source of Python's standard library | a CPU, minutes |
 | `small_modern.json` | the same budget, with the blocks of Qwen3 | a CPU, minutes |
-| `shakespeare_char.json` | nanoGPT's CPU setting, one token a character | a CPU, minutes |
+| `shakespeare_char.json` | nanoGPT's CPU setting, one token per character | a CPU, minutes |
 | `gpt2_124m.json` | GPT-2 small on streamed web text | one GPU to eight |
 | `instruct.json` | any `model.pretrained` with a chat template, on conversations | a GPU |
 | `finetune.json` | any `model.pretrained`, on your own text | a CPU or a GPU |
 
-A recipe is one JSON object with six sections. Every key has a default; unknown keys are refused.
-Relative paths start at the recipe's folder; in `--set section.key=value` they start where you are.
-A number of steps below 1 is a share of all steps. Line ends are read as `\\n`, a byte-order mark is
-dropped, and nothing in a recipe is expanded: a `$` is a dollar sign.
+A recipe is one JSON object with six sections. Every key has a default; unknown keys are errors.
+Relative paths start at the recipe's folder; in `--set section.key=value` at the current folder.
+A number of steps below 1 is a fraction of all steps. Environment variables are not expanded: a `$`
+is a dollar sign. In text files, line ends are read as `\\n` and a byte-order mark is removed.
 """
 
 
 def main() -> None:
-    """Write both files again."""
+    """Write both files."""
     SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
     readme = Path(__file__).parents[2] / "recipes" / "README.md"
     readme.write_text(readme_text(), encoding="utf-8")

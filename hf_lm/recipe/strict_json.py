@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 from hf_lm.errors import RecipeError
 
 MAX_BYTES = 1_000_000  # a recipe is a page or two; anything larger is the wrong file
-
-
 MAX_INT = 2**63 - 1
-
-
 NO_VALUE = object()
-
 
 # Tokens of Hugging Face, GitHub, OpenAI, AWS and Slack, private keys, and passwords inside URLs.
 SECRET = re.compile(
@@ -28,14 +23,20 @@ SECRET = re.compile(
 
 
 class Problem(NamedTuple):
-    """One thing wrong with one key."""
+    """A problem of one key.
+
+    Attributes:
+        path: the key, one item per level.
+        rule: what is wrong and what to do.
+        value: the value of the key; NO_VALUE if it is not shown.
+    """
 
     path: tuple[str, ...]
     rule: str
     value: Any = NO_VALUE
 
     def line(self, where: str) -> str:
-        """The problem as a person reads it: file, key, value, rule."""
+        """Format the problem on one line: file, key, value and rule."""
         key = ".".join(self.path)
         if self.value is NO_VALUE:
             return f"{where}: {key}: {self.rule}" if key else f"{where}: {self.rule}"
@@ -43,25 +44,29 @@ class Problem(NamedTuple):
 
 
 class NotFinite(NamedTuple):
-    """A number that JSON does not have, kept until its key is known."""
+    """A literal such as NaN that is not a JSON number; it is reported with its key later."""
 
     text: str
 
 
 class Pairs(dict[str, Any]):
-    """A JSON object that remembers the keys it was given twice."""
+    """A JSON object that knows which of its keys were repeated."""
 
     repeated: tuple[str, ...] = ()
 
 
 def show(value: Any) -> str:
-    """A value as JSON, on one line and at most 80 characters long."""
+    """Format a value as JSON on one line of at most 80 characters."""
     text = value.text if isinstance(value, NotFinite) else json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe file, or the one reason why there is none."""
+    """Read the text of a recipe file.
+
+    Raises:
+        RecipeError: there is no such file, or it is not a text file of the size of a recipe.
+    """
     full = path.absolute()
     try:
         if path.is_dir():
@@ -77,16 +82,16 @@ def read_text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:8]
-        kind = "is UTF-16" if wide else f"is not UTF-8 (byte {error.start})"
-        raise RecipeError(f"{path}: {kind}; save as UTF-8") from None
+        is_utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:8]
+        reason = "is UTF-16" if is_utf16 else f"is not UTF-8 (byte {error.start})"
+        raise RecipeError(f"{path}: {reason}; save it as UTF-8") from None
 
 
 def parse(text: str) -> Any:
-    """A JSON value, with `NotFinite` and `Pairs` where strict JSON would not have one.
+    """Parse JSON; `NotFinite` and `Pairs` mark what strict JSON does not allow.
 
     Raises:
-        json.JSONDecodeError: the text is not JSON at all.
+        json.JSONDecodeError: the text is not JSON.
     """
 
     def number(literal: str) -> float | NotFinite:
@@ -112,7 +117,11 @@ def parse(text: str) -> Any:
 
 
 def read_raw(path: Path) -> Pairs:
-    """The JSON object of a recipe file."""
+    """Read the JSON object of a recipe file.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not a JSON object.
+    """
     text = read_text(path)
     if not text.strip():
         raise RecipeError(f"{path}: is empty, expected a JSON object")
@@ -130,7 +139,7 @@ def read_raw(path: Path) -> Pairs:
 
 
 def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
-    """Where JSON broke off, the line itself, and the usual cause."""
+    """Describe a syntax error: its position, the usual cause and the line."""
     line = text.split("\n")[error.lineno - 1].strip() if text else ""
     before = text[: error.pos].rstrip()
     if line.startswith(("//", "#", "/*")) or text[error.pos : error.pos + 1] in ("/", "#"):
@@ -138,25 +147,23 @@ def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
     elif before.endswith(",") or "trailing comma" in error.msg:
         hint = "; JSON allows no comma before a closing bracket"
     elif text[error.pos : error.pos + 1] == "'":
-        hint = '; JSON strings stand in double quotes "…"'
+        hint = '; JSON strings need double quotes "…"'
     else:
         hint = ""
     return f"line {error.lineno} column {error.colno}: {error.msg}{hint}: {show(line)}"
 
 
 def raw_problems(raw: Any, path: tuple[str, ...] = ()) -> list[Problem]:
-    """Repeated keys, numbers JSON does not have, and values that look like a secret."""
+    """Return repeated keys, numbers that JSON does not have, and values that look like a secret."""
     if isinstance(raw, NotFinite):
         return [Problem(path, "is not a finite number in range", raw)]
     if isinstance(raw, str):
-        found = SECRET.search(raw)
         rule = "looks like a secret; remove it and use `hf auth login` or HF_TOKEN instead"
-        return [Problem(path, rule)] if found else []
+        return [Problem(path, rule)] if SECRET.search(raw) else []
     if isinstance(raw, list):
         return [p for i, item in enumerate(raw) for p in raw_problems(item, (*path, str(i)))]
     if not isinstance(raw, dict):
         return []
-    twice = [
-        Problem((*path, key), "is given twice; keep one") for key in getattr(raw, "repeated", ())
-    ]
-    return twice + [p for key, item in raw.items() for p in raw_problems(item, (*path, key))]
+    repeated = getattr(raw, "repeated", ())
+    problems = [Problem((*path, key), "is given twice; keep one") for key in repeated]
+    return problems + [p for key, item in raw.items() for p in raw_problems(item, (*path, key))]

@@ -113,12 +113,12 @@ SINGLE = {
     "12 negative": ({"training.learning_rate": -1e-3}, r"learning_rate = -0.001: must be > 0$"),
     "13": ({"training.warmup_steps": 1000}, r"warmup_steps = 1000: is more than the 8 steps"),
     "14 zero": ({"training.max_steps": 0}, r"max_steps = 0: must be > 0"),
-    "14 both": ({"training.max_epochs": 1}, r"max_epochs = 1.0: cannot stand beside max_steps"),
+    "14 both": ({"training.max_epochs": 1}, r"max_epochs = 1.0: cannot be combined with max_steps"),
     "14 neither": ({"training.max_steps": None}, r"max_steps: is missing; give it, or max_epochs"),
     "15": ({"training.tokens_per_step": 0}, r"tokens_per_step = 0: must be > 0"),
     "15 rest": (
         {"training.tokens_per_step": 100},
-        r"= 100: is no multiple of data.block_size = 16; use 96 or 112",
+        r"= 100: is not a multiple of data.block_size = 16; use 96 or 112",
     ),
     "16 zero": ({"training.micro_batch_size": 0}, r"micro_batch_size = 0: must be > 0"),
     "16 negative": ({"training.micro_batch_size": -4}, r"micro_batch_size = -4: must be > 0"),
@@ -130,10 +130,10 @@ SINGLE = {
         {"training.micro_batch_size": 3},
         r"= 3: does not divide the 8 blocks .* use one of 1, 2, 4, 8",
     ),
-    "17": ({"model.n_embd": 33}, r"n_embd = 33: is no multiple of 2.*use 32 or 34"),
+    "17": ({"model.n_embd": 33}, r"n_embd = 33: is not a multiple of 2.*use 32 or 34"),
     "17 rotary": (
         {"model.family": "qwen3", "model.n_embd": 18},
-        r"n_embd = 18: is no multiple of 4",
+        r"n_embd = 18: is not a multiple of 4",
     ),
     "18": ({"model.n_head": 0}, r"n_head = 0: must be > 0"),
     "19": ({"model.n_layer": 0}, r"n_layer = 0: must be > 0"),
@@ -157,15 +157,15 @@ SINGLE = {
     ),
     "30 metric": (
         {"training.extra_args": {"metric_for_best_model": "los"}},
-        r"metric_for_best_model: is refused: .* lowest eval_loss",
+        r"metric_for_best_model: is not allowed: .* lowest eval_loss",
     ),
     "32": (
         {"training.device": "cuda:7"},
         r"device = \"cuda:7\": must be \"auto\", \"cpu\" or \"cuda\"",
     ),
     "37": ({"hf_lm_version": "99.0"}, r'hf_lm_version = "99.0": needs hf_lm >= 99.0'),
-    "39 newline": ({"data.source": "a\nb"}, r"data.source = .*: holds a control character"),
-    "39 nul": ({"data.source": "./a\x00b"}, r"data.source = .*: holds a control character"),
+    "39 newline": ({"data.source": "a\nb"}, r"data.source = .*: contains a control character"),
+    "39 nul": ({"data.source": "./a\x00b"}, r"data.source = .*: contains a control character"),
     "39 long": (
         {"data.source": "./" + "a" * 300},
         r"data.source = .*: has a part longer than 255 bytes",
@@ -178,25 +178,25 @@ SINGLE = {
         {"model": {"pretrained": "./nowhere"}, "tokenizer": {}},
         r"model.pretrained = .*: no such folder",
     ),
-    "hub id": ({"data.source": "a/b/c"}, r"data.source = .*: is no path and no Hub id"),
+    "hub id": ({"data.source": "a/b/c"}, r"data.source = .*: is not a path and not a Hub id"),
     "betas": ({"training.betas": [0.9]}, r"training.betas.1: is missing"),
     "schedule": ({"training.schedule": "cosin"}, r'must be "cosine", .*did you mean "cosine"'),
-    "size": ({"model.size": "small"}, r'model.n_layer = 2: is said by model.size = "small"'),
+    "size": ({"model.size": "small"}, r'model.n_layer = 2: is set by model.size = "small"'),
     "scratch": (
         {"model.pretrained": "gpt2", "tokenizer": {}},
         r"model.n_layer = 2: describes a model from scratch",
     ),
     "tokenizer": (
         {"tokenizer.pretrained": "gpt2"},
-        r"tokenizer.train: cannot stand beside tokenizer.pretrained",
+        r"tokenizer.train: cannot be combined with tokenizer.pretrained",
     ),
     "char": (
         {"tokenizer.train.kind": "char"},
-        r'vocab_size = 320: is fixed by the text for kind "char"',
+        r'vocab_size = 320: follows from the text for kind "char"',
     ),
     "holdout": (
         {"data.validation.split": "test"},
-        r"holdout = 0.2: cannot stand beside data.validation.split",
+        r"holdout = 0.2: cannot be combined with data.validation.split",
     ),
     "no holdout": ({"data.validation": {}}, r"data.validation: is empty; give"),
     "mask": (
@@ -213,7 +213,7 @@ SINGLE = {
     ),
     "matrix rate": (
         {"training.optimizer": "adamw", "training.matrix_learning_rate": 0.1},
-        r'matrix_learning_rate = 0.1: is muon\'s; remove it or training.optimizer = "adamw"',
+        r'matrix_learning_rate = 0.1: is for muon only; remove it or training.optimizer = "adamw"',
     ),
     "sgd": (
         {"training.optimizer": "sgd", "training.learning_rate": "auto"},
@@ -231,7 +231,7 @@ SINGLE = {
     "no source": ({"data.source": []}, r"data.source = \[\]: must not be empty"),
     "template": (
         {"data.text_template": "{text}", "data.text_column": "body"},
-        r'text_column = "body": cannot stand beside data.text_template',
+        r'text_column = "body": cannot be combined with data.text_template',
     ),
     "template none": ({"data.text_template": "text"}, r"must name columns as"),
     "template open": ({"data.text_template": "{text"}, r"must name columns as"),
@@ -251,7 +251,7 @@ SINGLE = {
     "tag": ({"hub.tags": ["[a](b)"]}, r"hub.tags.*"),
     "extra": (
         {"training.extra_args": {"adam_beta1": 0.9}},
-        r"adam_beta1: is said by a recipe key; use training.betas",
+        r"adam_beta1: has a recipe key; use training.betas",
     ),
     "extra typo": (
         {"training.extra_args": {"torch_empty_cache_step": 3}},
@@ -332,7 +332,7 @@ def test_a_byte_order_mark_is_accepted_and_utf16_is_not(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8-sig")
     assert load_recipe(path).training.max_steps == 3
     path.write_text(text, encoding="utf-16")
-    assert problems(path) == ["is UTF-16; save as UTF-8"]
+    assert problems(path) == ["is UTF-16; save it as UTF-8"]
 
 
 @pytest.mark.parametrize(

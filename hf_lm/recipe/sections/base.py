@@ -8,18 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """Frozen, strictly typed, and closed to unknown keys."""
+    """A section of a recipe: frozen, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-
-# A count of steps, or the share of all steps that it makes: transformers' own meaning of such keys.
+# A number of steps, or a fraction of all steps, as in transformers.
 Steps = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 
 def count_steps(steps: float, total: int) -> int:
-    """Optimizer steps, of `total`: a share comes to one at least, and 0 stays 0."""
+    """Convert a number of steps, or a fraction of `total` (at least one step), to steps."""
     return int(steps) if steps >= 1 or steps == 0 else max(1, round(steps * total))

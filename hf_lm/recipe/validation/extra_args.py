@@ -1,7 +1,7 @@
 """Check `training.extra_args` against the installed TrainingArguments.
 
-The fields are read from its source with `ast`: importing the class takes about seven seconds, which
-a wrong recipe should not have to wait for.
+The fields are read from its source with `ast`: importing the class takes about seven seconds, too
+long for reporting a mistake in a recipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_lm.recipe.validation.suggestions import nearest
 PATH = ("training", "extra_args")
 
 
-# TrainingArguments fields that a recipe key already says.
+# TrainingArguments fields that have a recipe key.
 COVERED_BY = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -60,7 +60,7 @@ COVERED_BY = {
 }
 
 
-# TrainingArguments fields that would break a promise, and the reason.
+# TrainingArguments fields that would break a promise, with the reason.
 REFUSED = {
     "hub_token": "it would be written into checkpoints; use `hf auth login` or HF_TOKEN",
     "enable_jit_checkpoint": "its checkpoint is not exact, and a stopped run would look finished",
@@ -111,39 +111,39 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 @cache
 def training_arguments() -> dict[str, set[str]]:
-    """Each TrainingArguments field, with the names in its annotation that JSON can hold."""
+    """Return the fields of TrainingArguments, each with the JSON types of its annotation."""
     spec = importlib.util.find_spec("transformers")
     assert spec, "transformers is a dependency"
     source = Path(str(spec.origin)).with_name("training_args.py").read_text(encoding="utf-8")
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     body = next(node.body for node in classes if node.name == "TrainingArguments")
     return {
-        node.target.id: annotated(node.annotation)
+        node.target.id: json_types(node.annotation)
         for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 
-def annotated(annotation: ast.expr) -> set[str]:
-    """The JSON types that an annotation such as `dict[str, Any] | str | None` allows."""
+def json_types(annotation: ast.expr) -> set[str]:
+    """Return the JSON types that an annotation such as `dict[str, Any] | str | None` allows."""
     if isinstance(annotation, ast.BinOp):
-        return annotated(annotation.left) | annotated(annotation.right)
+        return json_types(annotation.left) | json_types(annotation.right)
     name = ast.unparse(annotation).split("[")[0]
-    # An enum is written as its value, a string; Literal[False] stands beside str in one field.
+    # An enum is written as its value, a string; one field has Literal[False] besides str.
     return {name} if name in KINDS else {"str"}
 
 
 def argument_problems(extra_args: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the names and types of `training.extra_args`."""
+    """Return the problems with the names and types of `training.extra_args`."""
     if not extra_args:
         return []
     fields = training_arguments()
     problems = []
     for name, value in extra_args.items():
         if name in COVERED_BY:
-            rule: str | None = f"is said by a recipe key; use {COVERED_BY[name]}"
+            rule: str | None = f"has a recipe key; use {COVERED_BY[name]}"
         elif name in REFUSED or name.startswith("hub_"):
-            rule = f"is refused: {REFUSED.get(name, 'publishing is said in the hub section')}"
+            rule = f"is not allowed: {REFUSED.get(name, 'the hub section sets publishing')}"
         elif name not in fields:
             rule = f"unknown TrainingArguments field; {nearest(name, fields)}"
         else:
@@ -154,7 +154,7 @@ def argument_problems(extra_args: Mapping[str, Any]) -> list[Problem]:
 
 
 def type_rule(value: Any, kinds: set[str]) -> str | None:
-    """The rule a value breaks, if it has none of the types its field allows."""
+    """Return the rule that a value of another type breaks; None if its type is allowed."""
     allowed = tuple(kind for name in kinds for kind in KINDS[name])
     fits = isinstance(value, allowed) and (not isinstance(value, bool) or "bool" in kinds)
     return None if fits else f"is {type(value).__name__}, expected {' or '.join(sorted(kinds))}"

@@ -57,7 +57,7 @@ JSON_NAMES = {
 
 
 def sections() -> dict[str, type[Section]]:
-    """The six sections by name; the top of the recipe is under the empty name."""
+    """Return the sections by name; the top level has the empty name."""
     found = {name: field.annotation for name, field in Recipe.model_fields.items()}
     models = {
         name: kind
@@ -68,12 +68,12 @@ def sections() -> dict[str, type[Section]]:
 
 
 def key_names(model: type[Section]) -> list[str]:
-    """The keys of a section as they stand in JSON."""
+    """Return the keys of a section as they are in JSON."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def value_at(raw: Any, path: Iterable[str | int]) -> Any:
-    """The value under a path of keys and list positions, or NO_VALUE."""
+    """Return the value at a path of keys and list positions, or NO_VALUE."""
     for key in path:
         if isinstance(raw, dict):
             raw = raw.get(key, NO_VALUE)
@@ -85,7 +85,7 @@ def value_at(raw: Any, path: Iterable[str | int]) -> Any:
 
 
 def key_path(error: ErrorDetails, raw: Any) -> tuple[str | int, ...]:
-    """The part of an error's location that is in the tree: unions add names of their own."""
+    """Return the part of an error's location that is in the recipe; unions add other names."""
     path: tuple[str | int, ...] = ()
     for key in error["loc"]:
         if value_at(raw, (*path, key)) is not NO_VALUE:
@@ -134,7 +134,7 @@ def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], raw: A
 
 
 def describe(detail: ErrorDetails) -> str:
-    """The rule an error broke, in words."""
+    """Describe the rule that an error broke."""
     text = RULES.get(detail["type"])
     context = detail.get("ctx", {})
     shown = {k: f"{v:.10g}" if isinstance(v, float) else v for k, v in context.items()}
@@ -146,7 +146,7 @@ def describe(detail: ErrorDetails) -> str:
 
 
 def unknown_key(keys: tuple[str, ...]) -> str:
-    """What to do about a key that is not known where it stands."""
+    """Describe an unknown key: the closest known key, or the section where it belongs."""
     section, key = keys[0] if len(keys) > 1 else "", keys[-1]
     if any(word in key.lower() for word in ("token", "password", "secret", "api_key")) and (
         "per_step" not in key and "max_" not in key
@@ -165,7 +165,7 @@ def unknown_key(keys: tuple[str, ...]) -> str:
 
 
 def nested_model(path: tuple[str, ...]) -> type[Section] | None:
-    """The model of a section, or of an object inside one."""
+    """Return the pydantic model of a section, or of an object inside one."""
     model: type[Section] | None = Recipe
     for key in path:
         field = model.model_fields.get(key) if model else None
@@ -177,13 +177,13 @@ def nested_model(path: tuple[str, ...]) -> type[Section] | None:
 
 
 def without(raw: Any, problems: Iterable[Problem]) -> Any:
-    """A copy of the tree in which every key with a problem is back at its default."""
+    """Copy a raw recipe without the keys that have a problem, so that they have their default."""
     raw = copy.deepcopy(raw)
     for problem in problems:
         *parents, key = problem.path or ("",)
         parent = value_at(raw, parents)
         while isinstance(parent, list) and parents:
-            *parents, key = parents  # one wrong item spoils the list
+            *parents, key = parents  # one invalid item makes the whole list invalid
             parent = value_at(raw, parents)
         if isinstance(parent, dict):
             parent.pop(key, None)
@@ -191,5 +191,5 @@ def without(raw: Any, problems: Iterable[Problem]) -> Any:
 
 
 def validate(raw: Any) -> Recipe:
-    """The recipe of a plain tree; JSON text, because strict mode then takes lists for tuples."""
+    """Validate a raw recipe, as JSON text: only then does strict mode accept lists as tuples."""
     return Recipe.model_validate_json(json.dumps(raw))

@@ -1,4 +1,4 @@
-"""Suggest the key that was meant: aliases of other tools, and near misses."""
+"""Suggest the key that was meant: from the names that other tools use, and by similarity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# What run_clm, TrainingArguments, nanoGPT, litgpt, axolotl and llm-foundry call our keys.
+# The names of our keys in run_clm, TrainingArguments, nanoGPT, litgpt, axolotl and llm-foundry.
 ALIASES = {
     "lr": "learning_rate",
     "max_lr": "learning_rate",
@@ -110,12 +110,12 @@ ALIASES = {
 
 
 def snake_case(key: str) -> str:
-    """`learningRate` and `Learning-Rate` as `learning_rate`."""
+    """Convert `learningRate` and `Learning-Rate` to `learning_rate`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()
 
 
 def closest_key(key: str, known: Iterable[str]) -> str | None:
-    """The known key that an unknown one most likely stands for."""
+    """Return the known key that an unknown key most likely means; None if none is similar."""
     known = list(known)
     word = snake_case(key)
     if word in known:
@@ -127,9 +127,9 @@ def closest_key(key: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """What to say about an unknown key: the nearest known one, or all of them."""
+    """Return a hint for an unknown key: the closest known key, or all known keys."""
     known = sorted(known)
     guess = closest_key(key, known)
     if guess:
         return f'did you mean "{guess}"?'
-    return f"known keys: {', '.join(known)}" if len(known) <= 40 else "no known key is near it"
+    return f"known keys: {', '.join(known)}" if len(known) <= 40 else "no known key is similar"

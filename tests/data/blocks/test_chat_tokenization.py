@@ -572,7 +572,7 @@ def test_a_vocabulary_larger_than_the_models_is_rejected_unless_add_tokens_names
     named = ["--set", f"tokenizer.add_tokens={json.dumps(TURNS)}"]
     assert main([str(path), "--check", *named]) == 0
     path.write_text(json.dumps(merged(TINY, {**COMPLETION, "model": {"lora": {}}})))
-    for key, rule in (("add_tokens", "would never be learnt"), ("chat_template", "cannot be read")):
+    for key, rule in (("add_tokens", "would never be trained"), ("chat_template", "cannot be read")):
         value = json.dumps(TURNS) if key == "add_tokens" else "none.jinja"
         assert main([str(path), "--from", str(base), "--set", f"tokenizer.{key}={value}"]) == 2
         assert rule in capsys.readouterr().err
