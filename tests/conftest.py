@@ -1,4 +1,7 @@
-"""Offline, in a temporary home, before anything of Hugging Face is imported."""
+"""Fixtures, and an environment that is offline and has a temporary HF_HOME.
+
+The environment is set before any Hugging Face library is imported.
+"""
 
 import os
 import tempfile
@@ -12,7 +15,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     COLUMNS="200",
 )
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all threads each wait for each other
+# Worker processes that each use all threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("HF_DATASETS_CACHE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "RANK"):
     os.environ.pop(name, None)
@@ -31,7 +35,8 @@ import pytest
 
 from recipes import TINY, merged, write_corpus
 
-for number in (signal.SIGHUP, signal.SIGINT):  # nohup, or a shell's &, has them ignored
+# A process started by nohup, or by & in a shell, ignores these signals.
+for number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
@@ -44,7 +49,7 @@ def _remove_home() -> Iterator[None]:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes the tiny recipe with changes beside a corpus; returns its path."""
+    """Return a function that writes the tiny recipe with changes, and its corpus."""
 
     def write(**changes: Any) -> Path:
         write_corpus(tmp_path / "corpus")
@@ -58,9 +63,9 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_recipe() -> Callable[..., CompletedProcess[str]]:
-    """A function that runs a recipe in a process of its own, which has to end with `code`.
+    """Return a function that runs a recipe in a subprocess, which has to exit with `code`.
 
-    A variable given as None is taken out of the environment.
+    Keyword arguments change environment variables; None removes one.
     """
 
     def run(
@@ -87,7 +92,7 @@ def run_recipe() -> Callable[..., CompletedProcess[str]]:
 
 @pytest.fixture
 def undo_end() -> Callable[[Path, int], None]:
-    """A function that makes a run which ended at `step` look stopped on the way there."""
+    """Return a function that makes a run that ended at `step` look as if it was stopped before."""
 
     def undo(folder: Path, step: int) -> None:
         shutil.rmtree(folder / f"checkpoint-{step}")
@@ -101,9 +106,10 @@ def undo_end() -> Callable[[Path, int], None]:
 def resumes_exactly(
     write_recipe: Callable[..., Path], undo_end: Callable[[Path, int], None], tmp_path: Path
 ) -> Callable[..., Path]:
-    """A function that runs a recipe once whole, and once stopped before `step` and continued.
+    """Return a function that compares an uninterrupted run with one that was stopped and resumed.
 
-    Both have to end in the same bits; it returns the folder of the whole run.
+    Both runs have to end with the same weights, bit for bit. The function returns the folder of the
+    uninterrupted one.
     """
 
     def check(run: Callable[[Path], Any], step: int, **changes: Any) -> Path:
@@ -125,7 +131,7 @@ def resumes_exactly(
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the tiny recipe."""
+    """Train the tiny recipe, and return the folder of the run."""
     from hf_lm.recipe import load_recipe
     from hf_lm.run import train
 

@@ -1,5 +1,5 @@
-/* LD_PRELOAD: counts the calls that change what is below a folder, and at one of them ends the
-   process or fails; for what is written by native code. Armed by faults_arm, in a fork. */
+/* Preloaded with LD_PRELOAD: counts the calls of native code that change files in a folder, and
+   ends the process or fails at one of them. A fork starts it with faults_arm. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -17,8 +17,8 @@ static atomic_int calls;
 static int number, error, lasting, hits;
 static char folder[PATH_MAX];
 
-/* At call n on the folder: error e, or the end of the process if e is 0; from then on if it lasts.
-   The call is told to the descriptor. */
+/* Fail call n on the folder with error e, or end the process if e is 0; with `lasts`, fail all later
+   calls, too. The call is written to the descriptor `told`. */
 void faults_arm(int n, int e, int lasts, const char *path, int told) {
     hits = told;
     error = e;
@@ -33,25 +33,25 @@ static int below(const char *path) {
     return !strncmp(path, folder, length) && (path[length] == '/' || !path[length]);
 }
 
-/* Whether this call, on a descriptor or a path from one, is to fail. */
+/* Return whether this call, on a descriptor or a path relative to one, has to fail. */
 static int fails(const char *call, int at, const char *path) {
-    char link[48], found[PATH_MAX] = "";
+    char link[48], target[PATH_MAX] = "";
     if (!*folder) return 0;
-    if (path && *path == '/') snprintf(found, sizeof found, "%s", path);
+    if (path && *path == '/') snprintf(target, sizeof target, "%s", path);
     else {
-        int kept = errno;
+        int saved_errno = errno;
         if (at == AT_FDCWD) snprintf(link, sizeof link, "/proc/self/cwd");
         else snprintf(link, sizeof link, "/proc/self/fd/%d", at);
-        ssize_t size = readlink(link, found, sizeof found - 1);
-        errno = kept;
+        ssize_t size = readlink(link, target, sizeof target - 1);
+        errno = saved_errno;
         if (size < 0) return 0;
-        found[size] = 0;
-        if (path) snprintf(found + size, sizeof found - size, "/%s", path);
+        target[size] = 0;
+        if (path) snprintf(target + size, sizeof target - size, "/%s", path);
     }
-    if (!below(found)) return 0;
+    if (!below(target)) return 0;
     int now = ++calls;
     if (now != number && !(lasting && number && now > number)) return 0;
-    if (now == number) dprintf(hits, "%s %s", call, found);
+    if (now == number) dprintf(hits, "%s %s", call, target);
     if (!error) _exit(137);
     errno = error;
     return 1;

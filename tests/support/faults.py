@@ -1,10 +1,12 @@
-"""Runs in forks of a process that has imported everything, with a fault at one call that writes.
+"""Run recipes as forks of a process with all imports done, with a fault at one call that writes.
 
-    python faults.py ARGUMENTS   the arguments of a first run, which tells what there is to import;
-                                 then a case in JSON on a line in, its end on a line out
+    python faults.py ARGUMENTS
 
-A fault is "crash", "power" (all that no fsync has secured is undone), "contents" (names are kept,
-and what no fsync has secured of files is lost), or the name of an error of the system.
+A first run with these arguments finds which modules to import. After it, the process reads one case
+per line of stdin, in JSON, and writes one result per line of stdout.
+
+A fault is "crash", "power" (everything that was not fsynced is undone), "contents" (names are kept,
+but file contents that were not fsynced are lost), or the name of an errno.
 """
 
 import atexit
@@ -28,29 +30,29 @@ from typing import Any, NamedTuple
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CRASH, UNTRACED = 137, 99
-SECONDS = 60  # that a run may take
+SECONDS = 60  # limit of a run
 PR_SET_PTRACER = 0x59616D61  # prctl(2)
 Inode = tuple[int, int]
 
 
 def inode_of(path: str | int) -> Inode | None:
-    """What is at a path or descriptor, under whatever name; None if nothing is."""
+    """Return the device and inode of a path or descriptor, or None if it does not exist."""
     try:
-        found = os.fstat(path) if isinstance(path, int) else os.lstat(path)
+        status = os.fstat(path) if isinstance(path, int) else os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 class Change(NamedTuple):
-    """A change of names that no fsync of their folder has secured.
+    """A change of a name in a folder that was not fsynced since.
 
     Attributes:
-        folder: where the name is.
-        name: what was made, moved there or removed.
-        source: where it was moved from, if it was.
-        before: what the name stood for, if for anything.
-        saved: where that is kept, if it is a file.
+        folder: the folder of the name.
+        name: the name that was created, moved to or removed.
+        source: the folder and name that it was moved from, if it was moved.
+        before: the inode that the name stood for, if any.
+        saved: a hard link to that inode, if it is a file.
     """
 
     folder: Inode
@@ -61,38 +63,38 @@ class Change(NamedTuple):
 
 
 class Disk:
-    """What of a folder would be lost if power went now: contents of files, and changes of names.
+    """A record of the contents and names in a folder that a loss of power would undo.
 
     Args:
-        folder: of the run, whose own name is taken for secure.
-        aside: for files that are replaced or deleted, should they come back.
+        folder: the folder of a run; its own name counts as fsynced.
+        aside: a folder for hard links to files that are replaced or deleted.
     """
 
     def __init__(self, folder: str, aside: str) -> None:
         self.folder, self.aside = folder, aside
-        self.secured: dict[Inode, int] = {}  # lengths, of files that may be longer by now
+        self.secured: dict[Inode, int] = {}  # fsynced lengths of files
         self.changes: list[Change] = []
-        self.made: list[str] = []  # files whose inodes are still to be seen
-        self.returned: dict[Inode, str] = {}  # folders that came back, as others
+        self.made: list[str] = []  # files that are about to be created, and have no inode yet
+        self.returned: dict[Inode, str] = {}  # folders that were restored under a new inode
 
     def see(self) -> None:
-        """Look at the files that were about to be made."""
+        """Look up the inodes of files that have been created since."""
         for path in [*self.made]:
-            if found := inode_of(path):
-                self.secured.setdefault(found, 0)
+            if inode := inode_of(path):
+                self.secured.setdefault(inode, 0)
                 self.made.remove(path)
 
     def open(self, path: str, flags: int) -> None:
-        """A file is about to be opened for writing."""
-        if found := inode_of(path):
-            self.secured.setdefault(found, Path(path).stat().st_size if flags & os.O_APPEND else 0)
+        """Record that a file is about to be opened for writing."""
+        if inode := inode_of(path):
+            self.secured.setdefault(inode, Path(path).stat().st_size if flags & os.O_APPEND else 0)
         else:
             self.change(path)
             self.made.append(path)
 
     def change(self, path: str, *, source: str | None = None) -> None:
-        """A name is about to be made, removed, or given to what has another now."""
-        folder, came, saved = inode_of(str(Path(path).parent)), None, None
+        """Record that a name is about to be created, removed or moved to."""
+        folder, moved_from, saved = inode_of(str(Path(path).parent)), None, None
         if folder is None or path == self.folder:
             return
         before = inode_of(path)
@@ -100,18 +102,18 @@ class Disk:
             saved = f"{self.aside}/{len(self.changes)}-{before[1]}"
             os.link(path, saved, follow_symlinks=False)
         if source:
-            came = (inode_of(str(Path(source).parent)) or folder, Path(source).name)
-        self.changes.append(Change(folder, Path(path).name, came, before, saved))
+            moved_from = (inode_of(str(Path(source).parent)) or folder, Path(source).name)
+        self.changes.append(Change(folder, Path(path).name, moved_from, before, saved))
 
     def sync(self, handle: int) -> None:
-        """A file or folder was secured."""
-        found = inode_of(handle)
-        if found:
-            self.secured.pop(found, None)
-            self.changes = [change for change in self.changes if change.folder != found]
+        """Record that a file or folder was fsynced."""
+        inode = inode_of(handle)
+        if inode:
+            self.secured.pop(inode, None)
+            self.changes = [change for change in self.changes if change.folder != inode]
 
     def lose(self, *, names: bool) -> None:
-        """Leave what had to be there."""
+        """Undo everything that was not fsynced; changes of names only if `names` is true."""
         for path in [*Path(self.folder).rglob("*")]:
             length = self.secured.get(inode_of(str(path)) or (0, 0))
             if length is not None and path.is_file():
@@ -120,7 +122,7 @@ class Disk:
             self.undo(change)
 
     def undo(self, change: Change) -> None:
-        """Give a name back to what it stood for."""
+        """Undo the change of a name."""
         folder = self.where(change.folder)
         if folder is None:
             return
@@ -139,7 +141,7 @@ class Disk:
             self.returned[change.before] = str(path)
 
     def where(self, inode: Inode) -> str | None:
-        """The name that a folder has now."""
+        """Return the current path of a folder."""
         for path, _, _ in os.walk(self.folder):
             if inode_of(path) == inode:
                 return path
@@ -147,12 +149,12 @@ class Disk:
 
 
 class Faults:
-    """Counts the calls of this process that change a folder, and does something at one of them.
+    """Counts the calls of this process that change a folder, and makes a fault at one of them.
 
     Args:
-        case: the folder; the fault, the number of the call, of which calls it passes by, and
-            whether it lasts.
-        tell: takes the call that was hit.
+        case: "folder", "fault", "number" of the call, names of calls that do not count ("passes"),
+            and whether all later calls fail, too ("lasts").
+        tell: called with the call that has the fault.
     """
 
     def __init__(self, case: dict[str, Any], tell: Callable[[str], None]) -> None:
@@ -160,10 +162,10 @@ class Faults:
         self.fault, self.number, self.lasts = case["fault"], case["number"], case["lasts"]
         self.passes = case["passes"]
         self.disk = Disk(case["folder"], case["aside"])
-        self.lock, self.own = threading.RLock(), threading.local()
+        self.lock, self.state = threading.RLock(), threading.local()
 
     def watch(self) -> None:
-        """From now on."""
+        """Start counting."""
         import safetensors.torch
 
         sys.addaudithook(self.hear)
@@ -172,8 +174,8 @@ class Faults:
         module.serialize_file = self.wrapped(module.serialize_file, lambda tensors, path: path)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Of a call that is about to be made; an error from here is the call's."""
-        if getattr(self.own, "busy", False) or event not in HEARD:
+        """Handle an audit event, before its call; an error raised here is raised by the call."""
+        if getattr(self.state, "busy", False) or event not in HEARD:
             return
         paths, flags = HEARD[event](*arguments)
         if flags & WRITES and self.holds(paths[-1]):
@@ -182,21 +184,21 @@ class Faults:
                 self.note(event, paths, flags)
 
     def holds(self, path: str) -> bool:
-        """Whether something is in the folder, or is the folder."""
+        """Return whether a path is the folder or is in it."""
         return path == self.folder or path.startswith(f"{self.folder}/")
 
     def note(self, event: str, paths: list[str], flags: int) -> None:
-        """Keep what would be lost."""
-        self.own.busy = True
+        """Record what the call changes."""
+        self.state.busy = True
         self.disk.see()
         if event == "open":
             self.disk.open(paths[0], flags)
         elif event != "os.mkdir" or not inode_of(paths[0]):
             self.disk.change(paths[-1], source=paths[0] if len(paths) > 1 else None)
-        self.own.busy = False
+        self.state.busy = False
 
     def wrapped(self, call: Callable[..., Any], path_of: Callable[..., Any]) -> Callable[..., Any]:
-        """A call that tells nobody of itself: fsync, and how safetensors writes a file."""
+        """Count a call that has no audit event: fsync, or the write of a safetensors file."""
 
         def counting(*arguments: Any, **options: Any) -> Any:
             path = os.path.realpath(path_of(*arguments))
@@ -204,37 +206,37 @@ class Faults:
                 return call(*arguments, **options)
             with self.lock:
                 self.count(call.__name__, path)
-                self.own.busy = True
+                self.state.busy = True
                 self.disk.see()
                 if call.__name__ != "fsync":
                     self.disk.open(path, WRITES)
-                done = call(*arguments, **options)
+                result = call(*arguments, **options)
                 if call.__name__ == "fsync":
                     self.disk.sync(arguments[0])
-                self.own.busy = False
-            return done
+                self.state.busy = False
+            return result
 
         return counting
 
     def count(self, call: str, path: str) -> None:
-        """One more call, and the fault if it is the one."""
+        """Count a call, and make the fault if it is the right one."""
         if call in self.passes:
             return
         self.calls += 1
         if self.calls == self.number:
-            self.tell(f"{call} {path} {place()}")
+            self.tell(f"{call} {path} {call_site()}")
         if self.calls == self.number or (self.lasts and self.calls > self.number > 0):
-            self.own.busy = True
+            self.state.busy = True
             self.happen(call, path)
 
     def happen(self, call: str, path: str) -> None:
-        """The fault."""
+        """Make the fault: end the process or raise an error."""
         if self.fault in ("power", "contents"):
             self.disk.see()
             self.disk.lose(names=self.fault == "power")
         if not hasattr(errno, self.fault):
             os._exit(CRASH)
-        self.own.busy = False
+        self.state.busy = False
         error = OSError(getattr(errno, self.fault), os.strerror(getattr(errno, self.fault)), path)
         if call == "serialize_file":
             from safetensors import SafetensorError
@@ -247,14 +249,14 @@ class Faults:
 
 
 def at(path: Any, folder: int = -1) -> str:
-    """The absolute path of something in an open folder, or here."""
+    """Return the absolute path of a name in an open folder or in the working directory."""
     if isinstance(path, int):
-        return ""  # was opened before
+        return ""  # a descriptor, whose path was counted when it was opened
     base = f"/proc/self/fd/{folder}" if folder >= 0 else "."
     return str(Path(base).resolve() / os.fsdecode(path))
 
 
-# Events of Python's audit hooks, to paths and flags of opening.
+# Audit events of Python: how to get the paths and the open flags from their arguments.
 HEARD: dict[str, Callable[..., tuple[list[str], int]]] = {
     "open": lambda path, mode, flags: ([at(path)], flags),
     "os.rename": lambda a, b, at_a, at_b: ([at(a, at_a), at(b, at_b)], WRITES),
@@ -264,14 +266,14 @@ HEARD: dict[str, Callable[..., tuple[list[str], int]]] = {
 }
 
 
-def place() -> str:
-    """The lines of hf_lm that a call came from."""
-    found = [frame for frame in traceback.extract_stack() if "/hf_lm/" in frame.filename]
-    return " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(found[-4:]))
+def call_site() -> str:
+    """Return the lines of hf_lm that a call came from."""
+    frames = [frame for frame in traceback.extract_stack() if "/hf_lm/" in frame.filename]
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames[-4:]))
 
 
 def watch(case: dict[str, Any], hits: int) -> None:
-    """Have a fault at a call that Python makes."""
+    """Make a fault at a call that Python makes."""
 
     def tell(hit: str) -> None:
         os.write(hits, hit.encode())
@@ -280,14 +282,15 @@ def watch(case: dict[str, Any], hits: int) -> None:
 
 
 def preload(case: dict[str, Any], hits: int) -> None:
-    """Have a fault at a call into the C library; faults.c is preloaded."""
+    """Make a fault at a call into the C library; faults.c is preloaded."""
     number, folder = getattr(errno, case["fault"], 0), case["folder"].encode()
     ctypes.CDLL(None).faults_arm(case["number"], number, case["lasts"], folder, hits)
 
 
 def trace(case: dict[str, Any], hits: int) -> None:
-    """Have a fault at a system call; strace says in a file of its own which it was."""
-    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))  # any: here a child its parent
+    """Make a fault at a system call with strace, which writes the call to a file."""
+    # Allow any process to trace this one; strace is its child.
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))
     command = ["strace", "-f", "-p", str(os.getpid()), *case["strace"]]
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
@@ -300,7 +303,7 @@ ARM = {"none": lambda case, hits: None, "python": watch, "native": preload, "str
 
 
 def run(case: dict[str, Any], hits: int) -> int:
-    """A whole run in this process, as the command is."""
+    """Run a recipe in this process, as the command does."""
     import torch
 
     from hf_lm.run import main
@@ -314,21 +317,21 @@ def run(case: dict[str, Any], hits: int) -> int:
 
 
 def forked(work: Callable[[int], int]) -> tuple[int, str]:
-    """Do something in a fork; its exit code, and what it told."""
+    """Call a function in a fork; return its exit code, and what it wrote to the pipe."""
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
-        os._exit(ended(work, writes))
+        os._exit(run_and_shut_down(work, writes))
     os.close(writes)
     with os.fdopen(reads) as file:
-        safe_error_message = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), safe_error_message
+        written = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), written
 
 
-def ended(work: Callable[[int], int], safe_error_message: int) -> int:
-    """Do something, and what an interpreter does at its end but to take all modules apart."""
+def run_and_shut_down(work: Callable[[int], int], pipe: int) -> int:
+    """Call a function, then shut down as an interpreter does, without destroying modules."""
     try:
-        code = work(safe_error_message)
+        code = work(pipe)
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -339,36 +342,36 @@ def ended(work: Callable[[int], int], safe_error_message: int) -> int:
     return code
 
 
-def learn(arguments: list[str], safe_error_message: int) -> int:
-    """A run without a fault; tells what it has imported."""
+def list_imports(arguments: list[str], pipe: int) -> int:
+    """Run without a fault, and write the names of all imported modules to a pipe."""
     case = {"arguments": arguments, "level": "none", "prints": [os.devnull, os.devnull]}
-    code = run(case, safe_error_message)
+    code = run(case, pipe)
     names = [name for name in sys.modules if not name.startswith("__")]
-    with os.fdopen(safe_error_message, "w") as file:
+    with os.fdopen(pipe, "w") as file:
         json.dump(names, file)
     return code
 
 
-def spare_time() -> None:
-    """Have done what each run would do for half a second, and what has to do with no file."""
+def warm_up() -> None:
+    """Do once what takes each run half a second and touches no file of it."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from hf_lm.planning import hardware as machine
+    from hf_lm.planning import hardware
 
-    machine.measured_flops = lambda kind, dtype: 1e9
+    hardware.measured_flops = lambda kind, dtype: 1e9
     get_checkpoint_conversion_mapping("gpt2")
     gc.collect()
     gc.freeze()
 
 
 def serve(arguments: list[str]) -> None:
-    """A case on a line in, its end on a line out, until there are no more."""
-    importlib.import_module("hf_lm.workflows.train")  # most of it
-    code, names = forked(lambda safe_error_message: learn(arguments, safe_error_message))
+    """Run the case on each line of stdin, and write its result as a line of stdout."""
+    importlib.import_module("hf_lm.workflows.train")  # imports most modules
+    code, names = forked(lambda pipe: list_imports(arguments, pipe))
     for name in json.loads(names):
         with suppress(Exception):
             importlib.import_module(name)
-    spare_time()
+    warm_up()
     sys.stdout.write(f"{code}\n")
     sys.stdout.flush()
     while line := sys.stdin.readline():

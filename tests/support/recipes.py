@@ -1,4 +1,4 @@
-"""The recipe that most tests train, and its text."""
+"""The recipe that most tests train, and its corpus."""
 
 import copy
 from pathlib import Path
@@ -28,20 +28,20 @@ TINY: dict[str, Any] = {
 }
 
 
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set."""
-    tree = copy.deepcopy(tree)
+def merged(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a raw recipe with dotted keys set."""
+    raw = copy.deepcopy(raw)
     for dotted, value in changes.items():
         *parents, key = dotted.split(".")
-        section = tree
+        section = raw
         for parent in parents:
             section = section.setdefault(parent, {})
         section[key] = copy.deepcopy(value)
-    return tree
+    return raw
 
 
 def write_corpus(folder: Path) -> None:
-    """The test corpus as one document a paragraph."""
+    """Write the test corpus as one file per paragraph."""
     if folder.exists():
         return
     folder.mkdir(parents=True)

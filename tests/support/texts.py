@@ -1,4 +1,4 @@
-"""Data files, what is read from them, and tokenizers for it."""
+"""Write data files, read and scan them, and train tokenizers on them."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ TEXT = "A sentence of the test, which is long enough to fill a block. "
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """A file with some content."""
+    """Write a file and return its path."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
-    """A file with one document a line."""
+    """Write a JSONL file with one document per line."""
     return write(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def data_recipe(source: Any, **keys: Any) -> DataRecipe:
-    """A data section for files."""
+    """Make the data section of a recipe for some files."""
     names = [
         str(s) if isinstance(s, Path) else s
         for s in (source if isinstance(source, list) else [source])
     ]
-    tree = {"source": names, "block_size": 8, **keys}
-    return DataRecipe.model_validate_json(json.dumps(tree))
+    raw = {"source": names, "block_size": 8, **keys}
+    return DataRecipe.model_validate_json(json.dumps(raw))
 
 
 def scanned(data: DataRecipe, **options: Any) -> Scan:
-    """What a scan of a recipe's text finds."""
+    """Scan the text of a recipe."""
     return scan_documents(data, find_corpus(data), **options)
 
 
-def refused(data: DataRecipe) -> str:
-    """All the lines with which a recipe's text is refused."""
+def scan_error(data: DataRecipe) -> str:
+    """Scan text that has problems, and return the lines of the error."""
     with pytest.raises(DataError) as caught:
         scanned(data)
     return "\n".join(caught.value.problems)
 
 
 def read(data: DataRecipe, split: Holdout | None = None, part: str = "train") -> list[str]:
-    """The documents of one part; without a split, nothing is held out."""
+    """Return the documents of one split; without a `Holdout`, all are in the training split."""
     documents = Documents(data, find_corpus(data), {}, split or Holdout(0))
     return [row["text"] for row in documents[part]]
 
 
 def tokenizer_of(kind: str, texts: list[str]) -> Any:
-    """A tokenizer trained on the texts."""
+    """Train a tokenizer on texts."""
     recipe = TokenizerRecipe.model_validate_json(json.dumps({"train": {"kind": kind}}))
     rows = [{"text": text} for text in texts]
     return build_tokenizer(recipe, {"train": rows, "validation": rows})

@@ -1,4 +1,4 @@
-"""Small models, blocks and trainers; runs that stop and go on."""
+"""Make small models, blocks and trainers, and stop and resume their runs."""
 
 import json
 import math
@@ -36,15 +36,15 @@ TRAINING = TrainingRecipe(
 
 
 def make_blocks(count: int = 8 * STEPS) -> Dataset:
-    """Random blocks of T+1 ids."""
+    """Make random blocks of T+1 ids."""
     ids = np.random.default_rng(0).integers(0, V, (count, T + 1)).astype(np.uint16)
     return Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy")
 
 
 def make_model(family: Any = "gpt2") -> torch.nn.Module:
-    """A small network."""
-    network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
-    return build_model(network, Vocabulary(V, 0, 0), block_size=T, seed=1)
+    """Make a small model."""
+    shape = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
+    return build_model(shape, Vocabulary(V, 0, 0), block_size=T, seed=1)
 
 
 def make_trainer(
@@ -59,7 +59,7 @@ def make_trainer(
     collator: Any = collate,
     **hooks: Any,
 ) -> LMTrainer:
-    """A trainer on the CPU in fp32 whose rows are collected."""
+    """Make a trainer on the CPU in fp32 that appends its log rows to `rows`."""
     blocks = blocks if blocks is not None else make_blocks()
     args = training_arguments(
         recipe,
@@ -103,19 +103,19 @@ RESUME_STEPS = 9
 
 
 class Stop(TrainerCallback):
-    """Ends a run behind a step, as a kill would."""
+    """Ends a run after a step, as a kill would."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Runs before the next step."""
+        """Raise before the step after the given one."""
         if state.global_step == self.step:
             raise KeyboardInterrupt
 
 
 def trainer_of(folder: Path, axis: dict[str, Any], rows: list[Any] | None = None) -> Any:
-    """A trainer of a few steps."""
+    """Make a trainer of a few steps, with changed training keys."""
     axis = {"max_steps": RESUME_STEPS, "save_steps": 3, "save_total_limit": None, **axis}
     micro, accumulation = axis.pop("micro", 8), axis.pop("accumulation", 1)
     blocks, dropout = axis.pop("blocks", 8 * RESUME_STEPS), axis.pop("dropout", 0.0)
@@ -136,14 +136,14 @@ def trainer_of(folder: Path, axis: dict[str, Any], rows: list[Any] | None = None
 
 
 def continued(folder: Path, axis: dict[str, Any]) -> Any:
-    """A trainer that has gone on from the newest checkpoint to the end."""
+    """Resume from the newest checkpoint to the end, and return the trainer."""
     trainer = trainer_of(folder, axis)
     trainer.train_from(CheckpointStore(folder).latest_valid())
     return trainer
 
 
 def stopped(folder: Path, axis: dict[str, Any], step: int) -> None:
-    """A run that ends behind a step."""
+    """Train and stop after a step."""
     trainer = trainer_of(folder, axis)
     trainer.add_callback(Stop(step))
     with pytest.raises(KeyboardInterrupt):
@@ -151,18 +151,18 @@ def stopped(folder: Path, axis: dict[str, Any], step: int) -> None:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """Every tensor and number of a run's last checkpoint."""
+    """Return every tensor and number of a run's last checkpoint."""
     last = folder / f"checkpoint-{RESUME_STEPS}"
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for path in sorted(last.glob("*.safetensors")):
-        found |= {f"{path.name}:{name}": value for name, value in load_file(path).items()}
+        tensors |= {f"{path.name}:{name}": value for name, value in load_file(path).items()}
     numbers = json.loads((last / "state.json").read_text())
-    del numbers["seconds"]  # what it took, which is never the same
-    return {**found, "numbers": numbers}
+    del numbers["seconds"]  # differs from run to run
+    return {**tensors, "numbers": numbers}
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two states are the same bits."""
+    """Return whether two states are equal bit for bit."""
     return one.keys() == other.keys() and all(
         torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
         for name, value in one.items()

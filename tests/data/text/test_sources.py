@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from texts import TEXT, data_recipe, read, refused, scanned, write
+from texts import TEXT, data_recipe, read, scan_error, scanned, write
 
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.recipe import DataRecipe
@@ -54,13 +54,13 @@ BAD_FILES: dict[str, tuple[str, str | bytes, str]] = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_named_with_its_line(name: str, tmp_path: Path) -> None:
     file, content, expected = BAD_FILES[name]
-    assert re.search(expected, refused(data_recipe(write(tmp_path / file, content))))
+    assert re.search(expected, scan_error(data_recipe(write(tmp_path / file, content))))
 
 
 @pytest.mark.promise("41")
 def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    text = refused(data_recipe([tmp_path / "no.txt", tmp_path / "*.md", tmp_path / "empty"]))
+    text = scan_error(data_recipe([tmp_path / "no.txt", tmp_path / "*.md", tmp_path / "empty"]))
     assert f"{tmp_path}/no.txt: no such file or folder (current folder: {Path.cwd()})" in text
     assert f"{tmp_path}/*.md: no file matches (current folder" in text
     assert f"{tmp_path}/empty: no data file in this folder" in text
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> N
 @pytest.mark.promise("12")
 def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    assert "is no regular file" in refused(data_recipe(tmp_path / "pipe.txt"))
+    assert "is no regular file" in scan_error(data_recipe(tmp_path / "pipe.txt"))
 
 
 @pytest.mark.promise("44")
@@ -97,10 +97,12 @@ def test_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> None
     write(tmp_path / "a.txt", f"{line}\nend")
     assert read(data_recipe(tmp_path / "a.txt", sample_by="line")) == [line, "end"]
     monkeypatch.setattr("hf_lm.data.text.formats.MAX_DOCUMENT", 1000)
-    assert "a.txt:1: line of over 1,000 bytes" in refused(
+    assert "a.txt:1: line of over 1,000 bytes" in scan_error(
         data_recipe(tmp_path / "a.txt", sample_by="line")
     )
-    assert 'set data.sample_by to "paragraph" or "line"' in refused(data_recipe(tmp_path / "a.txt"))
+    assert 'set data.sample_by to "paragraph" or "line"' in scan_error(
+        data_recipe(tmp_path / "a.txt")
+    )
 
 
 @pytest.mark.promise("55")
@@ -137,11 +139,11 @@ def test_a_template_joins_columns_of_every_format(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
         data = data_recipe(tmp_path / name, text_template="{title}: {text}, {n}; {n}{{}}")
         assert read(data) == ["T{1}: one, 7; 7{}", ": {n}, 8; 8{}"], name
-        assert 'has no "body"; data.text_template may use "title", "n"' in refused(
+        assert 'has no "body"; data.text_template may use "title", "n"' in scan_error(
             data_recipe(tmp_path / name, text_template="{body}")
         )
     null = write(tmp_path / "null.jsonl", '{"title": "T", "n": null}')
-    assert 'null.jsonl:1: "title", "n" is NoneType, expected a string' in refused(
+    assert 'null.jsonl:1: "title", "n" is NoneType, expected a string' in scan_error(
         data_recipe(null, text_template="{title} {n}")
     )
 
