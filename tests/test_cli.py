@@ -1,4 +1,4 @@
-"""The sub-commands measure and write with a model that is already there."""
+"""The sub-commands evaluate and generate with a finished model, and run and check recipes."""
 
 import json
 from collections.abc import Callable
@@ -10,20 +10,20 @@ import pytest
 from hf_lm.cli import main
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_measuring_a_run_gives_the_figures_it_reported(
-    kept: bool, tiny_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_evaluating_a_run_gives_its_reported_metrics(
+    is_cached: bool, tiny_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    if not kept:  # the text has to be prepared again
+    if not is_cached:  # then the text is prepared again
         monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     assert main(["evaluate", str(tiny_run / "model"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    measured = json.loads(capsys.readouterr().out)
     reported = json.loads((tiny_run / "metrics.json").read_text())
-    for name, value in found.items():
+    for name, value in measured.items():
         assert reported[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_measuring_on_other_text_takes_all_of_it(
+def test_evaluating_on_another_source_uses_all_of_its_text(
     tiny_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -33,14 +33,14 @@ def test_measuring_on_other_text_takes_all_of_it(
     assert 'set data.text_column to one of "body"' in capsys.readouterr().err
     options = ["--set", "data.text_column=body"]
     assert main(["evaluate", model, "--source", "other.jsonl", *options, "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert 300 < whole["bytes"] <= 340
+    measured = json.loads(capsys.readouterr().out)
+    assert 300 < measured["bytes"] <= 340
     options += ["--set", "data.block_size=8", "--set", "evaluation.max_blocks=2"]
     assert main(["evaluate", model, "--source", "other.jsonl", *options]) == 0
     assert "of 16 tokens" in capsys.readouterr().out
 
 
-def test_what_is_not_there_is_one_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_a_missing_model_is_a_one_line_error(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments, line in (
         (["evaluate", "./none"], "./none: no such folder"),
@@ -54,7 +54,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, capsys: Any, monkeypatch:
         assert err.count("\n") == 1
 
 
-def test_generating_continues_each_prompt_and_repeats_with_its_seed(
+def test_generate_continues_each_prompt_and_is_reproducible_with_a_seed(
     tiny_run: Path, capsys: Any
 ) -> None:
     arguments = ["generate", str(tiny_run / "model"), "--prompt", "The run", "--prompt", "A "]
@@ -70,13 +70,13 @@ def test_generating_continues_each_prompt_and_repeats_with_its_seed(
 
 
 @pytest.mark.parametrize("bad", [["--max-new-tokens", "0"], ["--temperature", "-1"]])
-def test_a_wrong_number_is_refused_by_the_parser(bad: list[str], capsys: Any) -> None:
+def test_numbers_out_of_range_are_rejected_by_the_parser(bad: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["generate", "x", *bad])
     assert caught.value.code == 2
 
 
-def test_run_and_check_are_the_commands_of_the_module(
+def test_run_and_check_work_as_sub_commands(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     assert main(["check", str(write_recipe())]) == 0

@@ -1,4 +1,4 @@
-"""The real command: files, the same bits twice, a resumed run equal to an unbroken one."""
+"""Run whole recipes: their files, reproducible weights, and resumed runs."""
 
 import _thread
 import json
@@ -19,35 +19,35 @@ from hf_lm.errors import DataError, RecipeError
 from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.model.build import transformer_blocks
 from hf_lm.model.dropout import Dropout
-from hf_lm.planning import hardware as machine
+from hf_lm.planning import hardware
 from hf_lm.recipe import load_recipe
 from hf_lm.run import main, train
-from hf_lm.workflows import train as fit
+from hf_lm.workflows import train as train_workflow
 from hf_lm.workflows.check import check
 
 DROPOUT = {"model__dropout": 0.1, "training__max_steps": 12}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The saved model's weights."""
+    """Load the weights of the saved model."""
     return load_file(folder / "model" / "model.safetensors")
 
 
 def assert_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
-    """Bit for bit."""
+    """Check that two sets of weights are equal bit for bit."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of log.jsonl, without what depends on the clock."""
-    timed = ("seconds", "tokens_per_second", "mfu")
+    """Read the rows of log.jsonl without their times."""
+    timing_keys = ("seconds", "tokens_per_second", "mfu")
     lines = (folder / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in timing_keys} for line in lines]
 
 
-def test_a_finished_run_leaves_exactly_the_files_of_the_design(tiny_run: Path) -> None:
+def test_a_finished_run_has_exactly_the_documented_files(tiny_run: Path) -> None:
     names = {path.name for path in tiny_run.iterdir()}
     assert names == {
         *("recipe.json", "provenance.json", "log.jsonl", "metrics.json", "status.json"),
@@ -72,17 +72,17 @@ def test_a_finished_run_leaves_exactly_the_files_of_the_design(tiny_run: Path) -
     assert metrics["train_tokens"] == 8 * 128
 
 
-def test_rows_hold_numbers_under_their_names(tiny_run: Path) -> None:
-    found = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
-    trained = [row for row in found if "loss" in row]
+def test_log_rows_have_the_documented_keys(tiny_run: Path) -> None:
+    log_rows = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    trained = [row for row in log_rows if "loss" in row]
     assert [row["step"] for row in trained] == [2, 4, 6, 8]
     assert set(trained[0]) == {
         *("step", "tokens", "seconds", "loss", "learning_rate", "grad_norm"),
         *("tokens_per_second", "mfu"),
     }
-    assert trained[0]["learning_rate"] == 0.01  # the rate the second step was taken with
+    assert trained[0]["learning_rate"] == 0.01  # the learning rate of the second step
     assert trained[-1]["loss"] < trained[0]["loss"]
-    evaluated = [row for row in found if "eval_loss" in row]
+    evaluated = [row for row in log_rows if "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [4, 8]
     assert set(evaluated[0]) == {
         *("step", "tokens", "seconds", "eval_loss", "eval_perplexity", "eval_accuracy"),
@@ -91,12 +91,12 @@ def test_rows_hold_numbers_under_their_names(tiny_run: Path) -> None:
     assert evaluated[0]["samples"][0]["prompt"] == "The "
 
 
-def test_the_tokenizer_knows_the_context_of_the_model(tiny_run: Path) -> None:
+def test_the_saved_tokenizer_has_the_context_length_of_the_model(tiny_run: Path) -> None:
     config = json.loads((tiny_run / "model" / "tokenizer_config.json").read_text())
     assert config["model_max_length"] == 16
 
 
-def test_the_same_recipe_gives_the_same_bits_and_evaluating_changes_none(
+def test_the_same_recipe_gives_the_same_weights_also_with_other_eval_steps(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     for name, every in (("a", 4), ("b", 4), ("c", 5)):
@@ -108,14 +108,14 @@ def test_the_same_recipe_gives_the_same_bits_and_evaluating_changes_none(
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """SIGINT as at a terminal: a shell starts its background jobs with it ignored."""
+    """Handle SIGINT as at a terminal; a shell starts background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def interrupt_at(log: Path, step: int) -> None:
-    """Press Ctrl-C once the log shows a step."""
+    """Press Ctrl-C when the log has a row of a step."""
 
     def watch() -> None:
         while not (log.is_file() and f'"step": {step},' in log.read_text()):
@@ -127,7 +127,7 @@ def interrupt_at(log: Path, step: int) -> None:
 
 @pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
-def test_an_interrupted_run_continued_by_the_same_command_ends_in_the_same_bits(
+def test_an_interrupted_run_resumes_bit_for_bit_with_the_same_command(
     family: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     changes = {
@@ -150,7 +150,7 @@ def test_an_interrupted_run_continued_by_the_same_command_ends_in_the_same_bits(
 
 
 @pytest.mark.promise("87")
-def test_a_run_that_is_complete_is_not_touched(tiny_run: Path, capsys: Any) -> None:
+def test_a_complete_run_is_not_changed(tiny_run: Path, capsys: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
     metrics = train(load_recipe(tiny_run.parent / "recipe.json")).metrics
     assert metrics["train_tokens"] == 8 * 128
@@ -158,15 +158,13 @@ def test_a_run_that_is_complete_is_not_touched(tiny_run: Path, capsys: Any) -> N
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_a_complete_run_is_extended_from_its_end(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_complete_run_can_be_extended(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     train(load_recipe(write_recipe()))
     train(load_recipe(write_recipe(training__max_steps=12)))
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_changed_recipe_exits_4_and_fresh_starts_beside_it(
+def test_a_changed_recipe_exits_with_4_and_fresh_starts_a_new_run(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     train(load_recipe(write_recipe()))
@@ -187,7 +185,7 @@ def test_fine_tuning_starts_from_the_published_weights(
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
 
 
-def test_what_pretrained_weights_are_worth_is_measured_before_the_first_step_alone(
+def test_a_pretrained_model_is_evaluated_once_before_the_first_step(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     tiny_run: Path,
@@ -202,8 +200,8 @@ def test_what_pretrained_weights_are_worth_is_measured_before_the_first_step_alo
         r["step"]: r["eval_loss"] for r in map(json.loads, log.splitlines()) if "eval_loss" in r
     }
     assert [*measured] == [0, 4, 8]
-    own = json.loads((tiny_run / "metrics.json").read_text())["loss"]
-    assert measured[0] == pytest.approx(own, abs=1e-4)
+    pretrained_loss = json.loads((tiny_run / "metrics.json").read_text())["loss"]
+    assert measured[0] == pytest.approx(pretrained_loss, abs=1e-4)
     assert measured[8] < measured[0]
 
 
@@ -222,7 +220,7 @@ def test_what_pretrained_weights_are_worth_is_measured_before_the_first_step_alo
     ],
     ids="-".join,
 )
-def test_every_choice_of_a_recipe_trains(
+def test_every_option_of_a_recipe_trains(
     changes: dict[str, Any], write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
@@ -238,7 +236,7 @@ def test_every_choice_of_a_recipe_trains(
         ({"training__compile": True}, FUSED, True, 0),
     ],
 )
-def test_what_is_trained_is_computed_as_planned(
+def test_the_trainer_gets_the_planned_attention_compilation_and_dropout(
     changes: dict[str, Any],
     attention: str,
     compiled: bool,
@@ -247,27 +245,29 @@ def test_what_is_trained_is_computed_as_planned(
     monkeypatch: Any,
 ) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(fit, "keep_freed_memory", lambda: seen.update(keeps=True))
+    monkeypatch.setattr(train_workflow, "keep_freed_memory", lambda: seen.update(keeps_memory=True))
 
-    def watch(*_: Any, **given: Any) -> None:
-        seen.update(given)
-        raise RecipeError("seen enough")
+    def record(*_: Any, **arguments: Any) -> None:
+        seen.update(arguments)
+        raise RecipeError("recorded")
 
-    monkeypatch.setattr(fit, "build_trainer", watch)
-    with pytest.raises(RecipeError, match="seen enough"):
+    monkeypatch.setattr(train_workflow, "build_trainer", record)
+    with pytest.raises(RecipeError, match="recorded"):
         train(load_recipe(write_recipe(**changes)))
-    assert seen["keeps"]
+    assert seen["keeps_memory"]
     model = seen["model"]
     assert model.config._attn_implementation == attention
     assert [bool(block._compiled_call_impl) for block in transformer_blocks(model)] == [
         compiled
     ] * 2
-    cheap = [m for m in model.modules() if isinstance(m, Dropout) and m.p]
-    assert len(cheap) == dropout
+    dropout_modules = [m for m in model.modules() if isinstance(m, Dropout) and m.p]
+    assert len(dropout_modules) == dropout
     assert seen["hooks"].make_optimizer.keywords["precision"] == "fp32"
 
 
-def test_a_finished_epoch_counts_its_tokens(write_recipe: Callable[..., Path]) -> None:
+def test_train_tokens_counts_the_smaller_last_step_of_an_epoch(
+    write_recipe: Callable[..., Path],
+) -> None:
     recipe = load_recipe(
         write_recipe(
             training__max_steps=None,
@@ -281,7 +281,7 @@ def test_a_finished_epoch_counts_its_tokens(write_recipe: Callable[..., Path]) -
     assert metrics["train_tokens"] % 1024 != 0  # the last step of an epoch is smaller
 
 
-def test_refused_text_leaves_nothing(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_unreadable_text_leaves_no_files(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = write_recipe(data__source="none.txt")
     before = sorted(tmp_path.rglob("*"))
     for call in (train, check):
@@ -291,7 +291,7 @@ def test_refused_text_leaves_nothing(write_recipe: Callable[..., Path], tmp_path
 
 
 @pytest.mark.promise("40")
-def test_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
+def test_an_unknown_hub_name_says_that_offline_mode_is_on(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"no/where: not found locally .*offline mode is on"):
@@ -302,11 +302,11 @@ def test_a_hub_name_that_is_nowhere_says_that_offline_mode_is_on(
 
 
 @pytest.mark.promise("31", "36")
-def test_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
+def test_unmet_requirements_end_a_run_and_are_shown_by_check(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(machine, "free_memory", lambda kind: 1000)
-    monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
+    monkeypatch.setattr(hardware, "free_memory", lambda kind: 1000)
+    monkeypatch.setattr(hardware, "computes_bf16", lambda kind: False)
     recipe = load_recipe(write_recipe(training__precision="bf16"))
     out = " ".join(str(check(recipe)).split())
     assert 'not on this machine: training.precision = "bf16"' in out
@@ -318,22 +318,22 @@ def test_a_machine_too_small_ends_a_run_and_is_noted_by_a_check(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_answers_in_half_a_second_and_lists_every_option(
+def test_help_takes_under_half_a_second_and_lists_every_option(
     run_recipe: Callable[..., CompletedProcess[str]],
 ) -> None:
-    took = []
+    durations = []
     for _ in range(3):
         began = time.monotonic()
         run = run_recipe("--help")
-        took.append(time.monotonic() - began)
-    assert min(took) < 0.5
+        durations.append(time.monotonic() - began)
+    assert min(durations) < 0.5
     assert set(re.findall(r"--[a-z-]+", run.stdout)) == {
         *("--help", "--version", "--set", "--from", "--check", "--fresh", "--accept-change"),
         "--force-unlock",
     }
 
 
-def test_twelve_mistakes_are_twelve_lines_in_two_seconds(
+def test_twelve_mistakes_give_twelve_lines_within_two_seconds(
     write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
 ) -> None:
     path = write_recipe(
@@ -359,7 +359,7 @@ def test_twelve_mistakes_are_twelve_lines_in_two_seconds(
     assert all(line.startswith(f"{path}: ") for line in lines)
 
 
-def test_other_processes_leave_silently(
+def test_only_the_main_process_prints_errors(
     write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
 ) -> None:
     assert run_recipe(write_recipe(seed=-1), code=2, RANK="1").stderr == ""

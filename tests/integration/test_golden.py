@@ -1,7 +1,7 @@
-"""The losses of a shipped recipe stay what they were.
+"""The losses of a shipped recipe equal the recorded ones.
 
-A change of computation moves them: run `python tests/integration/test_golden.py` then, and
-give the losses before and after in the commit.
+A change of the computation changes them. In that case run `python tests/integration/test_golden.py`
+to record them again, and give the losses before and after in the commit message.
 """
 
 import json
@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden" / "small_cpu.json"
 RECIPE = str(ROOT / "recipes" / "small.json")
 CHANGES = (
-    f"data.source={ROOT / 'tests' / 'data' / 'corpus.txt'}",  # the same text for every interpreter
+    # The same text with every Python version, unlike the source of the recipe.
+    f"data.source={ROOT / 'tests' / 'fixtures' / 'corpus.txt'}",
     "data.sample_by=paragraph",
     "tokenizer.train.vocab_size=512",
     "training.max_steps=20",
@@ -37,18 +38,18 @@ CHANGES = (
 
 
 def arguments(folder: Path) -> list[str]:
-    """What runs the first 20 steps of recipes/small.json."""
+    """Return the command-line arguments for the first 20 steps of recipes/small.json."""
     changes = (*CHANGES, f"output_dir={folder}")
     return [RECIPE, *(word for change in changes for word in ("--set", change))]
 
 
 def losses(folder: Path) -> list[float]:
-    """The loss of each step of a run."""
+    """Read the loss of each step of a run."""
     rows = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_the_first_losses_of_the_small_recipe_are_the_recorded_ones(
+def test_the_first_losses_of_the_small_recipe_equal_the_recorded_ones(
     tmp_path: Path, run_recipe: Callable[..., CompletedProcess[str]]
 ) -> None:
     recorded = json.loads(GOLDEN.read_text())["losses"]
@@ -62,6 +63,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         subprocess.run([sys.executable, "-m", "hf_lm.run", *arguments(folder)], check=True)
-        found = {"versions": versions, "losses": losses(folder)}
+        recorded = {"versions": versions, "losses": losses(folder)}
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")

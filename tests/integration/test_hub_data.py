@@ -1,4 +1,4 @@
-"""Hub datasets, their commits, streams and prepared blocks, from a stand-in on loopback."""
+"""Train on Hub datasets, streams and prepared blocks, with a fake Hub on localhost."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ Train = Callable[..., CompletedProcess[str]]
 
 
 def publish(root: Path, name: str, *, words: str = "", shards: int = 3) -> Path:
-    """A dataset of titled paragraphs as JSON lines in shards."""
+    """Write a dataset of paragraphs with titles as JSONL shards."""
     paragraphs = CORPUS.read_text(encoding="utf-8").split("\n\n")[::4]
     folder = root / "datasets" / "USER" / name
     folder.mkdir(parents=True)
@@ -35,24 +35,24 @@ def publish(root: Path, name: str, *, words: str = "", shards: int = 3) -> Path:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What a run recorded of its text."""
+    """Read the provenance of a run."""
     return json.loads((folder / "provenance.json").read_text())
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file by its name."""
+    """Read every file of a folder, by its path in it."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def options(source: Any, **more: Any) -> dict[str, Any]:
-    """A data section."""
+    """Make the data section of a recipe."""
     return {"data": {"source": source, "text_column": "body", "block_size": 16,
                      "validation": {"holdout": 0.2}, **more}}  # fmt: skip
 
 
 @pytest.mark.promise("7")
-def test_a_revision_is_pinned_to_its_commit_and_recorded(
+def test_the_commit_of_a_revision_is_recorded_in_the_provenance(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     new = publish(tmp_path / "hub", "text", words=" and more")
@@ -66,7 +66,7 @@ def test_a_revision_is_pinned_to_its_commit_and_recorded(
         run_recipe(path, **environment)
         run_recipe(write_recipe(**options("USER/text"), output_dir="newest"), **environment)
         missing = write_recipe(**options("USER/text", revision="v3"), output_dir="none")
-        refused = run_recipe(missing, code=2, **environment)
+        no_revision = run_recipe(missing, code=2, **environment)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
     cached = run_recipe(missing, code=2, **offline)
     assert "USER/text: revision v3 is not here" in cached.stderr
@@ -76,8 +76,8 @@ def test_a_revision_is_pinned_to_its_commit_and_recorded(
     assert first["commits"] == second["commits"]
     assert first["data"] == second["data"] != third["data"]
     assert Repository(new).commit in third["commits"][0]
-    assert "USER/text" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "USER/text" in no_revision.stderr
+    assert "Traceback" not in no_revision.stderr
 
 
 @pytest.mark.promise("7")
@@ -89,7 +89,7 @@ def test_streamed_mixtures_of_hub_datasets_resume_exactly(
     sources = [{"source": "USER/one", "weight": 0.7}, {"source": "USER/two", "weight": 0.3}]
     changes = {
         **options(sources, streaming=True),
-        "training__max_steps": 40,  # a second pass over both
+        "training__max_steps": 40,  # more than one pass over both datasets
         "training__save_steps": 20,
         "training__dataloader_num_workers": 2,
         "model__dropout": 0.1,
@@ -102,25 +102,25 @@ def test_streamed_mixtures_of_hub_datasets_resume_exactly(
     assert len(provenance(whole)["commits"]) == 2
 
 
-def test_a_template_joins_columns(
+def test_a_text_template_gives_the_same_text_from_the_hub_and_from_files(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     publish(tmp_path / "hub", "text")
     folder = tmp_path / "hub" / "datasets" / "USER" / "text"
     local = tmp_path / "local"
     shutil.copytree(folder, local)
-    found = []
+    texts = []
     with serve(tmp_path / "hub") as hub:
         for number, source in enumerate(("USER/text", "local")):
             changes = options(source, text_column="text", text_template="# {title}\n\n{body}")
             path = write_recipe(**changes, output_dir=f"run{number}")
             run_recipe(path, **hub.environment, HF_HOME=str(tmp_path / "home"))
-            found.append(provenance(tmp_path / f"run{number}")["text"])
-    assert found[0] == found[1]
-    assert found[0]["train"]["bytes"] > 0
+            texts.append(provenance(tmp_path / f"run{number}")["text"])
+    assert texts[0] == texts[1]
+    assert texts[0]["train"]["bytes"] > 0
 
 
-def test_conversations_of_the_hub_are_those_of_their_file(
+def test_conversations_from_the_hub_and_from_files_give_the_same_tokens(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     folder = tmp_path / "hub" / "datasets" / "USER" / "talks"
@@ -142,22 +142,22 @@ def test_conversations_of_the_hub_are_those_of_their_file(
         "data__document_mask": True,
         "data__block_size": 64,
     }
-    found = []
+    texts = []
     with serve(tmp_path / "hub") as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
         for number, source in enumerate(("USER/talks", "local")):
             path = write_recipe(data__source=source, output_dir=f"run{number}", **changes)
             run_recipe(path, **environment)
-            found.append(provenance(tmp_path / f"run{number}")["text"])
+            texts.append(provenance(tmp_path / f"run{number}")["text"])
         (folder / "train.jsonl").write_text(json.dumps({**rows[0], "messages": []}))
         changes["data__source"] = "USER/talks"
         broken = run_recipe(write_recipe(output_dir="none", **changes), code=2, **environment)
-    assert found[0] == found[1]
-    assert found[0]["train"]["completion_tokens"] > 1000
-    assert "USER/talks: no text" in broken.stderr  # what is no conversation is left out
+    assert texts[0] == texts[1]
+    assert texts[0]["train"]["completion_tokens"] > 1000
+    assert "USER/talks: no text" in broken.stderr  # rows without a conversation are skipped
 
 
-def test_prepared_blocks_are_pushed_as_a_private_dataset_and_trained_on(
+def test_prepared_blocks_can_be_pushed_downloaded_and_trained_on(
     write_recipe: Callable[..., Path], tmp_path: Path, run_recipe: Train
 ) -> None:
     path = write_recipe()

@@ -1,4 +1,4 @@
-"""The launcher, and several processes."""
+"""Run recipes with launchers and with several processes."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LAUNCH = (str(Path(sys.executable).with_name("accelerate")), "launch")
-TWO = {  # processes: how run_recipe starts them
+TWO = {  # arguments of run_recipe that start two processes
     "launcher": (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
     "ACCELERATE_USE_CPU": "true",
     "OMP_NUM_THREADS": "1",
@@ -21,16 +21,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a log."""
+    """Read the rows of a log."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def weights(folder: Path) -> bytes:
-    """The bytes of the finished model."""
+    """Read the bytes of the finished model."""
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def test_the_launcher_leaves_all_cores_and_a_quiet_terminal_to_the_run(
+def test_a_launched_run_uses_all_cores_and_shows_no_progress_bars_of_datasets(
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
@@ -38,10 +38,10 @@ def test_the_launcher_leaves_all_cores_and_a_quiet_terminal_to_the_run(
     unset = {"OMP_NUM_THREADS": None, "HF_DATASETS_DISABLE_PROGRESS_BARS": None}
     done = run_recipe(write_recipe(), launcher=LAUNCH, **unset)
     assert "examples/s" not in done.stderr
-    found = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     from hf_lm.system.processes import usable_cores
 
-    assert found["threads"] == usable_cores(physical=True)
+    assert provenance["threads"] == usable_cores(physical=True)
 
 
 def test_the_shipped_accelerate_file_runs(
@@ -51,7 +51,7 @@ def test_the_shipped_accelerate_file_runs(
     run_recipe(write_recipe(), launcher=(*LAUNCH, "--config_file", file))
 
 
-def test_two_processes_give_the_losses_of_one(
+def test_two_processes_give_the_same_losses_as_one(
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
@@ -70,7 +70,7 @@ def test_two_processes_give_the_losses_of_one(
     assert metrics[0]["tokens"] == metrics[1]["tokens"]
 
 
-def test_a_run_of_two_processes_resumes_exactly(
+def test_a_run_of_two_processes_resumes_bit_for_bit(
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],
     undo_end: Callable[[Path, int], None],

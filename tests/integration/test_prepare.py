@@ -1,4 +1,4 @@
-"""`hf-lm prepare`, killed at random moments and run again, and two runs at once."""
+"""Kill `hf-lm prepare` at random moments and run it again; run it twice at the same time."""
 
 import json
 import os
@@ -20,19 +20,19 @@ KILLS = 10
 
 
 def command(path: Path, folder: Path) -> list[str]:
-    """The command as a person types it."""
+    """Return the command line of `hf-lm prepare`."""
     hf_lm = str(Path(sys.executable).with_name("hf-lm"))
     return [hf_lm, "prepare", str(path), "--output", str(folder)]
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 def write_more(folder: Path) -> None:
-    """Enough text that preparing it takes some seconds."""
+    """Write enough text that preparing it takes some seconds."""
     chance = random.Random(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     with (folder / "more.jsonl").open("w") as file:
@@ -51,37 +51,37 @@ def test_prepare_killed_at_ten_random_moments_gives_the_same_files(
     began = time.monotonic()
     subprocess.run(command(path, tmp_path / "whole"), env=environment, check=True)
     seconds = time.monotonic() - began
-    whole = hashes(tmp_path / "whole")
+    expected = hash_files(tmp_path / "whole")
     environment["HF_DATASETS_CACHE"] = str(tmp_path / "second")
-    chance, killed = random.Random(6), 0
+    chance, num_killed = random.Random(6), 0
     for _ in range(KILLS):
         process = subprocess.Popen(command(path, tmp_path / "killed"), env=environment)
         time.sleep(chance.uniform(0.4, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        num_killed += process.wait() == -signal.SIGKILL
         if (tmp_path / "killed").exists():
-            assert hashes(tmp_path / "killed") == whole  # whole or not there
-    assert killed
+            assert hash_files(tmp_path / "killed") == expected  # complete, or not written
+    assert num_killed
     subprocess.run(command(path, tmp_path / "killed"), env=environment, check=True)
-    assert hashes(tmp_path / "killed") == whole
-    left = [p.name for p in (tmp_path / "second").rglob("*") if ".partial" in p.name]
-    assert left == []
+    assert hash_files(tmp_path / "killed") == expected
+    leftovers = [p.name for p in (tmp_path / "second").rglob("*") if ".partial" in p.name]
+    assert leftovers == []
 
 
 @pytest.mark.promise("5")
-def test_two_runs_at_once_both_succeed_and_prepare_once(
+def test_two_commands_at_once_succeed_and_tokenize_once(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_more(tmp_path)
     path = write_recipe(data__source="more.jsonl")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    both = [
+    processes = [
         subprocess.Popen(
             command(path, tmp_path / name), env=environment, stdout=subprocess.PIPE, text=True
         )
         for name in ("one", "two")
     ]
-    printed = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
     assert sum("tokenize:" in text for text in printed) == 1
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert hash_files(tmp_path / "one") == hash_files(tmp_path / "two")

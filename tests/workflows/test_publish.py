@@ -1,4 +1,4 @@
-"""What is said of an upload: never the token, and a command that a shell takes."""
+"""Messages about uploads never contain the token, and name a command that a shell can run."""
 
 import shlex
 from pathlib import Path
@@ -26,22 +26,22 @@ def test_an_error_is_one_line_without_the_token(monkeypatch: pytest.MonkeyPatch)
     assert safe_error_message(ValueError("")) == "ValueError"
 
 
-def test_offline_mode_is_not_waited_for_and_a_cut_connection_is() -> None:
+def test_a_reset_connection_is_retried_and_offline_mode_is_not() -> None:
     assert is_transient(ConnectionResetError())
     assert not is_transient(OfflineModeIsEnabled())
     assert not is_transient(ValueError())
 
 
-def test_a_hub_out_of_reach_is_told_from_a_model_of_others() -> None:
+def test_an_unreachable_hub_is_named_as_the_cause_of_a_missing_recipe() -> None:
     with pytest.raises(
         RecipeError, match=r"recipe\.json is not in the cache, and the Hub cannot be"
     ):
-        fetch_file("hub:USER/none", "recipe.json")  # the tests are offline
+        fetch_file("hub:USER/none", "recipe.json")  # the tests run in offline mode
 
 
-def test_the_command_that_tries_again_is_one_for_a_shell(tmp_path: Path) -> None:
-    tree = merged(TINY, {"hub.model_id": "USER/tiny"})
-    recipe = make_recipe(tree, tmp_path, name="recipe.json")
+def test_the_retry_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    raw = merged(TINY, {"hub.model_id": "USER/tiny"})
+    recipe = make_recipe(raw, tmp_path, name="recipe.json")
     words = shlex.split(publish.retry_command(RunDirectory(tmp_path / "my runs"), recipe))
     assert words[:2] == ["hf-lm", "publish"]
     assert words[2].endswith("my runs")

@@ -1,4 +1,4 @@
-"""A published model and a run beside each other: what is equal, what is not, and why it may be."""
+"""Compare a published model with a run: results that differ, and what may be the cause."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ PROVENANCE = {"data": "a1", "packages": {"torch": "2.13.0"}, "seconds": 3, "thre
 
 
 def run_of(folder: Path, metrics: dict[str, Any], provenance: dict[str, Any]) -> Path:
-    """What a run leaves of itself."""
+    """Write the files of a finished run."""
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -24,12 +24,12 @@ def run_of(folder: Path, metrics: dict[str, Any], provenance: dict[str, Any]) ->
 
 
 def published(folder: Path, metrics: dict[str, Any]) -> Published:
-    """The same as it was published."""
+    """Return the published model of a run."""
     weights = folder / "model" / "model.safetensors"
     return Published(metrics, PROVENANCE, weights.name, sha256(weights))
 
 
-def test_equal_results_are_equal_whatever_a_float_may_be(tmp_path: Path) -> None:
+def test_equal_results_are_reported_as_equal_also_if_infinite(tmp_path: Path) -> None:
     metrics = {**METRICS, "perplexity": "Infinity"}
     run = run_of(tmp_path / "run", metrics, {**PROVENANCE, "seconds": 5})
     rows, notes = compare(published(run, metrics), run)
@@ -43,11 +43,11 @@ def test_equal_results_are_equal_whatever_a_float_may_be(tmp_path: Path) -> None
     assert notes == []
 
 
-def test_what_differs_is_told_with_what_may_be_its_cause(tmp_path: Path) -> None:
-    found = {"data": "b2", "packages": {"torch": "2.14.0"}, "threads": 2}
-    run = run_of(tmp_path / "run", {**METRICS, "loss": 3.75}, found)
-    there = published(run, METRICS)._replace(digest="0")
-    rows, notes = compare(there, run)
+def test_different_results_are_reported_with_possible_causes(tmp_path: Path) -> None:
+    provenance = {"data": "b2", "packages": {"torch": "2.14.0"}, "threads": 2}
+    run = run_of(tmp_path / "run", {**METRICS, "loss": 3.75}, provenance)
+    original = published(run, METRICS)._replace(digest="0")
+    rows, notes = compare(original, run)
     assert rows[0] == ("loss", "3.5 published, 3.75 here: 0.25 apart")
     assert rows[-1] == ("weights", "other bits")
     assert notes == [
@@ -56,6 +56,6 @@ def test_what_differs_is_told_with_what_may_be_its_cause(tmp_path: Path) -> None
     ]
 
 
-def test_what_is_no_published_model_is_refused() -> None:
+def test_a_name_that_is_not_a_published_model_is_rejected() -> None:
     with pytest.raises(RecipeError, match="name one as hub:USER/MODEL"):
         Published.fetch("runs/small")

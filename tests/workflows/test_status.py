@@ -1,4 +1,4 @@
-"""One screen about a run: what it does, how far it is, and whether anybody is at it."""
+"""`hf-lm status` shows the state, progress and process of a run on one screen."""
 
 import json
 import os
@@ -15,31 +15,31 @@ from hf_lm.workflows.status import status_rows
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
+    """Copy a finished run."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 def set_state(run: Path, state: str, reason: str = "") -> None:
-    """Let it look as in another state."""
+    """Change the state in status.json."""
     text = json.dumps({"state": state, "reason": reason, "step": 8})
     (run / "status.json").write_text(text)
 
 
-def test_a_finished_run_is_told_on_one_screen(run: Path, capsys: Any) -> None:
+def test_a_finished_run_fits_on_one_screen(run: Path, capsys: Any) -> None:
     assert main(["status", str(run)]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == str(run)
-    found = {line.split("  ")[0].strip(): line.split("  ")[-1].strip() for line in lines}
-    assert found["state"] == "done"
-    assert found["step"].startswith("8 of 8 in 0:")
-    assert found["checkpoints"].startswith("steps 4, 8; ")
-    assert float(found["loss"]) > 0
-    assert found["speed"].endswith("tokens per second")
+    values = {line.split("  ")[0].strip(): line.split("  ")[-1].strip() for line in lines}
+    assert values["state"] == "done"
+    assert values["step"].startswith("8 of 8 in 0:")
+    assert values["checkpoints"].startswith("steps 4, 8; ")
+    assert float(values["loss"]) > 0
+    assert values["speed"].endswith("tokens per second")
     assert len(lines) < 20
 
 
 @pytest.mark.promise("89")
-def test_a_killed_run_is_not_said_to_train(run: Path) -> None:
+def test_a_killed_run_is_not_shown_as_training(run: Path) -> None:
     set_state(run, "training")
     assert dict(status_rows(run))["state"] == "killed while training; the same command continues"
     with lock_directory(run):
@@ -54,7 +54,7 @@ def test_a_killed_run_is_not_said_to_train(run: Path) -> None:
     assert dict(status_rows(run))["state"].startswith("killed while training")
 
 
-def test_a_stopped_run_says_why_and_one_without_rows_says_little(run: Path) -> None:
+def test_a_stopped_run_shows_the_reason_and_a_run_without_a_log_only_its_step(run: Path) -> None:
     set_state(run, "stopped", "stopped by SIGTERM")
     assert dict(status_rows(run))["state"] == "stopped: stopped by SIGTERM"
     (run / "log.jsonl").unlink()
@@ -67,12 +67,12 @@ def test_a_stopped_run_says_why_and_one_without_rows_says_little(run: Path) -> N
     assert "loss" not in rows
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_without_a_run_is_rejected(tmp_path: Path, capsys: Any) -> None:
     assert main(["status", str(tmp_path / "no")]) == 2
     assert "holds no run of hf_lm" in capsys.readouterr().err
 
 
-def test_verify_names_what_is_damaged(run: Path, capsys: Any) -> None:
+def test_verify_names_the_damaged_file(run: Path, capsys: Any) -> None:
     assert main(["verify", str(run)]) == 0
     out = capsys.readouterr().out
     assert "checkpoint-4  whole" in out
