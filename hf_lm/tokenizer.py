@@ -1,7 +1,7 @@
 """Load a tokenizer or train one on the recipe's text.
 
-Trained ones are byte-level BPE as GPT-2's, one token a character, or one token a byte. All three
-give text back exactly; a character that an alphabet does not hold is refused rather than lost.
+A trained tokenizer is byte-level BPE like GPT-2's, or has one token per character or per byte. All
+three decode to exactly the text they encoded; a character that is not in the alphabet is an error.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ from hf_lm.errors import RecipeError, one_line
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
 from hf_lm.system.files import unwrap_os_errors
 
-Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by part
-
+Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by split
 
 EOS = "<|endoftext|>"  # GPT-2's only special token: it ends a document and begins a sample
 
-
 VOCAB_SIZE = 8192
 
-
-TRAIN_BYTES = 200 * 2**20  # BPE merges change little beyond this; training on it takes about 45 s
+TRAIN_BYTES = 200 * 2**20  # more text hardly changes the merges; training on it takes about 45 s
 
 
 class PreTrainedTokenizerFast(TokenizersBackend):
-    """`TokenizersBackend` under the name that transformers 4 and 5 both know.
+    """`TokenizersBackend` under a name that transformers 4 and 5 both know.
 
     A tokenizer is saved with the name of its class; version 4 cannot read "TokenizersBackend".
     """
@@ -45,20 +42,23 @@ class PreTrainedTokenizerFast(TokenizersBackend):
 def build_tokenizer(
     recipe: TokenizerRecipe, documents: Documents, *, default: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer the recipe names, or train one.
+    """Load the tokenizer that the recipe names, or train one.
 
     Args:
-        recipe: which tokenizer.
-        documents: "train" and "validation", read only if one is trained: BPE learns from the first
-            alone, an alphabet is taken from both, so that all held-out text can be measured.
-        default: the pretrained model to take the tokenizer of, if the recipe says nothing.
+        recipe: the `tokenizer` section.
+        documents: "train" and "validation", read only if a tokenizer is trained. BPE is trained on
+            the first; an alphabet is taken from both, so that the validation set can be encoded.
+        default: the pretrained model whose tokenizer is used if the recipe names none.
 
     Raises:
-        RecipeError: it cannot be loaded, or has no end-of-text token.
+        RecipeError: the tokenizer cannot be loaded, or has no end-of-text token.
+
+    Example:
+        >>> build_tokenizer(recipe.tokenizer, text.documents).encode("def main():")
     """
     pretrained = recipe.pretrained or (None if recipe.train else default)
     if pretrained:
-        return extended(load_tokenizer(pretrained), recipe)
+        return extend_tokenizer(load_tokenizer(pretrained), recipe)
     if not documents:
         raise RecipeError("tokenizer.train: prepared blocks come with their tokenizer; remove it")
     train = recipe.train or TrainTokenizer()
@@ -76,34 +76,38 @@ def build_tokenizer(
     )
 
 
-def extended(
+def extend_tokenizer(
     tokenizer: PreTrainedTokenizerBase, recipe: TokenizerRecipe
 ) -> PreTrainedTokenizerBase:
-    """A ready tokenizer with the tokens and the chat template of the recipe."""
-    tokenizer.add_tokens([*recipe.add_tokens], special_tokens=True)  # those it has stay as they are
+    """Add the tokens and the chat template of the recipe to a pretrained tokenizer."""
+    tokenizer.add_tokens([*recipe.add_tokens], special_tokens=True)  # existing ones do not change
     if recipe.chat_template:
         tokenizer.chat_template = recipe.chat_template
     return tokenizer
 
 
 def bpe_size(recipe: TokenizerRecipe) -> int:
-    """Tokens of the BPE vocabulary a recipe asks for."""
+    """Return the size of the BPE vocabulary."""
     return (recipe.train.vocab_size if recipe.train else None) or VOCAB_SIZE
 
 
 def trains_bpe(recipe: TokenizerRecipe, *, default: str | None) -> bool:
-    """Whether the recipe's vocabulary is learnt, and so not known before all text has been read."""
+    """Return whether a BPE vocabulary is trained, so that its size depends on all text."""
     pretrained = recipe.pretrained or (None if recipe.train else default)
     return not pretrained and (recipe.train is None or recipe.train.kind == "bpe")
 
 
 def texts_of(documents: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """The texts of documents, in memory one at a time."""
+    """Iterate over the texts of documents, with one in memory at a time."""
     return (row["text"] for row in documents)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the Hub; code that comes with it is never run."""
+    """Load a tokenizer from a directory or the Hub; its own code is never run.
+
+    Raises:
+        RecipeError: it cannot be loaded, or has no end-of-text token.
+    """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loaders raise OSError, ValueError, KeyError and more
@@ -111,14 +115,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise RecipeError(f"tokenizer.pretrained = {json.dumps(name)}: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise RecipeError(
-            f"tokenizer.pretrained = {json.dumps(name)}: has no end-of-text token, so no model "
-            "could learn to stop; use one with an eos_token"
+            f"tokenizer.pretrained = {json.dumps(name)}: has no end-of-text token, so a model "
+            "cannot learn to stop; use one with an eos_token"
         )
     return tokenizer
 
 
 def first_bytes(texts: Iterable[str]) -> Iterator[str]:
-    """Texts up to TRAIN_BYTES."""
+    """Yield texts up to TRAIN_BYTES."""
     size = 0
     for text in texts:
         yield text
@@ -128,7 +132,7 @@ def first_bytes(texts: Iterable[str]) -> Iterator[str]:
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Radford et al., 2019): GPT-2's splitting, merges learnt from `texts`."""
+    """Train a byte-level BPE tokenizer with GPT-2's splitting (Radford et al., 2019)."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -143,7 +147,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token a byte."""
+    """Make a tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([EOS, *alphabet])}
     backend = Tokenizer(models.BPE(vocabulary, merges=[]))
@@ -154,12 +158,12 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """One token for each character that occurs in `texts`, in code point order."""
+    """Make a tokenizer with one token per character of the texts, in code point order."""
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)
     vocabulary = {token: i for i, token in enumerate([EOS, *sorted(alphabet)])}
-    # Without the token for unknown ones the model raises: dropping them would shorten the text.
+    # The token for unknown characters is not in the vocabulary, so that they are an error.
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
@@ -168,10 +172,10 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """How many bytes of text each token stands for [vocabulary]; special tokens stand for none.
+    """Return the bytes of text of each token [V]; special tokens have none.
 
-    Summed over a text's tokens this is the text's length in bytes, for byte-level and
-    byte-fallback vocabularies also where a token is part of a character.
+    The sum over the tokens of a text is its length in bytes, also in byte-level and byte-fallback
+    vocabularies, in which a token may be a part of a character.
     """
     alphabet = byte_characters()
     byte_level = "ByteLevel" in decoder_kinds(tokenizer)
@@ -191,12 +195,12 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def byte_characters() -> set[str]:
-    """The characters that stand for the 256 bytes in a byte-level vocabulary."""
+    """Return the characters that stand for the 256 bytes in a byte-level vocabulary."""
     return set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> str:
-    """A hash of how text becomes ids, or with `chat` a conversation."""
+    """Hash everything that determines the ids of a text, or with `chat` of a conversation."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     if chat:
@@ -205,13 +209,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) ->
 
 
 def decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The decoder of a tokenizer as JSON, empty for one without a backend."""
+    """Return the decoder of a tokenizer as JSON; an empty string for one without a backend."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     return json.dumps(json.loads(backend.to_str()).get("decoder")) if backend else ""
 
 
 def tokenizer_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The files of a tokenizer by their names, as far as they are text."""
+    """Return the text files of a tokenizer, by name."""
     with tempfile.TemporaryDirectory() as folder, unwrap_os_errors(folder):
         tokenizer.save_pretrained(folder)
         return {

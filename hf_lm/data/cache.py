@@ -1,7 +1,8 @@
 """Build a directory once per content key and share it between processes.
 
-The other processes wait at a file lock, never inside a collective, which would time out. A folder
-is staged, listed with its file sizes and renamed; what does not match its list is built again.
+The other processes wait at a file lock, not in a collective operation, which would time out. A
+directory is written under another name, listed with its file sizes, and renamed; one that does not
+match its list is built again.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ from hf_lm.system.files import replace_directory
 
 logger = logging.getLogger(__name__)
 
-
 LIST = "files.json"
 
 
 def cache_root() -> Path:
-    """Where prepared data is kept: beside the caches of `datasets`, found by its own variables."""
+    """Return the directory of prepared data, which is inside the cache of `datasets`."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser() / "hf_lm"
 
 
 @cache
 def code_version() -> str:
-    """A hash of this package's source: prepared data does not outlive the code that made it."""
+    """Hash the source of this package: data is prepared again when the code changes."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -44,19 +44,19 @@ def code_version() -> str:
 
 
 def key_of(*splits: Any) -> str:
-    """A key from everything the content depends on, the code included."""
+    """Make a key from everything that the content depends on, including the code."""
     text = json.dumps([*splits, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The files of a folder, without the list of them, and their sizes."""
+    """Return the files of a directory, except for their list, with their sizes."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != LIST)
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder was finished and still has every byte count it had then."""
+    """Return whether a directory was finished and its files still have their sizes."""
     try:
         return json.loads((folder / LIST).read_text()) == sizes(folder)
     except (OSError, ValueError):
@@ -64,18 +64,18 @@ def is_whole(folder: Path) -> bool:
 
 
 def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of a key; `build` fills it if it is not there, or not whole."""
+    """Return the directory of a key; `build` fills it if it is missing or damaged."""
     root = cache_root() / kind
     folder = root / key
     if is_whole(folder):
-        (folder / LIST).touch()  # when it was used last
+        (folder / LIST).touch()  # its time says when the data was last used
         return folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(root / f"{key}.lock"):
         if is_whole(folder):
             return folder
-        for left in root.glob(f".{key}.*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in root.glob(f".{key}.*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         if folder.exists():
             logger.warning("prepared data in %s is damaged; building it again", folder)
             shutil.rmtree(folder)
@@ -86,23 +86,30 @@ def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
 
 
 class Entry(NamedTuple):
-    """One prepared folder."""
+    """A directory of prepared data.
+
+    Attributes:
+        kind: "blocks" or "scans".
+        key: its key.
+        size: bytes.
+        age: days since it was used.
+    """
 
     kind: str
     key: str
-    size: int  # bytes
-    age: float  # days since it was used
+    size: int
+    age: float
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Its path."""
         return cache_root() / self.kind / self.key
 
 
 def entries() -> list[Entry]:
-    """All finished folders, the last used first."""
+    """Return all finished directories, the last used first."""
     now = time.time()
-    found = [
+    finished = [
         Entry(
             folder.parent.name,
             folder.name,
@@ -112,11 +119,11 @@ def entries() -> list[Entry]:
         for folder in cache_root().glob("*/*")
         if (folder / LIST).is_file() and not folder.name.startswith(".")
     ]
-    return sorted(found, key=lambda entry: entry.age)
+    return sorted(finished, key=lambda entry: entry.age)
 
 
 def prune(days: float) -> int:
-    """Remove what was not used for some days, and is not being built; the bytes that were freed."""
+    """Delete data that was not used for some days and is not being built; return the bytes."""
     freed = 0
     for entry in entries():
         lock = FileLock(f"{entry.folder}.lock", blocking=False)

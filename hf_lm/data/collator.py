@@ -25,61 +25,61 @@ def collate(
     marked: bool = False,
     numbered: bool = False,
 ) -> dict[str, Any]:
-    """Rows of T+1 ids as a batch; `shift_labels` stand at the position that predicts them.
+    """Make a batch from rows of T+1 ids; a shifted label is at the position that predicts it.
 
-    transformers shifts nothing when `shift_labels` is there, but computes no loss without `labels`.
+    transformers does not shift `shift_labels`, but computes no loss without `labels`.
 
     Args:
-        rows: blocks, each with "input_ids" [T+1] and, if asked for, its "number".
-        separator: end-of-text id; if given, positions restart behind it, which transformers takes
-            for the bounds of documents that do not see each other.
-        padding: end-of-text id; if given, one that follows another fills its block up, and is not
-            predicted.
-        marked: whether the ids say themselves which are learnt and where a document begins.
-        numbered: whether to say which blocks they are.
+        rows: blocks, each with "input_ids" [T+1] and, with `numbered`, its "number".
+        separator: the end-of-text id; positions restart after it, and transformers masks documents
+            by the positions.
+        padding: the end-of-text id; one that follows another is padding and is not predicted.
+        marked: whether LOSS_BIT and START_BIT of the ids say what is in the loss and where a
+            document starts.
+        numbered: whether to return the numbers of the blocks.
 
     Returns:
-        input_ids, labels, shift_labels [B, T], position_ids [B, T] with a separator or marks, and
-        a list of numbers.
+        input_ids, labels and shift_labels [B, T]; position_ids [B, T] with a separator or marks;
+        and "numbers", a list.
     """
     blocks = np.concatenate([row["input_ids"] for row in rows]).reshape(len(rows), -1)
     inputs = torch.from_numpy(blocks[:, :-1].astype(np.int64))
     targets = torch.from_numpy(blocks[:, 1:].astype(np.int64))
-    begins = None
+    is_start = None
     if marked:
-        begins, in_loss = (inputs & START_BIT) > 0, (targets & LOSS_BIT) > 0
+        is_start, in_loss = (inputs & START_BIT) > 0, (targets & LOSS_BIT) > 0
         inputs, targets = inputs & IDS, torch.where(in_loss, targets & IDS, IGNORE_INDEX)
     elif separator is not None:
-        begins = torch.zeros_like(inputs, dtype=torch.bool)
-        begins[:, 1:] = inputs[:, :-1] == separator
+        is_start = torch.zeros_like(inputs, dtype=torch.bool)
+        is_start[:, 1:] = inputs[:, :-1] == separator
     if padding is not None:
         targets[(inputs == padding) & (targets == padding)] = IGNORE_INDEX
     batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
-    if begins is not None:
-        batch["position_ids"] = positions(begins)
+    if is_start is not None:
+        batch["position_ids"] = positions(is_start)
     return {**batch, "numbers": [row["number"] for row in rows]} if numbered else batch
 
 
-def positions(begins: torch.Tensor) -> torch.Tensor:
-    """The place of each token in its own document, counted from the block's start.
+def positions(is_start: torch.Tensor) -> torch.Tensor:
+    """Return the position of each token in its document; a block starts at 0.
 
     Args:
-        begins: [B, T], whether a document does.
+        is_start: [B, T], whether a document starts at a token.
     """
-    index = torch.arange(begins.shape[1]).expand_as(begins)
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
+    index = torch.arange(is_start.shape[1]).expand_as(is_start)
+    return index - torch.where(is_start, index, 0).cummax(dim=1).values
 
 
 def make_collate(
     data: DataRecipe, tokenizer: PreTrainedTokenizerBase, *, split: str
 ) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    """The collator the recipe asks for; blocks of held-out text are neither padded nor numbered."""
-    eos, marked = tokenizer.eos_token_id, data.train_on == "completion"
-    padded = data.grouping == "best_fit" and split == "train" and not marked
+    """Return the collator of a split; validation blocks have no padding and no numbers."""
+    eos, is_marked = tokenizer.eos_token_id, data.train_on == "completion"
+    has_padding = data.grouping == "best_fit" and split == "train" and not is_marked
     return partial(
         collate,
         separator=eos if data.document_mask else None,
-        padding=eos if padded else None,
-        marked=marked,
+        padding=eos if has_padding else None,
+        marked=is_marked,
         numbered=split == "train",
     )

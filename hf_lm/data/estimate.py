@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from hf_lm.data.blocks.dataset import SplitCounts
 
 
-CHECK_BYTES = 32 * 2**20  # text that a check tokenizes, in about 10 seconds; the rest is estimated
+CHECK_BYTES = 32 * 2**20  # of text that a check tokenizes, in about 10 s; the rest is estimated
 
 
 class Sample(NamedTuple):
-    """Some of the documents, for a check; all of them if `whole`."""
+    """A sample of the documents, for a check.
+
+    Attributes:
+        corpus: the sources.
+        scan: the result of the scan.
+        documents: the documents of both splits.
+        whole: whether they are all documents.
+        notes: what the user should know about the sample.
+    """
 
     corpus: Corpus
     scan: Scan
@@ -28,19 +36,19 @@ class Sample(NamedTuple):
 
 
 def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
-    """The first documents of each part; of a Hub dataset none, which a check does not download.
+    """Take the first documents of each split; none of a Hub dataset, which is not downloaded.
 
     Args:
-        data: how the text is read.
+        data: the `data` section.
         corpus: the files and Hub ids.
-        scan: what was found in them.
+        scan: the result of a scan of the corpus.
     """
     if corpus.prepared:
         return Sample(corpus, scan, {}, whole=True)
     if corpus.local:
         whole = scan.size <= CHECK_BYTES
         limit = None if whole else CHECK_BYTES
-        documents = Documents(data, corpus, {}, scan.split, limit=limit)
+        documents = Documents(data, corpus, {}, scan.holdout, limit=limit)
         return Sample(corpus, scan, documents, whole)
     names = [s.name for split in (corpus.train, corpus.validation) for s in split if not s.local]
     note = f"{', '.join(names)}: not looked at; a check does not download data, so none is counted"
@@ -48,10 +56,10 @@ def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
 
 
 def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[str, SplitCounts]:
-    """The counts of both parts, carried over from the sample to all text.
+    """Estimate the counts of both splits from a sample.
 
     Raises:
-        DataError: all text was looked at, and a part is shorter than one block.
+        DataError: the sample is all text, and a split is shorter than one block.
     """
     from hf_lm.data.blocks.build import blocks_in_memory
     from hf_lm.data.blocks.dataset import require_blocks
@@ -64,11 +72,11 @@ def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[s
     counts = blocks_in_memory(sample.documents, tokenizer, data)[1]
     if sample.whole:
         require_blocks(counts, data)
-    train, held_out = counts["train"], counts["validation"]
-    if not sample.corpus.validation:  # both parts are of the same text
-        factor = sample.scan.size / (train.bytes + held_out.bytes)
+    train, validation = counts["train"], counts["validation"]
+    if not sample.corpus.validation:  # both splits are of the same text
+        factor = sample.scan.size / (train.bytes + validation.bytes)
         return {split: row.scaled(factor) for split, row in counts.items()}
     return {
         "train": train.scaled(sample.scan.train_bytes / train.bytes),
-        "validation": held_out.scaled(sample.scan.validation_bytes / held_out.bytes),
+        "validation": validation.scaled(sample.scan.validation_bytes / validation.bytes),
     }

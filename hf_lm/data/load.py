@@ -1,26 +1,8 @@
 """Load the documents and the blocks that a recipe describes.
 
-Reading order, which is the way of the text:
-  sources.py    data.source -> local files with their hashes, or Hub ids
-  readers.py    a file -> its documents
-  columns.py    a row -> its text
-  conversations.py  a row -> its conversation, as text
-  documents.py  a corpus -> documents with content hashes
-  scan.py       all that is wrong with their text, and what is held out of it
-  hub.py        a Hub id -> its text column
-  tokens.py     the first map() step: portions of documents -> token ids
-  completions.py  the same for conversations, with marks
-  grouping.py   the second: token ids -> rows of block_size + 1
-  mixture.py    which source the next block comes from
-  blocks.py     both steps -> blocks on disk
-  collate.py    blocks -> a batch
-  prepared.py   blocks and their tokenizer as a folder to share
-  stream.py     text that is read while training -> token ids
-  endless.py    the same blocks from them, each with its place
-  ahead.py      an iterator read ahead of its user
-  cache.py      a key -> a prepared folder, built once
-
-Those before hub.py import nothing heavy; nor does this file, whose functions import late.
+These are the entry points of `data`. Text goes through text/ (files to documents), blocks/
+(documents to blocks of token ids) and collator.py (blocks to batches); streaming/ does the same
+while the model trains. Heavy modules are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -41,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class LoadedText(NamedTuple):
-    """The documents of a corpus, and what stands for their content.
+    """The documents of a corpus and a fingerprint of their content.
 
     Attributes:
-        corpus: where they come from.
-        documents: "train" and "validation", each rows with a "text"; read anew when iterated.
-        content: a hash of all they depend on.
-        commits: of the Hub datasets among the sources.
-        scan: what was found in them; nothing in a stream.
+        corpus: the sources of the text.
+        documents: "train" and "validation", each rows with a "text" that are read when iterated.
+        content: a hash of everything they depend on.
+        commits: the commits of the Hub datasets among the sources.
+        scan: the result of the scan; None for a stream.
     """
 
     corpus: Corpus
@@ -59,24 +41,27 @@ class LoadedText(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Bytes of all text, where they are known."""
+        """Bytes of all text; None for a stream."""
         return self.scan.size if self.scan else None
 
     def provenance(self) -> dict[str, Any]:
-        """What a run records of its text besides the hash."""
-        found = {"commits": list(self.commits)}
+        """Return the fields of provenance.json about the text, except for its hash."""
+        fields: dict[str, Any] = {"commits": list(self.commits)}
         if self.scan:
-            found |= {"duplicates": self.scan.duplicates, "overlap": self.scan.overlap}
-        return found
+            fields |= {"duplicates": self.scan.duplicates, "overlap": self.scan.overlap}
+        return fields
 
 
 def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -> LoadedText:
-    """The documents of both parts, and a fingerprint of their content.
+    """Load the documents of both splits.
 
     Args:
-        data: how the text is read and how much is held out.
-        corpus: the files and Hub ids.
-        scan: what a scan of that corpus found, if it was scanned.
+        data: the `data` section.
+        corpus: the files and Hub ids, as `find_corpus` returns them.
+        scan: the result of a scan of the corpus; None scans it now.
+
+    Raises:
+        DataError: the text cannot be used.
     """
     if corpus.prepared:
         from hf_lm.data.blocks.prepared import prepared_content
@@ -95,7 +80,7 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
     if scan is None or texts:
         scan = scan_documents(data, corpus, texts)
     content = fingerprint(data, corpus, commits)
-    return LoadedText(corpus, Documents(data, corpus, texts, scan.split), content, commits, scan)
+    return LoadedText(corpus, Documents(data, corpus, texts, scan.holdout), content, commits, scan)
 
 
 def load_blocks(
@@ -108,19 +93,19 @@ def load_blocks(
     shard: StreamShard | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Blocks:
-    """The blocks of both parts, what became of their text, and the order of a mixture.
+    """Load the blocks of both splits, their counts, and the sampler of a mixture.
 
     Args:
-        data: how the text is cut.
+        data: the `data` section.
         text: as `load_documents` returns it.
-        tokenizer: text to ids.
-        seed: of the order of a stream or a mixture.
-        num_validation_blocks: blocks to hold out of a stream.
-        shard: what this process reads of a stream; None is all.
-        report: told the documents and bytes of each portion that is prepared.
+        tokenizer: the tokenizer of the text.
+        seed: the seed of the order of a stream or a mixture.
+        num_validation_blocks: the size of the validation set of a stream.
+        shard: the share of a stream that this process reads; None is all.
+        report: called with the documents and bytes of each batch that is tokenized.
 
     Raises:
-        DataError: a part is shorter than one block.
+        DataError: a split is shorter than one block.
     """
     if text.corpus.prepared:
         from hf_lm.data.blocks.prepared import open_prepared
@@ -153,17 +138,17 @@ def write_blocks(
     *,
     report: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the blocks of both parts and their tokenizer into a folder to share.
+    """Write the blocks of both splits and their tokenizer to a directory.
 
     Args:
-        data: how the text is cut.
+        data: the `data` section.
         text: as `load_documents` returns it.
-        tokenizer: text to ids.
-        folder: to write; what an earlier try left there is replaced.
-        report: told the documents and bytes of each portion that is prepared.
+        tokenizer: the tokenizer of the text.
+        folder: the directory; prepared blocks that are there are replaced.
+        report: called with the documents and bytes of each batch that is tokenized.
 
     Raises:
-        DataError: a part is shorter than one block, or the folder is somebody else's.
+        DataError: a split is shorter than one block, or the directory holds other files.
     """
     from hf_lm.data.blocks.build import build_blocks
     from hf_lm.data.blocks.dataset import open_blocks
@@ -177,14 +162,18 @@ def write_blocks(
 
 
 def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
-    """All text of a corpus as blocks, in memory and nothing held out, to evaluate a model on."""
+    """Return all text of a corpus as blocks in memory, with nothing held out, for evaluation.
+
+    Raises:
+        DataError: the text is shorter than one block.
+    """
     from hf_lm.data.blocks.build import blocks_in_memory
     from hf_lm.data.blocks.dataset import require_blocks
     from hf_lm.data.text.hub_datasets import hub_texts
 
     grouping = "concat" if data.train_on == "text" else data.grouping
-    whole = data.model_copy(update={"deduplicate": False, "grouping": grouping})
-    texts, _ = hub_texts(whole, corpus)
-    splits, counts = blocks_in_memory(Documents(whole, corpus, texts, Holdout(0)), tokenizer, whole)
-    require_blocks({"train": counts["train"]}, whole)
+    data = data.model_copy(update={"deduplicate": False, "grouping": grouping})
+    texts, _ = hub_texts(data, corpus)
+    splits, counts = blocks_in_memory(Documents(data, corpus, texts, Holdout(0)), tokenizer, data)
+    require_blocks({"train": counts["train"]}, data)
     return splits["train"]

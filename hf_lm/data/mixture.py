@@ -1,8 +1,8 @@
 """Choose which source of a weighted mixture each block comes from.
 
-Block n of a run comes from the source on whose share of [0, 1) the number n·φ mod 1 falls. Such
-points spread more evenly than random ones (Niederreiter, 1992, chapter 3), so that shares are right
-from the first blocks on, and every process knows the source of every block by itself.
+The weights divide [0, 1) between the sources; block n of a run comes from the source whose part
+contains n·φ mod 1. These points are more even than random ones (Niederreiter, 1992, chapter 3), so
+the shares are right from the first blocks on, and every process can compute the source of a block.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64/φ, odd (Knuth, The Art of Computer Programm
 
 
 def sources_of(blocks: np.ndarray, weights: Sequence[float], *, seed: int) -> np.ndarray:
-    """The source of each block [B], by its place n in the run.
+    """Return the source of each block [B].
 
     Args:
-        blocks: places, counted over all processes.
-        weights: shares of the sources, together 1.
+        blocks: [B], the numbers of blocks in the run, counted over all processes.
+        weights: the weights of the sources; their sum is 1.
         seed: shifts all points.
     """
     start = np.uint64(np.random.default_rng(seed).integers(2**64, dtype=np.uint64))
@@ -31,15 +31,15 @@ def sources_of(blocks: np.ndarray, weights: Sequence[float], *, seed: int) -> np
 
 
 class MixtureSampler(Sampler[int]):
-    """Block numbers of a mixture whose sources stand one behind the other.
+    """A sampler of a mixture, for a dataset that holds the sources one after the other.
 
-    An epoch has as many blocks as all sources together. A source is read in a random order, to its
-    end, before any of its blocks is read again, across epochs.
+    An epoch has as many blocks as all sources together. All blocks of a source are read in a random
+    order before any of them is read again, across epochs.
 
     Args:
-        sizes: blocks of each source.
-        weights: shares of the sources, together 1.
-        seed: of the mixing and of the order of each pass.
+        sizes: the blocks of each source.
+        weights: the weights of the sources; their sum is 1.
+        seed: the seed of the mixture and of the order of each pass.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int) -> None:
@@ -49,29 +49,29 @@ class MixtureSampler(Sampler[int]):
         return sum(self.sizes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on behind the blocks of all epochs before this one."""
+        """Start after the blocks of all epochs before this one."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
 
     def order(self) -> np.ndarray:
-        """The blocks of this epoch."""
+        """Return the indices of the blocks of this epoch, in order."""
         begin = self.epoch * len(self)
-        chosen = sources_of(np.arange(begin + len(self)), self.weights, seed=self.seed)
+        sources = sources_of(np.arange(begin + len(self)), self.weights, seed=self.seed)
         order = np.empty(len(self), np.int64)
         for source, size in enumerate(self.sizes):
-            before = int((chosen[:begin] == source).sum())
-            places = np.flatnonzero(chosen[begin:] == source)
-            draws = np.arange(before, before + len(places))
-            order[places] = sum(self.sizes[:source]) + self.drawn(source, size, draws)
+            before = int((sources[:begin] == source).sum())
+            indices = np.flatnonzero(sources[begin:] == source)
+            draws = np.arange(before, before + len(indices))
+            order[indices] = sum(self.sizes[:source]) + self.draw(source, size, draws)
         return order
 
-    def drawn(self, source: int, size: int, draws: np.ndarray) -> np.ndarray:
-        """The blocks of one source by the number of their draw."""
-        found = np.empty(len(draws), np.int64)
+    def draw(self, source: int, size: int, draws: np.ndarray) -> np.ndarray:
+        """Return the blocks of a source for the numbers of its draws."""
+        blocks = np.empty(len(draws), np.int64)
         for number in np.unique(draws // size):
             shuffled = np.random.default_rng([self.seed, source, int(number)]).permutation(size)
-            of_pass = draws // size == number
-            found[of_pass] = shuffled[draws[of_pass] % size]
-        return found
+            in_pass = draws // size == number
+            blocks[in_pass] = shuffled[draws[in_pass] % size]
+        return blocks

@@ -12,23 +12,23 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T], *, batch_size: int, depth: int) -> Generator[T, None, None]:
-    """The same items, read before they are asked for; what it raises is raised here.
+    """Yield the items of an iterator, read ahead in a thread; its errors are raised here.
 
     Args:
-        items: to read.
-        batch_size: items read at once.
-        depth: how often that is done before they are asked for.
+        items: the iterator.
+        batch_size: the items that are read at once.
+        depth: the batches that are read ahead.
     """
 
-    def take() -> list[T]:
-        """The next few items."""
+    def read_batch() -> list[T]:
+        """Read the next items."""
         return list(itertools.islice(items, batch_size))
 
     pool = ThreadPoolExecutor(1)
     try:
-        waiting = deque(pool.submit(take) for _ in range(depth))
-        while found := waiting.popleft().result():
-            waiting.append(pool.submit(take))
-            yield from found
+        waiting = deque(pool.submit(read_batch) for _ in range(depth))
+        while batch := waiting.popleft().result():
+            waiting.append(pool.submit(read_batch))
+            yield from batch
     finally:
         pool.shutdown(cancel_futures=True)

@@ -64,7 +64,7 @@ def test_commit_of_a_hub_dataset_is_part_of_the_fingerprint(
         first = provenance(tmp_path / "run")
         assert first["commits"][0].startswith("USER/text@")
         assert first["duplicates"] == 4
-        assert "4 duplicate documents were left out" in done.stdout
+        assert "4 duplicate documents were skipped" in done.stdout
         assert any("train-00001-of-00002.parquet" in request for request in hub.requests)
         readme = tmp_path / "hub" / "datasets" / "USER" / "text" / "README.md"
         readme.write_text("another commit")

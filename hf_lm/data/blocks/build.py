@@ -29,14 +29,14 @@ from hf_lm.data.blocks.grouping import Group, Grouper, make_grouper
 from hf_lm.data.blocks.tokenization import Tokenize, id_type
 from hf_lm.data.cache import build_once, key_of
 from hf_lm.data.prefetch import prefetch
-from hf_lm.data.text.documents import Documents, Progress, lanes
+from hf_lm.data.text.documents import Documents, Progress, subsets
 from hf_lm.recipe import DataRecipe
 
 WRITTEN_ROWS = 10_000  # blocks per Arrow record batch
 
 
 def make_groupers(
-    subsets: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
+    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> dict[str, Grouper]:
     """Create a grouper for each subset of the text.
 
@@ -45,7 +45,7 @@ def make_groupers(
     learned without its question, and those longer than a block are dropped.
 
     Args:
-        subsets: names of the subsets: "train" or "train-<source>", and "validation".
+        names: the names of the subsets: "train" or "train-<source>", and "validation".
         tokenizer: its end-of-text id pads blocks, and its vocabulary decides the type of an id.
         data: how the ids are grouped.
 
@@ -61,7 +61,7 @@ def make_groupers(
             dtype=id_type(len(tokenizer)) if is_text else np.int32,
             drop_long_documents=not is_text,
         )
-        for subset in subsets
+        for subset in names
     }
 
 
@@ -87,7 +87,7 @@ def block_rows(
 
 def read_batches_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
     """Iterate over batches of documents; the next one is read while one is tokenized."""
-    return prefetch(documents.portions(), batch_size=1, depth=1)
+    return prefetch(documents.batches(), batch_size=1, depth=1)
 
 
 class BlockCounter:
@@ -108,7 +108,7 @@ class BlockCounter:
     def iterate(self, rows: IterableDataset) -> Iterator[tuple[str, np.ndarray]]:
         """Count and yield the subset and the blocks [B, T+1] of each row."""
         for row in rows:
-            subset, blocks = row["lane"], row["blocks"]
+            subset, blocks = row["subset"], row["blocks"]
             documents, tokens = len(row["ends"]), len(row["input_ids"])
             in_loss = int(np.count_nonzero(blocks[:, 1:] & LOSS_BIT)) if self.has_loss_bits else 0
             self.counts[subset] += SplitCounts(
@@ -137,7 +137,7 @@ def blocks_in_memory(
     documents: Documents, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> tuple[dict[str, BlockDataset], dict[str, SplitCounts]]:
     """Build the blocks and counts of both splits in memory, without writing a file."""
-    groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
+    groupers = make_groupers(subsets(documents.corpus), tokenizer, data)
     tokenize = make_tokenize(tokenizer, data)
     counter = BlockCounter(groupers, None, has_loss_bits=data.train_on == "completion")
     split_blocks: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
@@ -176,7 +176,7 @@ def build_blocks(
         data.block_size,
         data.append_eos,
         data.grouping,
-        lanes(documents.corpus),
+        subsets(documents.corpus),
     ]
     if data.train_on == "completion":
         settings.append(str(tokenizer.chat_template))
@@ -184,12 +184,12 @@ def build_blocks(
 
     def build(folder: Path) -> None:
         """Write one Arrow file per subset, and the counts."""
-        groupers = make_groupers(lanes(documents.corpus), tokenizer, data)
+        groupers = make_groupers(subsets(documents.corpus), tokenizer, data)
         tokenize = make_tokenize(tokenizer, data)
         counter = BlockCounter(groupers, report, has_loss_bits=data.train_on == "completion")
         rows = counter.iterate(block_rows(documents, tokenize, groupers))
         schema = table_of(np.empty((0, data.block_size + 1), tokenize.dtype)).schema
-        write_arrow_files(folder, rows, subsets=list(groupers), schema=schema)
+        write_arrow_files(folder, rows, names=list(groupers), schema=schema)
         counts = {split: asdict(counts) for split, counts in counter.count_splits().items()}
         (folder / COUNTS).write_text(json.dumps(counts))
 
@@ -200,7 +200,7 @@ def write_arrow_files(
     folder: Path,
     rows: Iterator[tuple[str, np.ndarray]],
     *,
-    subsets: Sequence[str],
+    names: Sequence[str],
     schema: pa.Schema,
 ) -> None:
     """Write the blocks [B, T+1] of each subset to its own Arrow file."""
@@ -209,7 +209,7 @@ def write_arrow_files(
             subset: stack.enter_context(
                 ArrowWriter(path=str(folder / f"{subset}.arrow"), schema=schema)
             )
-            for subset in subsets
+            for subset in names
         }
         for subset, blocks in rows:
             for start in range(0, len(blocks), WRITTEN_ROWS):

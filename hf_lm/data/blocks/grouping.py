@@ -237,9 +237,9 @@ def fill_bins(
 
 
 class TokenBatch(TypedDict):
-    """The ids [N] of some documents of one subset ("lane"), and the end of each document."""
+    """The ids [N] of some documents of one subset, and the end of each document."""
 
-    lane: str
+    subset: str
     input_ids: np.ndarray
     ends: np.ndarray
 
@@ -256,5 +256,5 @@ class Group:
 
     def __call__(self, batch: TokenBatch) -> dict[str, np.ndarray]:
         """Return the "blocks" [B, T+1] that a batch of ids completes."""
-        grouper = self.groupers[batch["lane"]]
+        grouper = self.groupers[batch["subset"]]
         return {"blocks": grouper.add(batch["input_ids"], batch["ends"])}

@@ -1,1 +1,1 @@
-"""The same blocks, read while the model trains."""
+"""Streaming: the same blocks, read while the model trains."""

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
-
-from hf_lm.data.streaming.documents import WINDOW, StreamedDocuments, StreamedSource, window
-from hf_lm.recipe import DataRecipe
-
-if TYPE_CHECKING:
-    from hf_lm.data.blocks.dataset import Blocks, SplitCounts
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -22,12 +15,25 @@ from hf_lm.data.blocks.build import make_groupers
 from hf_lm.data.blocks.dataset import BlockDataset, Blocks, SplitCounts, table_of
 from hf_lm.data.blocks.grouping import Grouper
 from hf_lm.data.blocks.tokenization import Tokenize
+from hf_lm.data.streaming.documents import (
+    WINDOW,
+    StreamedDocuments,
+    StreamedSource,
+    shuffle_window,
+)
 from hf_lm.data.streaming.reader import BlockStream, SourceReader, StreamReader
 from hf_lm.errors import DataError
+from hf_lm.recipe import DataRecipe
 
 
 class StreamShard(NamedTuple):
-    """This process among those that share a stream, and the threads it reads with."""
+    """The share of a stream that a process reads.
+
+    Attributes:
+        rank: the rank of the process.
+        world_size: the number of processes.
+        threads: the threads of each process; each thread is a reader.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -35,12 +41,12 @@ class StreamShard(NamedTuple):
 
     @property
     def readers(self) -> int:
-        """Threads of all processes."""
+        """The number of readers of all processes."""
         return self.world_size * self.threads
 
     @property
     def numbers(self) -> range:
-        """This process's own among them."""
+        """The numbers of this process's readers."""
         return range(self.rank * self.threads, (self.rank + 1) * self.threads)
 
 
@@ -53,15 +59,18 @@ def stream_blocks(
     seed: int,
     shard: StreamShard,
 ) -> Blocks:
-    """This process's share of the training stream, and the first blocks of the held-out part.
+    """Open this process's share of the training stream, and read the validation blocks.
 
     Args:
-        documents: both parts as streams.
-        tokenizer: text to ids.
-        data: how the text is cut.
-        num_validation_blocks: blocks to hold out.
-        seed: of the order and the mixing.
-        shard: this process among all, and the threads it reads with.
+        documents: both splits as streams.
+        tokenizer: the tokenizer of the text.
+        data: the `data` section.
+        num_validation_blocks: the size of the validation set.
+        seed: the seed of the order of documents and of the mixture.
+        shard: the share of this process.
+
+    Raises:
+        DataError: there is no validation text.
     """
     tokenize = Tokenize(tokenizer, append_eos=data.append_eos, cores=data.num_proc)
     readers = [
@@ -70,7 +79,7 @@ def stream_blocks(
                 SourceReader(
                     partial(
                         open_pass,
-                        source=copy.deepcopy(source),  # it keeps the place of one reader in itself
+                        source=copy.deepcopy(source),  # it holds the position of one reader
                         tokenize=tokenize,
                         shuffle=(seed, position),
                         number=number,
@@ -96,7 +105,7 @@ def stream_blocks(
 def train_grouper(
     tail: Sequence[int], *, tokenizer: PreTrainedTokenizerBase, data: DataRecipe
 ) -> Grouper:
-    """A grouper of training text that begins with ids left by an earlier part."""
+    """Make a grouper of training text that starts with the ids that a position holds."""
     grouper = make_groupers(["train"], tokenizer, data)["train"]
     grouper.tail = np.asarray(tail, grouper.tail.dtype)
     return grouper
@@ -111,22 +120,22 @@ def open_pass(
     number: int,
     readers: int,
 ) -> IterableDataset:
-    """One reader's share of a source as rows of token ids, in the order of one pass."""
+    """Open a reader's share of a source as rows of token ids, in the order of one pass."""
     rows, shard = source.rows, {"number": number, "readers": readers}
     if rows.num_shards >= readers:
         rows = rows.shard(num_shards=readers, index=number)
         shard = {"number": 0, "readers": 1}
     order = (*shuffle, number_of_pass)
-    portions = rows.map(
-        window,
+    batches = rows.map(
+        shuffle_window,
         batched=True,
         batch_size=WINDOW,
         with_indices=True,
         remove_columns=["text"],
         fn_kwargs={"hash_threshold": source.hash_threshold, "shuffle": order, **shard},
     )
-    tokens = portions.map(tokenize, remove_columns=["text"])
-    tokens.set_epoch(number_of_pass)  # another order of the shards
+    tokens = batches.map(tokenize, remove_columns=["text"])
+    tokens.set_epoch(number_of_pass)  # each pass has another order of the shards
     return tokens
 
 
@@ -137,24 +146,24 @@ def first_blocks(
     data: DataRecipe,
     count: int,
 ) -> tuple[BlockDataset, SplitCounts]:
-    """The first held-out blocks, and the text they took.
+    """Read validation documents until there are enough blocks; return these and their counts.
 
     Raises:
-        DataError: there is not enough text for one.
+        DataError: there is not enough text for one block.
     """
     grouper = make_groupers(["validation"], tokenizer, data)["validation"]
-    found: list[np.ndarray] = []
+    rows_of_ids: list[np.ndarray] = []
     documents = size = tokens = 0
     for row in rows:
         ids = tokenize({"text": [row["text"]]})
-        found += list(grouper.add(ids["input_ids"], ids["ends"]))
+        rows_of_ids += list(grouper.add(ids["input_ids"], ids["ends"]))
         documents, tokens = documents + 1, tokens + len(ids["input_ids"])
         size += len(row["text"].encode())
-        if len(found) >= count:
+        if len(rows_of_ids) >= count:
             break
-    if not found:
-        raise DataError("no held-out text in this stream; raise data.validation.holdout")
-    blocks = np.stack(found[:count])
+    if not rows_of_ids:
+        raise DataError("no validation text in this stream; raise data.validation.holdout")
+    blocks = np.stack(rows_of_ids[:count])
     unused = tokens - 1 - blocks.shape[0] * data.block_size
     counts = SplitCounts(documents, size, tokens, len(blocks), max(0, unused), 0)
     return BlockDataset(Dataset(table_of(blocks))), counts

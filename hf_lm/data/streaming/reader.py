@@ -1,8 +1,8 @@
 """Read streamed blocks resumably: every block knows its position.
 
-A place is a pass, where datasets stands in it, the ids that waited there, and a number of blocks
-behind it: little enough to write down at every checkpoint, and enough to go on with the very next
-block. Each reader reads ahead in a thread of its own.
+A position is the number of a pass, the state of `datasets` in it, the ids that wait to be grouped
+there, and a number of blocks after it. That is small enough for every checkpoint, and enough to
+continue with the next block. Each reader prefetches in its own thread.
 """
 
 # Shapes: B blocks, T tokens predicted in a block.
@@ -23,36 +23,48 @@ from hf_lm.data.mixture import sources_of
 from hf_lm.data.prefetch import prefetch
 from hf_lm.errors import DataError, MismatchError
 
-TAKEN, AHEAD = 64, 16  # blocks a thread reads at once, and how often before they are asked for
+BATCH_SIZE, DEPTH = 64, 16  # blocks that a thread reads at once, and batches that it reads ahead
 
-
-PLANNED = 1_024  # blocks whose source is looked up at once
+PLANNED = 1_024  # blocks whose source is computed at once
 
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """A place in a source where nothing but a few ids waits to be grouped."""
+    """A position in a source at which only a few ids wait to be grouped.
 
-    number: int = 0  # of the pass
-    rows: dict[str, Any] | None = None  # as datasets describes the place; None is the start
+    Attributes:
+        number: the number of the pass.
+        rows: the state of `datasets`; None is the start of the pass.
+        tail: the ids that wait.
+    """
+
+    number: int = 0
+    rows: dict[str, Any] | None = None
     tail: tuple[int, ...] = ()
 
 
 class PositionedBlock(NamedTuple):
-    """A block [T+1] with its place: `offset` blocks behind a mark of one of the sources."""
+    """A block with its position.
+
+    Attributes:
+        block: [T+1] ids.
+        source: the index of its source.
+        position: the last position before it.
+        offset: the number of blocks from that position to the end of this one.
+    """
 
     block: np.ndarray
     source: int
-    mark: StreamPosition
+    position: StreamPosition
     offset: int
 
 
 class SourceReader:
-    """The blocks of one reader's share of a source, pass after pass, from any place on.
+    """Reads the blocks of a reader's share of a source, pass after pass, from any position.
 
     Args:
-        open_pass: number of a pass to rows of token ids.
-        make_grouper: ids that wait to a grouper.
+        open_pass: opens a pass, by its number, as rows of token ids.
+        make_grouper: makes a grouper that starts with waiting ids.
     """
 
     def __init__(
@@ -62,47 +74,49 @@ class SourceReader:
     ) -> None:
         self.open_pass, self.make_grouper = open_pass, make_grouper
 
-    def read(self, mark: StreamPosition, offset: int, source: int) -> Iterator[PositionedBlock]:
-        """The blocks behind a place, each with its own place."""
-        for start, blocks in self.stretches(mark):
-            for place in range(offset, len(blocks)):
-                yield PositionedBlock(blocks[place], source, start, place + 1)
+    def read(self, position: StreamPosition, offset: int, source: int) -> Iterator[PositionedBlock]:
+        """Yield the blocks after a position and an offset, each with its own position."""
+        for start, blocks in self.sections(position):
+            for index in range(offset, len(blocks)):
+                yield PositionedBlock(blocks[index], source, start, index + 1)
             offset = max(0, offset - len(blocks))
 
-    def stretches(self, mark: StreamPosition) -> Iterator[tuple[StreamPosition, np.ndarray]]:
-        """Each mark with the blocks [B, T+1] up to the next one."""
+    def sections(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, np.ndarray]]:
+        """Yield each position with the blocks [B, T+1] up to the next position."""
         while True:
-            rows, grouper = self.open_pass(mark.number), self.make_grouper(mark.tail)
-            if mark.rows is not None:
-                rows.load_state_dict(mark.rows)
-            filled = mark.rows is not None
+            rows = self.open_pass(position.number)
+            grouper = self.make_grouper(position.tail)
+            if position.rows is not None:
+                rows.load_state_dict(position.rows)
+            has_blocks = position.rows is not None
             for row in rows:
                 blocks = grouper.add(row["input_ids"], row["ends"])
-                filled = filled or len(blocks) > 0
+                has_blocks = has_blocks or len(blocks) > 0
                 if grouper.at_boundary:
-                    yield mark, blocks
-                    mark = StreamPosition(mark.number, rows.state_dict(), ids_of(grouper))
+                    yield position, blocks
+                    state = rows.state_dict()
+                    position = StreamPosition(position.number, state, waiting_ids(grouper))
             rest = grouper.add(np.empty(0, grouper.tail.dtype), np.empty(0, np.int64))
-            if not filled and not len(rest):
+            if not has_blocks and not len(rest):
                 raise DataError("a pass over the stream fills no block; lower data.block_size")
-            yield mark, rest
-            mark = StreamPosition(mark.number + 1, None, ids_of(grouper))
+            yield position, rest
+            position = StreamPosition(position.number + 1, None, waiting_ids(grouper))
 
 
-def ids_of(grouper: Grouper) -> tuple[int, ...]:
-    """The ids that wait for more text."""
+def waiting_ids(grouper: Grouper) -> tuple[int, ...]:
+    """Return the ids that wait for more text."""
     return tuple(grouper.tail.tolist())
 
 
 class StreamReader:
-    """One reader of a process: blocks of all sources, mixed by weight.
+    """A reader of a process, which yields blocks of all sources, mixed by weight.
 
     Args:
-        sources: its share of each.
-        weights: of the sources, together 1.
-        seed: of the mixing.
-        number: of the reader among all processes' readers, who number the blocks in turn.
-        readers: how many there are.
+        sources: the reader's share of each source.
+        weights: the weights of the sources; their sum is 1.
+        seed: the seed of the mixture.
+        number: the number of this reader; readers take blocks in turn.
+        readers: the number of readers of all processes.
     """
 
     def __init__(
@@ -116,66 +130,68 @@ class StreamReader:
     ) -> None:
         self.sources, self.weights, self.seed = sources, weights, seed
         self.number, self.readers = number, readers
-        self.places = [(StreamPosition(), 0) for _ in sources]
+        self.positions = [(StreamPosition(), 0) for _ in sources]
         self.count = 0
 
     def __iter__(self) -> Iterator[PositionedBlock]:
-        feeds = [
-            source.read(*place, number)
-            for number, (source, place) in enumerate(zip(self.sources, self.places, strict=True))
+        streams = [
+            source.read(*position, index)
+            for index, (source, position) in enumerate(
+                zip(self.sources, self.positions, strict=True)
+            )
         ]
         for start in itertools.count(self.count, PLANNED):
             blocks = np.arange(start, start + PLANNED) * self.readers + self.number
             for source in sources_of(blocks, self.weights, seed=self.seed):
-                yield next(feeds[source])
+                yield next(streams[source])
 
-    def mark_consumed(self, placed: PositionedBlock) -> None:
-        """Take down that a block has been handed on."""
-        self.places[placed.source] = (placed.mark, placed.offset)
+    def mark_consumed(self, block: PositionedBlock) -> None:
+        """Note that a block was passed to the trainer."""
+        self.positions[block.source] = (block.position, block.offset)
         self.count += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last block handed on."""
-        places = [{**vars(mark), "offset": offset} for mark, offset in self.places]
+        """Return the position after the last consumed block."""
+        places = [{**vars(position), "offset": offset} for position, offset in self.positions]
         return {"count": self.count, "places": places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place."""
+        """Restore a position."""
         self.count = state["count"]
-        self.places = [
+        self.positions = [
             (StreamPosition(place["number"], place["rows"], tuple(place["tail"])), place["offset"])
             for place in state["places"]
         ]
 
 
 class BlockStream(TorchIterableDataset):
-    """Blocks of T+1 ids without an end: those of this process's readers in turn."""
+    """An endless dataset of rows of T+1 ids; the readers of this process take turns."""
 
     def __init__(self, readers: Sequence[StreamReader]) -> None:
         self.readers, self.count = readers, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        feeds = [prefetch(iter(reader), batch_size=TAKEN, depth=AHEAD) for reader in self.readers]
+        streams = [prefetch(iter(r), batch_size=BATCH_SIZE, depth=DEPTH) for r in self.readers]
         try:
             while True:
-                turn = self.count % len(feeds)
-                placed = next(feeds[turn])
-                self.readers[turn].mark_consumed(placed)
+                turn = self.count % len(streams)
+                block = next(streams[turn])
+                self.readers[turn].mark_consumed(block)
                 self.count += 1
-                yield {"input_ids": placed.block, "number": self.count - 1}
+                yield {"input_ids": block.block, "number": self.count - 1}
         finally:
-            for feed in feeds:
-                feed.close()
+            for stream in streams:
+                stream.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last block, as JSON can hold it."""
+        """Return the position after the last block, as values that JSON can hold."""
         return {"count": self.count, "readers": [r.state_dict() for r in self.readers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the block where `state_dict` was called.
+        """Restore the position at which `state_dict` was called.
 
         Raises:
-            MismatchError: there are more readers now, or fewer, who would share it in another way.
+            MismatchError: the number of readers changed, which divide the stream differently.
         """
         before, now = len(state["readers"]), len(self.readers)
         if before != now:
@@ -184,5 +200,5 @@ class BlockStream(TorchIterableDataset):
                 f"read by {now}; set it back to {before}, or start over with --fresh"
             )
         self.count = state["count"]
-        for reader, place in zip(self.readers, state["readers"], strict=True):
-            reader.load_state_dict(place)
+        for reader, reader_state in zip(self.readers, state["readers"], strict=True):
+            reader.load_state_dict(reader_state)

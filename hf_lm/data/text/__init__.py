@@ -1,1 +1,1 @@
-"""Where text comes from: files, columns, documents and the validation split."""
+"""The sources of text: files, columns, documents and the validation set."""

@@ -10,34 +10,30 @@ from hf_lm.recipe import DataRecipe, template_fields
 
 
 class Columns(Protocol):
-    """Which columns of a row are its text, and how they become it.
-
-    Attributes:
-        plain: whether text without rows will do, too.
-    """
+    """The columns of a row that hold its text."""
 
     @property
-    def plain(self) -> bool:
-        """As above."""
+    def accepts_plain_text(self) -> bool:
+        """True if files without rows, such as .txt, can be read as well."""
         ...
 
-    def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
-        """Those to read, of a table that misses none."""
+    def chosen(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Return the columns to read from a table that has all of them."""
 
-    def missing(self, found: Iterable[str]) -> str | None:
-        """Why a row with other columns has no text, if it has none."""
+    def missing(self, columns: Iterable[str]) -> str | None:
+        """Describe what a row with these columns lacks; return None if it lacks nothing."""
 
     def text(self, row: Any) -> str:
-        """The text of a row.
+        """Return the text of a row.
 
         Raises:
             KeyError: a column is missing.
-            ValueError: a column holds what it must not; the text of the error is the rule.
+            ValueError: a column has an invalid value; the text of the error is the rule.
         """
 
 
 def columns_of(data: DataRecipe) -> Columns:
-    """The columns that a recipe names."""
+    """Return the columns that a recipe names."""
     if data.train_on == "completion":
         return ConversationColumns()
     if data.text_template is None:
@@ -46,60 +42,65 @@ def columns_of(data: DataRecipe) -> Columns:
 
 
 class TextColumns(NamedTuple):
-    """Columns with text, joined by a template if there are several."""
+    """Columns with text, joined by a template if there are several.
+
+    Attributes:
+        names: the columns.
+        template: the text with a column name in braces for each column; None for one column.
+    """
 
     names: tuple[str, ...]
     template: str | None = None
-    plain = True
+    accepts_plain_text = True
 
-    def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
-        """All of them."""
+    def chosen(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Return all names."""
         return self.names
 
-    def missing(self, found: Iterable[str]) -> str | None:
-        """That a name is not there."""
-        absent = [name for name in self.names if name not in found]
+    def missing(self, columns: Iterable[str]) -> str | None:
+        """Describe the first column that is missing."""
+        absent = [name for name in self.names if name not in columns]
         if not absent:
             return None
         key = "data.text_column" if self.template is None else "data.text_template"
-        known = shown(found)
+        known = quoted(columns)
         use = f"set {key} to one of {known}" if self.template is None else f"{key} may use {known}"
         return f'has no "{absent[0]}"; {use}'
 
     def text(self, row: Any) -> str:
-        """The text of a row; a row that is text itself is that."""
+        """Return the text of a row; a string in place of a row is its own text."""
         template = self.template if isinstance(row, dict) else None
         values = [row[name] for name in self.names] if isinstance(row, dict) else [row]
-        kinds = (str,) if template is None else (str, int, float)
-        odd = [type(value).__name__ for value in values if not isinstance(value, kinds)]
-        if odd:
-            raise ValueError(f"{shown(self.names)} is {odd[0]}, expected a string")
+        types = (str,) if template is None else (str, int, float)
+        invalid = [type(value).__name__ for value in values if not isinstance(value, types)]
+        if invalid:
+            raise ValueError(f"{quoted(self.names)} is {invalid[0]}, expected a string")
         if template is None:
             return values[0]
         return template.format_map(dict(zip(self.names, values, strict=True)))
 
 
 class ConversationColumns:
-    """`messages`, or `prompt` and `completion`."""
+    """The columns of a conversation: `messages`, or `prompt` and `completion`."""
 
-    plain = False
+    accepts_plain_text = False
 
-    def chosen(self, found: Iterable[str]) -> tuple[str, ...]:
-        """Either of the two."""
-        return conversation_columns(found)
+    def chosen(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Return the columns of the format that the table has."""
+        return conversation_columns(columns)
 
-    def missing(self, found: Iterable[str]) -> str | None:
-        """That neither is there."""
-        if conversation_columns(found):
+    def missing(self, columns: Iterable[str]) -> str | None:
+        """Describe a table that has neither format."""
+        if conversation_columns(columns):
             return None
-        either = " and ".join(shown([name]) for name in PAIR)
+        pair = " and ".join(quoted([name]) for name in PAIR)
         return (
-            f"has neither {shown(MESSAGES)} nor {either}, which data.train_on = "
-            f'"completion" reads; it has {shown(found)}'
+            f"has neither {quoted(MESSAGES)} nor {pair}, as data.train_on = "
+            f'"completion" requires; it has {quoted(columns)}'
         )
 
     def text(self, row: Any) -> str:
-        """The conversation of a row as JSON."""
+        """Return the conversation of a row as JSON."""
         if not isinstance(row, Mapping):
             raise ValueError(f"is {type(row).__name__}, expected an object with a conversation")
         if not conversation_columns(row):
@@ -107,6 +108,6 @@ class ConversationColumns:
         return conversation_text(row)
 
 
-def shown(names: Iterable[str]) -> str:
-    """The first columns, as an error names them."""
+def quoted(names: Iterable[str]) -> str:
+    """Format the first eight names in quotes for an error."""
     return ", ".join(f'"{name}"' for name in list(names)[:8])

@@ -1,7 +1,7 @@
 """Iterate over the deduplicated documents of a corpus, split into train and validation.
 
-Nothing heavy is imported, and no text is kept: documents are read again from their files by whoever
-needs them, which costs a few percent of tokenizing them and no disk.
+Nothing heavy is imported and no text is stored: documents are read from their files each time they
+are needed. That takes a few percent of the time of tokenizing them, and no disk space.
 """
 
 from __future__ import annotations
@@ -22,28 +22,32 @@ from hf_lm.system.files import sha256
 
 SPLITS = ("train", "validation")
 
+BATCH_BYTES = 8 * 2**20  # of text tokenized at once: 4 MB was 3 % slower on two cores
 
-PORTION = 8 * 2**20  # bytes of text tokenized at once: 4 MB was 3 % slower on two cores
-
-
-Progress = Callable[[int, int], None]  # documents and bytes done, for whoever watches
-
-
-HubTexts = Mapping[tuple[str, str], Iterable[str | None]]  # text columns by part and Hub id
+Progress = Callable[[int, int], None]  # called with the documents and bytes since the last call
+HubTexts = Mapping[tuple[str, str], Iterable[str | None]]  # text columns by split and Hub id
 
 
 class Document(NamedTuple):
-    """One text to train on or to hold out."""
+    """A document.
 
-    split: str  # of the recipe's two origins of text
-    source: int  # position among the sources of that part
+    Attributes:
+        split: "train" or "validation".
+        source: the index of its source among those of the split.
+        text: its text.
+        hash: its content hash.
+        size: bytes of UTF-8.
+    """
+
+    split: str
+    source: int
     text: str
     hash: int
-    size: int  # bytes of UTF-8
+    size: int
 
 
 def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ()) -> str:
-    """A hash of what documents depend on: bytes of files, or Hub commits, and how they are read."""
+    """Hash what documents depend on: files or Hub commits, and the keys that say how to read."""
     files = [
         [[file.sha256 for file in source.files] for source in corpus.of(split)] for split in SPLITS
     ]
@@ -55,7 +59,7 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
 
 
 def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterator[str]:
-    """The documents of a local source, and a problem for each file that changed meanwhile."""
+    """Yield the documents of a local source; report each file that changed while it was read."""
     columns = columns_of(data)
     on_bad_bytes = "skip" if source.name == EMBEDDED else data.on_bad_bytes
     for file in source.files:
@@ -73,18 +77,18 @@ def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterato
 
 
 class DocumentReader:
-    """All documents of a corpus in order, and what was met on the way.
+    """Reads all documents of a corpus in order, and counts problems and duplicates.
 
     Args:
-        data: how the text is read.
+        data: the `data` section.
         corpus: the local files and the names of Hub datasets.
-        hub: the text columns of those Hub datasets.
-        limit: bytes of text to read of each part; None is all.
+        hub: the text columns of these Hub datasets.
+        limit: bytes of text to read of each split; None reads all.
 
     Attributes:
-        report: problems and counts of what was read.
-        duplicates: documents left out, because their text had been there in the same part.
-        seen: the content hashes of each part.
+        report: problems and counts of the documents read so far.
+        duplicates: documents that were skipped because their text is in the same split already.
+        seen: the content hashes of each split.
     """
 
     def __init__(
@@ -95,12 +99,12 @@ class DocumentReader:
         self.seen: dict[str, set[int]] = {split: set() for split in SPLITS}
 
     def __iter__(self) -> Iterator[Document]:
-        own = first_of(self.documents("train"), self.data.max_documents, self.data.max_bytes)
-        yield from first_of(own, None, self.limit)
+        train = first_of(self.documents("train"), self.data.max_documents, self.data.max_bytes)
+        yield from first_of(train, None, self.limit)
         yield from first_of(self.documents("validation"), None, self.limit)
 
     def documents(self, split: str) -> Iterator[Document]:
-        """The documents of one part, each text once if the recipe says so."""
+        """Yield the documents of a split, without duplicates if the recipe says so."""
         seen = self.seen[split]
         for position, source in enumerate(self.corpus.of(split)):
             for text in self.texts(source, split):
@@ -113,38 +117,38 @@ class DocumentReader:
                 yield Document(split, position, text, value, len(raw))
 
     def texts(self, source: Source, split: str) -> Iterator[str]:
-        """The texts of one source that are not empty."""
+        """Yield the texts of a source that are not empty."""
         if source.local:
             return local_documents(source, self.data, self.report)
         return (text for text in self.hub.get((split, source.name), ()) if text and text.strip())
 
     @property
     def overlap(self) -> int:
-        """Validation documents that also stand in the training text."""
+        """The number of validation documents that are in the training text, too."""
         return len(self.seen["train"] & self.seen["validation"])
 
 
 def first_of(
     documents: Iterator[Document], count: int | None, size: int | None
 ) -> Iterator[Document]:
-    """So many documents, or those up to so many bytes and the one that passes them."""
-    found = 0
+    """Yield documents up to a number of documents, and up to the one that reaches a size."""
+    read_bytes = 0
     for document in itertools.islice(documents, count):
         yield document
-        found += document.size if size else 0
-        if size and found >= size:
+        read_bytes += document.size if size else 0
+        if size and read_bytes >= size:
             return
 
 
 class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
-    """The documents to train on and those held out: rows with a "text", read anew each time.
+    """The documents of both splits as rows with a "text", read from the files at each iteration.
 
     Args:
-        data: how the text is read and how much of it.
+        data: the `data` section.
         corpus: the local files and the names of Hub datasets.
-        hub: the text columns of those Hub datasets.
-        split: which documents are held out.
-        limit: bytes of text to read of each part; None is all.
+        hub: the text columns of these Hub datasets.
+        holdout: which documents are held out.
+        limit: bytes of text to read of each split; None reads all.
     """
 
     def __init__(
@@ -152,12 +156,12 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         data: DataRecipe,
         corpus: Corpus,
         hub: HubTexts,
-        split: Holdout,
+        holdout: Holdout,
         *,
         limit: int | None = None,
     ) -> None:
         self.data, self.corpus, self.hub = data, corpus, hub
-        self.split, self.limit = split, limit
+        self.holdout, self.limit = holdout, limit
 
     def __len__(self) -> int:
         return len(SPLITS)
@@ -169,21 +173,21 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         return Rows(self, split)
 
     def all(self) -> Iterator[Document]:
-        """Every document with the part it belongs to.
+        """Yield every document with its split.
 
         Raises:
-            DataError: a file has become unreadable, or changed, since it was scanned.
+            DataError: a file has become unreadable, or has changed, since it was scanned.
         """
         reader = DocumentReader(self.data, self.corpus, self.hub, limit=self.limit)
         for document in reader:
-            yield from self.sides(document)
+            yield from self.assign_split(document)
         if reader.report.problems:
             raise DataError(reader.report.problems)
 
-    def sides(self, document: Document) -> Iterator[Document]:
-        """A document on the side of the split it belongs to; the only one on both."""
-        held_out = document.split == "validation"
-        cut = None if held_out else self.split.cut
+    def assign_split(self, document: Document) -> Iterator[Document]:
+        """Yield a document with its final split; a corpus of one document is cut in two."""
+        is_validation = document.split == "validation"
+        cut = None if is_validation else self.holdout.cut
         if cut is not None:
             for split, text in (
                 ("train", document.text[:cut]),
@@ -191,35 +195,35 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
             ):
                 yield document._replace(split=split, text=text, size=len(text.encode()))
             return
-        held_out = held_out or document.hash < self.split.hash_threshold
-        yield document._replace(split="validation" if held_out else "train")
+        is_validation = is_validation or document.hash < self.holdout.hash_threshold
+        yield document._replace(split="validation" if is_validation else "train")
 
-    def portions(self) -> Iterator[dict[str, Any]]:
-        """Texts in portions of about PORTION bytes, each of one lane: a part, or a source of it.
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield texts in batches of about BATCH_BYTES, each of one subset.
 
-        An empty portion ends each lane. Sources of a mixture are lanes of their own, because their
-        blocks are mixed; what is held out is one.
+        A subset is a split, or one source of a mixture: the blocks of sources are mixed later. An
+        empty batch ends each subset.
 
         Yields:
-            "lane", "text" (a list) and "size" (bytes).
+            "subset", "text" (a list) and "size" (bytes).
         """
-        waiting: dict[str, list[str]] = {subset: [] for subset in lanes(self.corpus)}
+        waiting: dict[str, list[str]] = {subset: [] for subset in subsets(self.corpus)}
         sizes = dict.fromkeys(waiting, 0)
         for document in self.all():
-            subset = lane_of(document, self.corpus)
+            subset = subset_of(document, self.corpus)
             waiting[subset].append(document.text)
             sizes[subset] += document.size
-            if sizes[subset] >= PORTION:
-                yield {"lane": subset, "text": waiting[subset], "size": sizes[subset]}
+            if sizes[subset] >= BATCH_BYTES:
+                yield {"subset": subset, "text": waiting[subset], "size": sizes[subset]}
                 waiting[subset], sizes[subset] = [], 0
         for subset, texts in waiting.items():
             if texts:
-                yield {"lane": subset, "text": texts, "size": sizes[subset]}
-            yield {"lane": subset, "text": [], "size": 0}
+                yield {"subset": subset, "text": texts, "size": sizes[subset]}
+            yield {"subset": subset, "text": [], "size": 0}
 
 
 class Rows:
-    """The documents of one part as rows, from the start each time they are iterated."""
+    """The documents of a split as rows; each iteration reads them from the start."""
 
     def __init__(self, documents: Documents, split: str) -> None:
         self.documents, self.split = documents, split
@@ -228,13 +232,13 @@ class Rows:
         return ({"text": d.text} for d in self.documents.all() if d.split == self.split)
 
 
-def lanes(corpus: Corpus) -> list[str]:
-    """What is grouped into blocks apart: each source of a mixture, and what is held out."""
+def subsets(corpus: Corpus) -> list[str]:
+    """Return the names of the subsets that are grouped separately; see `Documents.batches`."""
     train = [f"train-{n}" for n in range(len(corpus.train))] if corpus.mixed else ["train"]
     return [*train, "validation"]
 
 
-def lane_of(document: Document, corpus: Corpus) -> str:
-    """The lane of a document."""
+def subset_of(document: Document, corpus: Corpus) -> str:
+    """Return the subset of a document."""
     in_mixture = document.split == "train" and corpus.mixed
     return f"train-{document.source}" if in_mixture else document.split

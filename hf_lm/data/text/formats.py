@@ -1,7 +1,7 @@
 """Read the documents of a text, Markdown, JSONL, JSON, CSV or Parquet file.
 
-Text is what the file says: UTF-8, without a byte-order mark, its lines ended by line feeds alone.
-Compressed files are refused, not unpacked: a small archive can hold a disk.
+Text is UTF-8; a byte-order mark is removed, and line ends become line feeds. Compressed files are
+refused, not unpacked: a small archive can fill a disk.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from typing import Any
 from hf_lm.data.text.columns import Columns
 from hf_lm.errors import one_line
 
-MAX_DOCUMENT = 256 * 2**20  # bytes; a tokenizer takes about 20 times its text in memory
+MAX_DOCUMENT = 256 * 2**20  # bytes; a tokenizer needs about 20 times the size of the text in memory
 
+MAX_PROBLEMS = 20  # a wrong column is a problem of every row
 
-MAX_PROBLEMS = 20  # lines shown of one kind of trouble; a wrong column breaks every row
-
-
-BINARY_SHARE = 0.1  # control characters a text may hold before it is taken for a binary file
-
+BINARY_SHARE = 0.1  # a file with a larger share of control characters is binary
 
 ARCHIVES = {
     b"\x1f\x8b": "gzip",
@@ -44,7 +41,7 @@ CONTROL = bytes([*range(0x08), *range(0x0E, 0x1B), *range(0x1C, 0x20)])
 
 @dataclass
 class Report:
-    """What was met on the way: problems stop the run, counts are told."""
+    """Problems, which stop the run, and counts, which are shown as notes."""
 
     problems: list[str] = field(default_factory=list)
     empty: int = 0
@@ -52,17 +49,17 @@ class Report:
     control_characters: int = 0
 
     def problem(self, place: str, rule: str) -> None:
-        """Note one problem."""
+        """Add a problem."""
         self.problems.append(f"{place}: {rule}")
 
     @property
     def full(self) -> bool:
-        """Whether there is enough to show; reading on would only repeat it."""
+        """True if there are as many problems as are shown; reading stops then."""
         return len(self.problems) >= MAX_PROBLEMS
 
 
 def archive_kind(path: Path) -> str | None:
-    """The kind of compressed file this is by its first bytes, whatever its name says."""
+    """Return the kind of compression that the first bytes of a file show; None for none."""
     with path.open("rb") as file:
         head = file.read(8)
     return next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), None)
@@ -71,30 +68,38 @@ def archive_kind(path: Path) -> str | None:
 def read_documents(
     path: Path, *, columns: Columns, sample_by: str, on_bad_bytes: str, report: Report
 ) -> Iterator[str]:
-    """The documents of one file, in order; empty ones are counted and left out."""
+    """Yield the documents of a file in order; empty ones are counted and skipped.
+
+    Args:
+        path: the file; its suffix says how it is read.
+        columns: the columns of its rows that hold text.
+        sample_by: what a document of a text file is: "document", "paragraph" or "line".
+        on_bad_bytes: "error", "replace" or "skip".
+        report: problems and counts are added to it.
+    """
     reader = READERS.get(path.suffix.lower())
     if reader:
-        found = reader(path, columns, on_bad_bytes, report)
-    elif not columns.plain:
-        report.problem(str(path), f"has no rows; name files of {', '.join(READERS)} alone")
+        texts = reader(path, columns, on_bad_bytes, report)
+    elif not columns.accepts_plain_text:
+        report.problem(str(path), f"has no rows; use only files of {', '.join(READERS)}")
         return
     else:
-        found = read_text(path, sample_by, on_bad_bytes, report)
-    for place, text in found:
+        texts = read_text(path, sample_by, on_bad_bytes, report)
+    for place, text in texts:
         if report.full:
             return
         if not text.strip():
             report.empty += 1
-        elif accepted(place, text, report):
+        elif is_valid(place, text, report):
             yield text
 
 
-def accepted(place: str, text: str, report: Report) -> bool:
-    """Whether a document is text: small enough, encodable and not binary."""
+def is_valid(place: str, text: str, report: Report) -> bool:
+    """Return whether a document is encodable, small enough and not binary; report it if not."""
     try:
         raw = text.encode()
     except UnicodeEncodeError:
-        report.problem(place, "holds a lone surrogate, which no UTF-8 text can")
+        report.problem(place, "contains a lone surrogate, which UTF-8 cannot encode")
         return False
     if len(raw) > MAX_DOCUMENT:
         rule = (
@@ -105,34 +110,34 @@ def accepted(place: str, text: str, report: Report) -> bool:
         return False
     controls = len(raw) - len(raw.translate(None, CONTROL))
     if controls > BINARY_SHARE * len(text):
-        report.problem(place, f"{controls:,} control characters; this is no text")
+        report.problem(place, f"{controls:,} control characters; this is not text")
         return False
     report.control_characters += controls
     return True
 
 
 def decoded(raw: bytes, place: str, on_bad_bytes: str, report: Report, line: int = 1) -> str | None:
-    """UTF-8 bytes as text, or None where they are not and may not be replaced."""
+    """Decode UTF-8 bytes; return None if they are not UTF-8 and must not be replaced."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        bad = error.start
-    report.bad_bytes += 1
+        position = error.start
+    if on_bad_bytes != "error":
+        report.bad_bytes += 1
     if on_bad_bytes == "replace":
         return raw.decode("utf-8", errors="replace")
     if on_bad_bytes == "error":
-        report.bad_bytes -= 1
-        here = line + raw[:bad].count(b"\n")
+        bad_line = line + raw[:position].count(b"\n")
         rule = (
-            f"line {here}, byte {bad}: is not UTF-8{likely_encoding(raw)}; save it as UTF-8, or "
-            'set data.on_bad_bytes to "replace" or "skip"'
+            f"line {bad_line}, byte {position}: is not UTF-8{likely_encoding(raw)}; save it as "
+            'UTF-8, or set data.on_bad_bytes to "replace" or "skip"'
         )
         report.problem(place, rule)
     return None
 
 
 def likely_encoding(raw: bytes) -> str:
-    """A guess at the encoding of bytes that are not UTF-8, in words."""
+    """Guess the encoding of bytes that are not UTF-8."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:64].count(0) > len(raw[:64]) // 4:
         return ", it looks like UTF-16"
     high = sum(byte >= 0x80 for byte in raw[:65536])
@@ -142,7 +147,7 @@ def likely_encoding(raw: bytes) -> str:
 def read_text(
     path: Path, sample_by: str, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """A text file as one document, or one a paragraph (parted by empty lines) or a line."""
+    """Yield a text file as one document, or its paragraphs (between empty lines), or its lines."""
     if sample_by == "line":
         yield from numbered_lines(path, on_bad_bytes, report)
         return
@@ -158,7 +163,7 @@ def read_text(
 
 
 def numbered_lines(path: Path, on_bad_bytes: str, report: Report) -> Iterator[tuple[str, str]]:
-    """Each line of a file with its place, read one at a time; only a line feed ends one."""
+    """Yield each line of a file with its place; only a line feed ends a line."""
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_DOCUMENT + 2):
@@ -177,14 +182,14 @@ def numbered_lines(path: Path, on_bad_bytes: str, report: Report) -> Iterator[tu
 def read_jsonl(
     path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """One JSON object, or string, a line."""
+    """Yield the texts of a file with a JSON object or string on each line."""
     for place, line in numbered_lines(path, on_bad_bytes, report):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            report.problem(place, f"is no JSON: {error}")
+            report.problem(place, f"is not JSON: {error}")
             continue
         yield from row_text(row, place, columns, report)
 
@@ -192,15 +197,15 @@ def read_jsonl(
 def read_json(
     path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """A JSON list of objects or strings, or an object that holds such a list under "data"."""
+    """Yield the texts of a JSON list of objects or strings, or of such a list under "data"."""
     text = decoded(path.read_bytes(), str(path), on_bad_bytes, report)
     if text is None:
         return
     try:
         rows = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        hint = "; one object a line is .jsonl" if "Extra data" in str(error) else ""
-        report.problem(str(path), f"is no JSON: {error}{hint}")
+        hint = "; a file with one object per line is .jsonl" if "Extra data" in str(error) else ""
+        report.problem(str(path), f"is not JSON: {error}{hint}")
         return
     rows = rows.get("data", [rows]) if isinstance(rows, dict) else rows
     if not isinstance(rows, list):
@@ -211,7 +216,7 @@ def read_json(
 
 
 def row_text(row: Any, place: str, columns: Columns, report: Report) -> Iterator[tuple[str, str]]:
-    """The text of one row, if it has one."""
+    """Yield the text of a row, or report why it has none."""
     try:
         text = columns.text(row)
     except KeyError:
@@ -225,7 +230,7 @@ def row_text(row: Any, place: str, columns: Columns, report: Report) -> Iterator
 def read_csv(
     path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """A CSV file with a header row; quoted cells may hold line ends."""
+    """Yield the texts of a CSV file with a header row; quoted cells may contain line ends."""
     csv.field_size_limit(min(MAX_DOCUMENT, sys.maxsize))
     text = decoded(path.read_bytes(), str(path), on_bad_bytes, report)
     if text is None:
@@ -237,13 +242,13 @@ def read_csv(
             if report.full:
                 return
     except csv.Error as error:
-        report.problem(f"{path}:{rows.line_num}", f"is no CSV: {error}")
+        report.problem(f"{path}:{rows.line_num}", f"is not CSV: {error}")
 
 
 def read_parquet(
     path: Path, columns: Columns, on_bad_bytes: str, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """A Parquet file, one batch of rows in memory at a time; its strings are always UTF-8."""
+    """Yield the texts of a Parquet file, read in batches; its strings are always UTF-8."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -260,7 +265,7 @@ def read_parquet(
                 yield from row_text(row, f"{path}: row {number}", columns, report)
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
-        report.problem(str(path), f"is no Parquet file: {one_line(error)}")
+        report.problem(str(path), f"is not a Parquet file: {one_line(error)}")
 
 
 READERS = {

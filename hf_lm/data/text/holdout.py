@@ -11,27 +11,32 @@ HASHES = 2**63  # Arrow has signed 64-bit numbers
 
 
 class Holdout(NamedTuple):
-    """Which documents are held out: hashes below `below`, or of an only one what follows `cut`."""
+    """A rule that says which text is held out.
+
+    Attributes:
+        hash_threshold: documents with a content hash below it are held out.
+        cut: for a corpus of one document, the position in its text from which it is held out.
+    """
 
     hash_threshold: int
     cut: int | None = None
 
 
 def content_hash(text: bytes) -> int:
-    """A number below HASHES that depends on a document's text alone: the start of its SHA-256."""
+    """Hash a text to a number below HASHES: the start of its SHA-256."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def choose_holdout(hashes: set[int], text: str, holdout: float | None) -> Holdout:
-    """Hold out a share by content, but one document at least, and never all.
+    """Choose a share of the documents by content hash: at least one document, and never all.
 
     Args:
-        hashes: of the documents to split.
-        text: the first of them.
-        holdout: the share; None holds nothing out.
+        hashes: the content hashes of the documents.
+        text: the text of the first one.
+        holdout: the share to hold out; None holds nothing out.
 
     Raises:
-        DataError: there is one document, and no line to cut it at.
+        DataError: there is one document, of one line, so it cannot be cut.
     """
     if holdout is None or not hashes:
         return Holdout(0)
@@ -41,12 +46,16 @@ def choose_holdout(hashes: set[int], text: str, holdout: float | None) -> Holdou
 
 
 def line_end_near(text: str, goal: int) -> int:
-    """The place behind a line end that is nearest to `goal`, inside the text."""
+    """Return the position after the line end that is nearest to `goal`, inside the text.
+
+    Raises:
+        DataError: the text is one line.
+    """
     ends = [text.rfind("\n", 0, goal) + 1, text.find("\n", goal) + 1]
     ends = [end for end in ends if 0 < end < len(text)]
     if not ends:
         raise DataError(
-            "the text is one line of one document: nothing can be held out; add documents, or give "
-            "data.validation a source of its own"
+            "the text is one line of one document, so nothing can be held out; add documents, or "
+            "set data.validation.source"
         )
-    return min(ends, key=lambda place: abs(place - goal))
+    return min(ends, key=lambda end: abs(end - goal))

@@ -18,27 +18,34 @@ from hf_lm.recipe import DataRecipe
 
 
 def open_hub(name: str, data: DataRecipe, *, split: str) -> tuple[Any, str]:
-    """A Hub dataset with its text column alone, and the commit it was read at.
+    """Open a Hub dataset with only its text, at one commit.
+
+    Args:
+        name: the Hub id.
+        data: the `data` section.
+        split: "train" or "validation"; `data.validation` may name another configuration.
 
     Returns:
-        A `Dataset`, or an `IterableDataset` if the recipe streams, with the column "text".
+        A `Dataset`, or an `IterableDataset` if the recipe streams, with the column "text"; and the
+        commit.
 
     Raises:
         DataError: it cannot be reached, or has no such configuration, split or column.
     """
-    own = data.validation if split == "validation" else data
-    revision = own.revision or data.revision
+    keys = data.validation if split == "validation" else data
+    revision = keys.revision or data.revision
+    config = keys.config or data.config
     try:
         commit = commit_of(name, revision)
-        builder = load_dataset_builder(name, own.config or data.config, revision=commit or revision)
+        builder = load_dataset_builder(name, config, revision=commit or revision)
         if data.streaming:
-            rows: Any = builder.as_streaming_dataset(split=own.split or data.split)
+            rows: Any = builder.as_streaming_dataset(split=keys.split or data.split)
         else:
             builder.download_and_prepare()
-            rows = builder.as_dataset(split=own.split or data.split)
-    except Exception as error:  # the loader raises a dozen kinds, from many libraries
-        raise DataError(unreachable(name, error)) from None
-    refuse_another(name, str(builder.hash), commit or revision)
+            rows = builder.as_dataset(split=keys.split or data.split)
+    except Exception as error:  # the loader raises a dozen types, from many libraries
+        raise DataError(unreachable_message(name, error)) from None
+    check_revision(name, str(builder.hash), commit or revision)
     columns = columns_of(data)
     missing = columns.missing(rows.column_names) if rows.column_names else None
     if missing:
@@ -46,49 +53,53 @@ def open_hub(name: str, data: DataRecipe, *, split: str) -> tuple[Any, str]:
     names = columns.chosen(rows.column_names or ())
     rows = rows.select_columns([*names])
     if columns != TextColumns((data.text_column,)):
-        # A dataset on disk would be written again by map().
+        # map() would write a dataset on the disk a second time.
         rows = rows if data.streaming else cast("Dataset", rows).to_iterable_dataset()
         others = [column for column in names if column != "text"]
-        rows = rows.map(joined, remove_columns=others, fn_kwargs={"columns": columns})
+        rows = rows.map(join_columns, remove_columns=others, fn_kwargs={"columns": columns})
     elif names != ("text",):
         rows = rows.rename_column(data.text_column, "text")
     return rows, str(builder.hash)
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit a branch or tag stands for now; None where offline mode forbids to ask."""
+    """Return the commit that a branch or tag points to; None in offline mode."""
     try:
         return HfApi().dataset_info(name, revision=revision).sha
     except OfflineModeIsEnabled:
         return None
 
 
-def refuse_another(name: str, found: str, asked: str | None) -> None:
-    """Refuse the cached copy of another commit, which datasets falls back to without an error."""
-    if asked and found != asked:
+def check_revision(name: str, cached: str, requested: str | None) -> None:
+    """Check that the commit is the one requested: datasets silently falls back to a cached one.
+
+    Raises:
+        DataError: it is another commit.
+    """
+    if requested and cached != requested:
         raise DataError(
-            f"{name}: revision {asked} is not here, and the Hub cannot be asked; the cached copy "
-            f"is of {found}: set data.revision to that"
+            f"{name}: revision {requested} is not in the cache, and the Hub cannot be reached; the "
+            f"cached copy is of {cached}: set data.revision to that"
         )
 
 
-def joined(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
-    """The columns of a row as one text; what is no text, or no conversation, is to be skipped."""
+def join_columns(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
+    """Join the columns of a row to one text; a row without a valid text gets None."""
     try:
         return {"text": columns.text(row)}
     except ValueError:
         return {"text": None}
 
 
-def unreachable(name: str, error: Exception) -> str:
-    """Why a name is neither a local path nor a dataset the Hub gives."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else one_line(error)
+def unreachable_message(name: str, error: Exception) -> str:
+    """Describe why a name is neither a local path nor a dataset of the Hub."""
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    reason = "offline mode is on (HF_HUB_OFFLINE)" if is_offline else one_line(error)
     return f"{name}: not found locally (no {Path.cwd() / name}), nor on the Hub: {reason}"
 
 
 def hub_texts(data: DataRecipe, corpus: Corpus) -> tuple[HubTexts, tuple[str, ...]]:
-    """The text columns of all Hub datasets of a corpus, and their commits."""
+    """Open all Hub datasets of a corpus; return their text columns and commits."""
     texts: dict[tuple[str, str], Any] = {}
     commits = []
     for split in SPLITS:

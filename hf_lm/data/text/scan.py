@@ -1,12 +1,11 @@
 """Find every problem of a corpus in one pass, before anything heavy is imported.
 
-Still nothing heavy: all local text is read once here, so that a bad file is named before a
-tokenizer or a network is loaded.
+All local text is read once, so that a bad file is reported before a tokenizer or model is loaded.
 
-The hash decides which documents are held out, so the split stays when files are renamed or
-reordered, and identical documents stand on one side. The price: the held-out share is met on
-average only. A corpus of one document is cut in two instead, at the line end nearest to the share,
-and its tail held out, as nanoGPT does for Shakespeare.
+A content hash decides which documents are held out: the validation set stays the same when files
+are renamed or reordered, and identical documents are in one split. The price: the share is met only
+on average. A corpus of one document is cut in two at a line end instead, and the end is held out,
+as nanoGPT does for Shakespeare.
 """
 
 from __future__ import annotations
@@ -29,13 +28,24 @@ SCAN = "scan.json"
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over the text found."""
+    """The result of one pass over the text.
+
+    Attributes:
+        documents: the number of documents.
+        train_bytes: bytes of UTF-8, including the documents that are held out of it.
+        validation_bytes: bytes of a separate validation source.
+        duplicates: documents that were skipped.
+        overlap: validation documents that are in the training text, too.
+        hash_threshold: of the `Holdout`.
+        cut: of the `Holdout`.
+        notes: what the user should know about the text.
+    """
 
     documents: int
-    train_bytes: int  # of UTF-8, before anything is held out of them
-    validation_bytes: int  # of sources of their own
-    duplicates: int  # documents that were left out
-    overlap: int  # validation documents that also stand in the training text
+    train_bytes: int
+    validation_bytes: int
+    duplicates: int
+    overlap: int
     hash_threshold: int
     cut: int | None
     notes: tuple[str, ...]
@@ -46,8 +56,8 @@ class Scan:
         return self.train_bytes + self.validation_bytes
 
     @property
-    def split(self) -> Holdout:
-        """Which documents are held out."""
+    def holdout(self) -> Holdout:
+        """The rule that says which text is held out."""
         return Holdout(self.hash_threshold, self.cut)
 
 
@@ -60,18 +70,18 @@ def scan_documents(
     whole: bool = False,
     report: Progress | None = None,
 ) -> Scan:
-    """Read all text once, to find whatever is wrong with it before any long work.
+    """Read all text once, to find every problem with it before any long work.
 
     Args:
-        data: how the text is read.
+        data: the `data` section.
         corpus: the files and Hub ids.
-        hub: the text columns of those Hub ids; without it local text alone is read.
-        keep: whether the result of a local corpus is kept for the next run.
-        whole: whether nothing is to be held out, as of text to evaluate on.
-        report: told the documents and bytes of each document that was read.
+        hub: the text columns of these Hub ids; None reads local text only.
+        keep: cache the result of a local corpus for the next run.
+        whole: hold nothing out, for text to evaluate on.
+        report: called with the documents and bytes since the last call.
 
     Raises:
-        DataError: one line a problem.
+        DataError: the text cannot be used; one line per problem.
     """
     if corpus.prepared:
         return Scan(0, 0, 0, 0, 0, 0, None, ())
@@ -79,9 +89,9 @@ def scan_documents(
     names = [file.path for split in SPLITS for source in corpus.of(split) for file in source.files]
     key = key_of("scan", fingerprint(data, corpus), data.block_size, names) if keep else ""
     if keep and is_whole(cache_root() / "scans" / key):
-        found = json.loads((cache_root() / "scans" / key / SCAN).read_text())
-        found["notes"] = tuple(found["notes"])
-        return Scan(**found)
+        cached = json.loads((cache_root() / "scans" / key / SCAN).read_text())
+        cached["notes"] = tuple(cached["notes"])
+        return Scan(**cached)
     scan = scan_now(data, corpus, hub or {}, whole=whole, report=report)
     if keep:
         build_once("scans", key, partial(write_scan, scan))
@@ -89,14 +99,14 @@ def scan_documents(
 
 
 def write_scan(scan: Scan, folder: Path) -> None:
-    """Keep a scan for the next run."""
+    """Write a scan to a directory of the cache."""
     (folder / SCAN).write_text(json.dumps(asdict(scan)))
 
 
 def scan_now(
     data: DataRecipe, corpus: Corpus, hub: HubTexts, *, whole: bool, report: Progress | None
 ) -> Scan:
-    """What one pass over the text finds, with nothing written."""
+    """Read all text once and return the result; nothing is written."""
     reader, count, first = DocumentReader(data, corpus, hub), 0, ""
     sizes = dict.fromkeys(SPLITS, 0)
     for document in reader:
@@ -104,14 +114,14 @@ def scan_now(
         count, sizes[document.split] = count + 1, sizes[document.split] + document.size
         if report:
             report(1, document.size)
-    complete = corpus.local or bool(hub)
-    if not reader.report.problems and complete:
+    is_complete = corpus.local or bool(hub)
+    if not reader.report.problems and is_complete:
         reader.report.problems += too_little(count, sum(sizes.values()), data, corpus)
     if reader.report.problems:
         raise DataError(reader.report.problems)
-    split = Holdout(0)
-    if complete and not whole:
-        split = choose_holdout(reader.seen["train"], first, data.validation.holdout)
+    holdout = Holdout(0)
+    if is_complete and not whole:
+        holdout = choose_holdout(reader.seen["train"], first, data.validation.holdout)
     notes = (*corpus.notes, *scan_notes(reader))
     return Scan(
         documents=count,
@@ -119,17 +129,17 @@ def scan_now(
         validation_bytes=sizes["validation"],
         duplicates=reader.duplicates,
         overlap=reader.overlap,
-        hash_threshold=split.hash_threshold,
-        cut=split.cut,
+        hash_threshold=holdout.hash_threshold,
+        cut=holdout.cut,
         notes=notes,
     )
 
 
 def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Iterator[str]:
-    """Why so little text cannot be trained on; a token is at least a byte, or ends a document."""
+    """Yield a problem if there is not enough text for one block, at one token per byte."""
     names = ", ".join(source.name for source in corpus.train)
     if not count:
-        yield f"{names}: no text: every document is empty or white space"
+        yield f"{names}: no text: every document is empty or has only white space"
     elif size + count <= data.block_size and data.train_on == "text":
         yield (
             f"{names}: at most {size + count:,} tokens of text, one block needs "
@@ -138,15 +148,15 @@ def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Itera
 
 
 def scan_notes(reader: DocumentReader) -> Iterator[str]:
-    """What a person should know about text that was accepted."""
+    """Yield what the user should know about text that was accepted."""
     report = reader.report
     if report.empty:
-        yield f"{report.empty:,} empty documents were left out"
+        yield f"{report.empty:,} empty documents were skipped"
     if report.bad_bytes:
         yield f"{report.bad_bytes:,} documents that are not UTF-8 were replaced or skipped"
     if report.control_characters:
         yield f"{report.control_characters:,} control characters were kept"
     if reader.duplicates:
-        yield f"{reader.duplicates:,} duplicate documents were left out (data.deduplicate)"
+        yield f"{reader.duplicates:,} duplicate documents were skipped (data.deduplicate)"
     if reader.overlap:
-        yield f"{reader.overlap:,} validation documents also stand in the training text"
+        yield f"{reader.overlap:,} validation documents are in the training text, too"

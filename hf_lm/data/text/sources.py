@@ -1,6 +1,7 @@
 """Resolve `data.source` to files with their SHA-256, or to Hub dataset ids.
 
-Nothing heavy is imported: a missing, empty, compressed or unreadable file is named within a second.
+Nothing heavy is imported: a missing, empty, compressed or unreadable file is reported within a
+second.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
 
 EMBEDDED = "python-stdlib"
+PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wrote
 
-
-PREPARED = "blocks.json"  # in a folder that `hf-lm prepare` wrote
-
-
-# Test folders differ between distributions, pydoc_data is generated prose, installed packages are
-# not the standard library, and _sysconfigdata names the folders the interpreter was built in.
+# Test directories differ between distributions, pydoc_data is generated prose, and installed
+# packages are not the standard library.
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
 
-
-MAX_FILES = 100_000  # a glob that matches more is a typo, or wants a Hub dataset
-
+MAX_FILES = 100_000  # a glob that matches more is a typo, or needs a Hub dataset
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -41,11 +37,12 @@ SUFFIXES = frozenset(
     )
     for name in names.split()
 )
+KNOWN_SUFFIXES = ".txt .md .py .jsonl .json .csv .parquet and other text suffixes"
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A data file as it was when it was found."""
+    """A data file with the size and SHA-256 that it had when the corpus was found."""
 
     path: Path
     size: int
@@ -54,30 +51,43 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `data.source`: local files, or a Hub dataset if there are none."""
+    """An entry of `data.source`.
+
+    Attributes:
+        name: the path, glob or Hub id.
+        weight: its weight in a mixture; None if sources are read one after the other.
+        files: its local files; empty for a Hub dataset.
+    """
 
     name: str
-    weight: float | None = None  # None: read after the source before it, not mixed
+    weight: float | None = None
     files: tuple[SourceFile, ...] = ()
 
     @property
     def local(self) -> bool:
-        """Whether the text is on this machine."""
+        """True if the text is on this machine."""
         return bool(self.files)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the text to train on and the text to hold out come from."""
+    """The sources of both splits.
+
+    Attributes:
+        train: the sources of the training text.
+        validation: the sources of the validation set; empty if it is held out of the training text.
+        notes: what the user should know about the files.
+        prepared: the directory of prepared blocks, which replaces the sources.
+    """
 
     train: tuple[Source, ...]
-    validation: tuple[Source, ...]  # none: a share of the training documents is held out
+    validation: tuple[Source, ...]
     notes: tuple[str, ...] = ()
-    prepared: Path | None = None  # a folder with blocks in place of text
+    prepared: Path | None = None
 
     @property
     def tokenizer(self) -> str | None:
-        """The folder of the tokenizer that comes with prepared blocks."""
+        """The directory of the tokenizer that belongs to prepared blocks."""
         return str(self.prepared / "tokenizer") if self.prepared else None
 
     def of(self, split: str) -> tuple[Source, ...]:
@@ -86,7 +96,7 @@ class Corpus:
 
     @property
     def local(self) -> bool:
-        """Whether all of it is on this machine."""
+        """True if all text is on this machine."""
         return all(source.local for source in (*self.train, *self.validation))
 
     @property
@@ -96,7 +106,7 @@ class Corpus:
 
     @property
     def weights(self) -> list[float]:
-        """The share of the training tokens that each lane of them has."""
+        """The share of the training tokens that each source of a mixture has."""
         if not self.mixed:
             return [1.0]
         weights = [source.weight or 0.0 for source in self.train]
@@ -104,15 +114,15 @@ class Corpus:
 
     @property
     def mixed(self) -> bool:
-        """Whether blocks of several sources are mixed by weight."""
+        """True if the blocks of several sources are mixed by weight."""
         return len(self.train) > 1 and all(s.weight is not None for s in self.train)
 
 
 def find_corpus(data: DataRecipe) -> Corpus:
-    """The files of every source, hashed.
+    """Find and hash the files of every source.
 
     Raises:
-        DataError: one line for each file or pattern that cannot be used.
+        DataError: a file, directory or pattern cannot be used; one line for each.
     """
     if isinstance(data.source, str) and (Path(data.source) / PREPARED).is_file():
         return Corpus((), (), prepared=Path(data.source))
@@ -124,36 +134,36 @@ def find_corpus(data: DataRecipe) -> Corpus:
         else find_source(entry.source, entry.weight, problems)
         for entry in entries
     )
-    held = data.validation
+    keys = data.validation
     validation: tuple[Source, ...] = ()
-    if held.holdout is None:
-        own = held.source if held.source is not None else data.source
-        names = own if isinstance(own, tuple) else (own,)
-        plain = [name if isinstance(name, str) else name.source for name in names]
-        validation = tuple(find_source(name, None, problems) for name in plain)
-        if held.source is None and any(source.local for source in validation):
+    if keys.holdout is None:
+        source = keys.source if keys.source is not None else data.source
+        entries = source if isinstance(source, tuple) else (source,)
+        names = [entry if isinstance(entry, str) else entry.source for entry in entries]
+        validation = tuple(find_source(name, None, problems) for name in names)
+        if keys.source is None and any(source.local for source in validation):
             problems.append(
-                "data.validation: names part of a Hub dataset, and data.source is local text; give "
-                'it a source, or {"holdout": 0.05}'
+                "data.validation: names a split of a Hub dataset, and data.source is local text; "
+                'give it a source, or {"holdout": 0.05}'
             )
     if problems:
         raise DataError(problems)
-    once = data.deduplicate and not data.streaming
-    return Corpus(train, validation, tuple(repeated_files(train, deduplicate=once)))
+    is_deduplicated = data.deduplicate and not data.streaming
+    return Corpus(train, validation, tuple(repeated_files(train, deduplicate=is_deduplicated)))
 
 
 def check_foreign_directory(folder: Path) -> None:
-    """Refuse to write prepared blocks where something else is.
+    """Check that prepared blocks would not overwrite other files.
 
     Raises:
-        DataError: the folder is there and is not one of ours.
+        DataError: the directory is not empty and does not hold prepared blocks.
     """
     if folder.exists() and not (folder / PREPARED).is_file() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty and holds no prepared blocks; name a new folder")
 
 
 def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterator[str]:
-    """A note for each file that is listed more than once."""
+    """Yield a note for each file that is listed more than once."""
     counts = Counter(file.path for source in sources for file in source.files)
     for path, count in counts.items():
         if count > 1:
@@ -162,44 +172,46 @@ def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterato
 
 
 def find_source(name: str, weight: float | None, problems: list[str]) -> Source:
-    """One source with its files; a Hub id has none."""
+    """Find the files of a source, and add what is wrong with them to the problems."""
     if name == EMBEDDED:
         paths = embedded_files()
     elif not Path(name).is_absolute():
-        return Source(name, weight)  # a Hub id: recipe paths are absolute by now
+        return Source(name, weight)  # a Hub id: the paths of a recipe are absolute
     else:
         paths = matching_files(Path(name), problems)
-    wrong = [problem for path in paths if (problem := file_problem(path))]
-    problems += wrong
-    if wrong:
+    file_problems = [problem for path in paths if (problem := file_problem(path))]
+    problems += file_problems
+    if file_problems:
         return Source(name, weight)
     return Source(name, weight, tuple(SourceFile(p, p.stat().st_size, sha256(p)) for p in paths))
 
 
 def embedded_files() -> list[Path]:
-    """The Python files of the interpreter's own standard library."""
+    """Return the Python files of the interpreter's standard library."""
     paths = []
     for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
         folders[:] = [name for name in folders if name not in EMBEDDED_SKIPS]
         paths += [Path(folder, name) for name in names if name.endswith(".py")]
-    kept = (p for p in paths if not p.name.startswith("_sysconfigdata") and p.stat().st_size > 0)
-    return sorted(kept)
+    # _sysconfigdata contains the directories in which the interpreter was built.
+    return sorted(
+        p for p in paths if not p.name.startswith("_sysconfigdata") and p.stat().st_size > 0
+    )
 
 
 def matching_files(pattern: Path, problems: list[str]) -> list[Path]:
-    """The files that a file name, folder or glob stands for, by name."""
+    """Return the files that a path, directory or glob stands for, sorted by name."""
     name = str(pattern)
     if pattern.is_dir():
         paths = [p for p in pattern.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        paths = [p for p in paths if not hidden(p.relative_to(pattern))]
+        paths = [p for p in paths if not is_hidden(p.relative_to(pattern))]
         if not paths:
-            problems.append(f"{name}: no data file in this folder ({shown_suffixes()})")
+            problems.append(f"{name}: no data file in this folder ({KNOWN_SUFFIXES})")
     elif os.path.lexists(pattern) or not glob.has_magic(name):
         paths = [pattern]
     else:
         root = Path(pattern.anchor)
-        found = list(root.glob(str(pattern.relative_to(root))))
-        paths = [p for p in found if p.is_file() and not p.name.startswith(".")]
+        matches = root.glob(str(pattern.relative_to(root)))
+        paths = [p for p in matches if p.is_file() and not p.name.startswith(".")]
         if not paths:
             problems.append(f"{name}: no file matches (current folder: {Path.cwd()})")
     if len(paths) > MAX_FILES:
@@ -208,22 +220,17 @@ def matching_files(pattern: Path, problems: list[str]) -> list[Path]:
     return sorted(paths)
 
 
-def shown_suffixes() -> str:
-    """The data suffixes worth naming."""
-    return ".txt .md .py .jsonl .json .csv .parquet and other text suffixes"
-
-
-def hidden(path: Path) -> bool:
-    """Whether a name on the way starts with a dot, or is a cache of Python's."""
-    return any(split.startswith(".") or split == "__pycache__" for split in path.parts)
+def is_hidden(path: Path) -> bool:
+    """Return whether a part of a path starts with a dot or is __pycache__."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a file cannot be read as data, if it cannot."""
+    """Return why a file cannot be read as data; None if it can."""
     if not path.exists():
         return f"{path}: no such file or folder (current folder: {Path.cwd()})"
     if not path.is_file():
-        return f"{path}: is no regular file"
+        return f"{path}: is not a regular file"
     try:
         if path.stat().st_size == 0:
             return f"{path}: is empty"

@@ -287,7 +287,7 @@ def test_a_first_message_of_the_assistant_is_in_the_loss() -> None:
 
 
 def test_a_value_that_json_cannot_store_is_named() -> None:
-    with pytest.raises(ValueError, match=r'"messages" holds what is no JSON: .*datetime'):
+    with pytest.raises(ValueError, match=r'"messages" has a value that JSON cannot hold: .*datetime'):
         conversation_text({"messages": [{**TALK[1], "when": datetime(2026, 1, 1)}]})
 
 
@@ -538,12 +538,12 @@ def test_files_without_rows_are_rejected_as_conversations(
     assert main([str(answers / "recipe.json"), *source]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        "README.md: has no rows; name files of .parquet, .csv, .jsonl, .json alone"
+        "README.md: has no rows; use only files of .parquet, .csv, .jsonl, .json"
     )
     split = ["--set", 'data.validation={"split": "test"}', "--set", f"output_dir={tmp_path}/run"]
     assert main([str(answers / "recipe.json"), *split]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("data.validation: names part of a Hub dataset, and data.source is local")
+    assert line.startswith("data.validation: names a split of a Hub dataset, and data.source is local")
 
 
 def test_messages_without_a_template_are_a_one_line_error(
@@ -585,8 +585,8 @@ def test_rows_without_a_conversation_are_all_named_before_a_model_is_loaded(
     broken = [
         ({"text": "a"}, 'has neither "messages" nor "prompt" and "completion"'),
         ({"messages": "a"}, '"messages" is str, expected a list of messages'),
-        ({"messages": [{"content": "a"}]}, 'has a message that is no object with a "role"'),
-        ({"messages": [{"role": "user", "content": None}]}, 'whose "content" is no text'),
+        ({"messages": [{"content": "a"}]}, 'has a message that is not an object with a "role"'),
+        ({"messages": [{"role": "user", "content": None}]}, 'whose "content" is not text'),
         ({"messages": TALK[:1]}, '"messages" has no message of the role "assistant"'),
         ({"prompt": "a", "completion": " "}, '"completion" is empty'),
         ({"prompt": "a", "completion": TALK[1:2]}, "must both be text, or both be messages"),

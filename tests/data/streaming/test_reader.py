@@ -34,8 +34,8 @@ def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of a few documents, portions of one or two, and little read ahead."""
     monkeypatch.setattr(stream, "WINDOW", 7)
     monkeypatch.setattr("hf_lm.data.streaming.blocks.WINDOW", 7)
-    monkeypatch.setattr(stream, "PORTION", 60)
-    monkeypatch.setattr(endless, "TAKEN", 3)
+    monkeypatch.setattr(stream, "BATCH_BYTES", 60)
+    monkeypatch.setattr(endless, "BATCH_SIZE", 3)
     monkeypatch.setattr(grouping, "PACKED", 200)
 
 

@@ -29,7 +29,7 @@ def test_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
     data = data_recipe(train, validation={"source": str(held)})
     found = scanned(data)
     assert found.overlap == 1
-    assert found.notes == ("1 validation documents also stand in the training text",)
+    assert found.notes == ("1 validation documents are in the training text, too",)
     assert splits(data) == {"train": [TEXT], "validation": [TEXT]}
 
 
@@ -54,7 +54,7 @@ def test_a_text_that_was_there_before_is_left_out_and_counted(tmp_path: Path) ->
     assert read(data) == [texts[0], texts[1], texts[3]]
     assert (found.documents, found.duplicates) == (3, 9)
     assert found.size == sum(len(text) for text in read(data))
-    assert "9 duplicate documents were left out (data.deduplicate)" in found.notes
+    assert "9 duplicate documents were skipped (data.deduplicate)" in found.notes
     assert load_documents(data, find_corpus(data)).provenance()["duplicates"] == 9
     kept = data_recipe([first, second], deduplicate=False)
     assert read(kept) == [*texts, *texts]
@@ -182,7 +182,7 @@ def test_nothing_is_held_out_of_text_with_validation_text_of_its_own(tmp_path: P
     train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", f"{TEXT}2")
     data = data_recipe(train, validation={"source": str(held)})
     assert splits(data) == {"train": [TEXT], "validation": [f"{TEXT}2"]}
-    assert scanned(data).split == Holdout(0)
+    assert scanned(data).holdout == Holdout(0)
 
 
 def test_a_line_beside_a_hub_dataset_is_no_reason_to_refuse(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from hf_lm.recipe import DataRecipe
 
 BAD_FILES: dict[str, tuple[str, str | bytes, str]] = {
     "42 empty": ("a.txt", "", r"a.txt: is empty"),
-    "43 blank": ("a.txt", "\n\n \n", r"no text: every document is empty or white space"),
+    "43 blank": ("a.txt", "\n\n \n", r"no text: every document is empty or has only white space"),
     "44 utf-8": ("a.txt", b"one\ntwo \xff", r"a.txt: line 2, byte 8: is not UTF-8"),
     "45 utf-16": ("a.txt", ("one two " * 9).encode("utf-16"), r"looks like UTF-16"),
     "45 latin": ("a.txt", "na\xefve caf\xe9 ".encode("latin-1") * 9, r"looks like Latin-1"),
-    "47 binary": ("a.txt", bytes(range(32)) * 9, r"control characters; this is no text"),
+    "47 binary": ("a.txt", bytes(range(32)) * 9, r"control characters; this is not text"),
     "52 gzip": ("a.txt", gzip.compress(TEXT.encode()), r"a.txt: is gzip-compressed; unpack it"),
     "52 zip": ("a.txt", b"PK\x03\x04" + b"x" * 99, r"a.txt: is zip-compressed"),
-    "53": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2: is no JSON"),
+    "53": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2: is not JSON"),
     "54 number": ("a.jsonl", '{"text": 5}', r'a.jsonl:1: "text" is int, expected a string'),
     "54 null": ("a.jsonl", '{"text": null}', r'a.jsonl:1: "text" is NoneType'),
     "54 column": (
@@ -36,13 +36,13 @@ BAD_FILES: dict[str, tuple[str, str | bytes, str]] = {
         r'has no "text"; set data.text_column to one of "body"',
     ),
     "54 csv": ("a.csv", "body,x\n1,2\n", r'a.csv:2: has no "text"'),
-    "54 surrogate": ("a.jsonl", '{"text": "\\ud800"}', r"a.jsonl:1: holds a lone surrogate"),
+    "54 surrogate": ("a.jsonl", '{"text": "\\ud800"}', r"a.jsonl:1: contains a lone surrogate"),
     "json": (
         "a.json",
         '{"text": "x"}\n{"text": "y"}',
-        r"is no JSON: .*one object a line is .jsonl",
+        r"is not JSON: .*a file with one object per line is .jsonl",
     ),
-    "parquet": ("a.parquet", "text", r"a.parquet: is no Parquet file"),
+    "parquet": ("a.parquet", "text", r"a.parquet: is not a Parquet file"),
     "56 short": (
         "a.txt",
         "abc",
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> N
 @pytest.mark.promise("12")
 def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    assert "is no regular file" in scan_error(data_recipe(tmp_path / "pipe.txt"))
+    assert "is not a regular file" in scan_error(data_recipe(tmp_path / "pipe.txt"))
 
 
 @pytest.mark.promise("44")
@@ -111,7 +111,7 @@ def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", "\n".join(rows))
     data = data_recipe(tmp_path / "a.jsonl")
     assert read(data) == [TEXT, "x"]
-    assert scanned(data).notes == ("2 empty documents were left out",)
+    assert scanned(data).notes == ("2 empty documents were skipped",)
 
 
 def test_every_format_gives_its_documents(tmp_path: Path) -> None:
