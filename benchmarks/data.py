@@ -1,15 +1,15 @@
-"""From text to blocks: speed, disk and memory, beside the tokenizer and the stock preparation.
+"""Measure speed, disk and memory from text to blocks, against the tokenizer and run_clm.
 
     python benchmarks/data.py --rounds 3 --large 1000
 
-Every measurement is a process of its own, in turn, so that a machine whose speed drifts is unfair
-to none. Prints a table of medians; the last line is one JSON object.
-  limit   `encode_batch_fast` of tokenizers on all text, in memory, and nothing else
+Every measurement runs in its own process, and the measurements take turns, because the speed of
+the machine drifts. Prints a table of medians; the last line is one JSON object.
+  limit   only `encode_batch_fast` of tokenizers, on all text in memory
   ours    find, check, tokenize and group, from files to memory-mapped blocks, with empty caches
-  stock   what run_clm does: load, tokenize and group by `datasets.map()`
-  group   our second map step alone, on ids in memory
-  feed    batches of random blocks, collated
-  stream  batches of the same text streamed, and the tokenizing of it in memory beside them
+  stock   load, tokenize and group with `datasets.map()`, as run_clm does
+  group   only our second map step, on ids in memory
+  feed    collated batches of random blocks
+  stream  batches of the same text streamed, compared with tokenizing it in memory
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from typing import Any
 
 STDLIB = "python-stdlib"
 BLOCK, BATCH, VOCABULARY = 256, 32, 8192
-TURNS = 4  # of a stream and of what it is held against
+TURNS = 4  # of a stream and of tokenizing in memory
 Figures = dict[str, float]
 
 
 def texts_of(source: str) -> list[str]:
-    """All documents of a source, in memory."""
+    """Read all documents of a source into memory."""
     from hf_lm.data.text.documents import DocumentReader
     from hf_lm.data.text.sources import find_corpus
 
@@ -47,41 +47,41 @@ def texts_of(source: str) -> list[str]:
 
 
 def recipe_of(source: str, **changes: Any) -> Any:
-    """The data section that all measurements share."""
+    """Make the data section that all measurements use."""
     from hf_lm.recipe import DataRecipe
 
     return DataRecipe(source=source, block_size=BLOCK, **changes)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer all sides share."""
+    """Load the tokenizer that all measurements use."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files."""
+    """Return the size of all files in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def limit(source: str, folder: Path) -> Figures:
-    """The tokenizer alone."""
+    """Measure the tokenizer alone."""
     texts, backend = texts_of(source), load_tokenizer(folder).backend_tokenizer
     began = time.perf_counter()
-    for start in range(0, len(texts), 1_000):  # all at once would need 50 bytes a character
+    for start in range(0, len(texts), 1_000):  # one batch would need 50 bytes per character
         backend.encode_batch_fast(texts[start : start + 1_000], add_special_tokens=False)
     return {"seconds": time.perf_counter() - began}
 
 
 def prepared(source: str, folder: Path) -> tuple[Any, float]:
-    """Our blocks, from empty caches, and the seconds they took."""
-    from hf_lm.data.blocks import build as blocks
+    """Prepare blocks from empty caches; return them and the seconds it took."""
+    from hf_lm.data.blocks import build
     from hf_lm.data.load import load_blocks, load_documents
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
 
-    assert blocks  # imported before the clock starts, as on the other sides
+    assert build  # imported before the clock starts, as in the other measurements
     data, tokenizer = recipe_of(source), load_tokenizer(folder)
     began = time.perf_counter()
     corpus = find_corpus(data)
@@ -91,12 +91,14 @@ def prepared(source: str, folder: Path) -> tuple[Any, float]:
 
 
 def ours(source: str, folder: Path) -> Figures:
-    """The whole way from files to blocks."""
+    """Measure our preparation from files to blocks."""
     cache = Path(os.environ["HF_DATASETS_CACHE"])
-    found, seconds = prepared(source, folder)
-    tokens = sum(counts.tokens for counts in found.counts.values())
+    blocks, seconds = prepared(source, folder)
+    tokens = sum(counts.tokens for counts in blocks.counts.values())
     files = [
-        Path(f["filename"]) for part in found.splits.values() for f in part.dataset.cache_files
+        Path(file["filename"])
+        for split in blocks.splits.values()
+        for file in split.dataset.cache_files
     ]
     return {
         "seconds": seconds,
@@ -107,19 +109,19 @@ def ours(source: str, folder: Path) -> Figures:
 
 
 def stock(source: str, folder: Path) -> Figures:
-    """The stock preparation, on the same documents as JSONL."""
+    """Measure the preparation of run_clm, on the same documents as JSONL."""
     sys.path.insert(0, str(Path(__file__).parent))
     from stock_trainer import prepare
 
     file = folder / "stdlib.jsonl" if source == STDLIB else Path(source)
     validation, out = folder / "validation.jsonl", folder / "stock"
     shutil.rmtree(out, ignore_errors=True)
-    given = Namespace(train=str(file), validation=str(validation), out=out, block=BLOCK)
+    args = Namespace(train=str(file), validation=str(validation), out=out, block=BLOCK)
     tokenizer = load_tokenizer(folder)
     began = time.perf_counter()
-    blocks = prepare(given, tokenizer)
+    blocks = prepare(args, tokenizer)
     seconds = time.perf_counter() - began
-    tokens = sum(len(part) for part in blocks.values()) * BLOCK
+    tokens = sum(len(split) for split in blocks.values()) * BLOCK
     return {
         "seconds": seconds,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -128,7 +130,7 @@ def stock(source: str, folder: Path) -> Figures:
 
 
 def group(source: str, folder: Path) -> Figures:
-    """The second map step alone."""
+    """Measure the second map step alone."""
     import numpy as np
 
     from hf_lm.data.blocks.dataset import table_of
@@ -144,16 +146,17 @@ def group(source: str, folder: Path) -> Figures:
 
 
 def feed(source: str, folder: Path) -> Figures:
-    """Random blocks as batches, from a memory map, as the trainer asks for them."""
+    """Measure batches of random blocks from a memory map, as the trainer reads them."""
     from torch.utils.data import DataLoader
 
     from hf_lm.data.collator import make_collate
 
-    found, _ = prepared(source, folder)
+    blocks, _ = prepared(source, folder)
     collate = make_collate(recipe_of(source), load_tokenizer(folder), split="train")
-    train = found.splits["train"]
+    train = blocks.splits["train"]
     loader = DataLoader(train, batch_size=BATCH, shuffle=True, collate_fn=collate)
-    for _ in loader:  # once to have the file in memory, as after the first steps of a run
+    # The first pass reads the file into memory, as the first steps of a run do.
+    for _ in loader:
         pass
     began = time.perf_counter()
     count = sum(batch["input_ids"].numel() for batch in loader)
@@ -161,9 +164,9 @@ def feed(source: str, folder: Path) -> Figures:
 
 
 def stream(source: str, folder: Path) -> Figures:
-    """Streamed batches once warm, and tokenizing the same text in memory: tokens a second.
+    """Measure tokens per second of streamed batches, and of tokenizing the same text in memory.
 
-    In turns, because the speed of the machine drifts within a minute.
+    The two take turns, because the speed of the machine drifts within a minute.
     """
     from torch.utils.data import DataLoader
 
@@ -178,13 +181,14 @@ def stream(source: str, folder: Path) -> Figures:
     collate = make_collate(data, tokenizer, split="train")
     batches = iter(DataLoader(blocks.splits["train"], batch_size=BATCH, collate_fn=collate))
     documents = (row["text"] for row in text.documents["train"])
-    portions = cycle([list(islice(documents, 500)) for _ in range(40)])
+    batches_of_text = cycle([list(islice(documents, 500)) for _ in range(40)])
     tokenize = Tokenize(tokenizer, append_eos=True)
     streamed = (batch["input_ids"].numel() for batch in batches)
-    memory = (len(tokenize({"text": portion})["input_ids"]) for portion in portions)
+    memory = (len(tokenize({"text": texts})["input_ids"]) for texts in batches_of_text)
     rates: Figures = {"streamed": 0.0, "memory": 0.0}
     for _ in range(TURNS):
-        for _ in islice(batches, 200):  # what was read ahead while the other side had its turn
+        # Skip the batches that were prefetched while the other side had its turn.
+        for _ in islice(batches, 200):
             pass
         rates["streamed"] += rate(streamed) / TURNS
         rates["memory"] += rate(memory) / TURNS
@@ -192,10 +196,10 @@ def stream(source: str, folder: Path) -> Figures:
 
 
 def rate(tokens: Iterator[int], seconds: float = 8) -> float:
-    """Tokens a second over some seconds."""
+    """Measure tokens per second over some seconds."""
     began, count = time.perf_counter(), 0
-    for more in tokens:
-        count += more
+    for num_tokens in tokens:
+        count += num_tokens
         if time.perf_counter() - began > seconds:
             break
     return count / (time.perf_counter() - began)
@@ -207,7 +211,7 @@ MEASURED: dict[str, Callable[[str, Path], Figures]] = {
 
 
 def run(what: str, source: str, folder: Path) -> Figures:
-    """One measurement in a process of its own, with empty caches."""
+    """Run one measurement in its own process, with empty caches."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     done = subprocess.run(
@@ -226,7 +230,7 @@ def run(what: str, source: str, folder: Path) -> Figures:
 
 
 def write_texts(folder: Path, megabytes: int, lines: list[str]) -> str:
-    """Made text: documents of neighbouring lines of real code, about 2 kB each, all different."""
+    """Write different documents of about 2 kB each, from neighbouring lines of real code."""
     chance, path = random.Random(0), folder / f"made-{megabytes}.jsonl"
     size = number = 0
     with path.open("w", encoding="utf-8") as file:
@@ -239,7 +243,7 @@ def write_texts(folder: Path, megabytes: int, lines: list[str]) -> str:
 
 
 def set_up(folder: Path, sizes: list[int]) -> dict[int, str]:
-    """The tokenizer, the standard library as JSONL, and made text of each size."""
+    """Write the tokenizer, the standard library as JSONL, and generated text of each size."""
     from hf_lm.recipe import TokenizerRecipe
     from hf_lm.tokenizer import build_tokenizer
 
@@ -248,51 +252,51 @@ def set_up(folder: Path, sizes: list[int]) -> dict[int, str]:
     build_tokenizer(TokenizerRecipe(), {"train": rows}).save_pretrained(str(folder / "tokenizer"))
     with (folder / "stdlib.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    num_validation_blocks = json.dumps({"text": "held out\n" * BLOCK}) + "\n"
-    (folder / "validation.jsonl").write_text(num_validation_blocks)
+    validation = json.dumps({"text": "held out\n" * BLOCK}) + "\n"
+    (folder / "validation.jsonl").write_text(validation)
     lines = [line for text in texts for line in text.splitlines(keepends=True)]
     return {size: write_texts(folder, size, lines) for size in sizes}
 
 
 def compare(source: str, folder: Path, rounds: int) -> dict[str, Figures]:
-    """The medians of the three sides on one text, measured in turn."""
-    found: dict[str, list[Figures]] = {"limit": [], "ours": [], "stock": []}
+    """Measure the three preparations of one text in turn, and return medians."""
+    measured: dict[str, list[Figures]] = {"limit": [], "ours": [], "stock": []}
     for _ in range(rounds):
-        for side, rows in found.items():
+        for side, rows in measured.items():
             rows.append(run(side, source, folder))
     medians = {
         side: {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-        for side, rows in found.items()
+        for side, rows in measured.items()
     }
     for side, row in medians.items():
-        shown = "  ".join(f"{name} {value:,.2f}" for name, value in row.items())
-        print(f"{Path(source).stem:14}{side:8}{shown}", flush=True)
+        columns = "  ".join(f"{name} {value:,.2f}" for name, value in row.items())
+        print(f"{Path(source).stem:14}{side:8}{columns}", flush=True)
     return medians
 
 
 def main() -> None:
-    """Measure everything, or the one thing that a child process is asked for."""
+    """Measure everything, or in a child process one measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--small", type=int, default=200, help="MB of made text")
+    parser.add_argument("--small", type=int, default=200, help="MB of generated text")
     parser.add_argument(
-        "--large", type=int, default=1000, help="MB for the peak of memory; 0: none"
+        "--large", type=int, default=1000, help="MB of text for the memory peak; 0 skips it"
     )
     parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     parser.add_argument("--source", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        print(json.dumps(MEASURED[given.measure](given.source, given.folder)))
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(MEASURED[args.measure](args.source, args.folder)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = set_up(folder, [size for size in (given.small, given.large) if size])
-        library = compare(STDLIB, folder, given.rounds)
-        small = compare(made[given.small], folder, given.rounds)
-        large = run("ours", made[given.large], folder) if given.large else {"peak_mb": 0.0}
+        generated = set_up(folder, [size for size in (args.small, args.large) if size])
+        library = compare(STDLIB, folder, args.rounds)
+        small = compare(generated[args.small], folder, args.rounds)
+        large = run("ours", generated[args.large], folder) if args.large else {"peak_mb": 0.0}
         others = {
-            what: run(what, made[given.small], folder) for what in ("group", "feed", "stream")
+            what: run(what, generated[args.small], folder) for what in ("group", "feed", "stream")
         }
     figures = {
         **{

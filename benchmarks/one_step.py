@@ -1,9 +1,9 @@
-"""Single steps in a process of their own, as train.py calls them; prints one JSON line.
+"""Measure single training steps; train.py calls this in its own process. Prints one JSON line.
 
-turns  our trainer's steps beside those of a plain loop over the same network
-saves  steps of small.json's network behind a checkpoint beside those without one
-ours   what a step of GPT-2 small needs above weights, gradients and optimizer state
-stock  the same, of transformers' GPT2LMHeadModel
+turns  steps of our trainer, compared with a plain loop over the same model
+saves  steps of the model of small.json after a checkpoint, compared with steps without one
+ours   memory of a step of GPT-2 small, beyond weights, gradients and optimizer state
+stock  the same for transformers' GPT2LMHeadModel
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from hf_lm.training.trainer import LMTrainer
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, VOCABULARY = 6, 4, 256, 256, 8, 8192
-SMALL_BATCH, SMALL_BLOCK, SAVE_STEPS = 16, 64, 20  # of recipes/small.json
-TURN = 5  # steps of one side before the other has its turn
+SMALL_BATCH, SMALL_BLOCK, SAVE_STEPS = 16, 64, 20  # as in recipes/small.json
+TURN = 5  # steps of one side before it is the turn of the other
 Figures = dict[str, Any]
 
 
 def long_run(dropout: float = 0.0) -> Kernels:
-    """The kernels of a run in the measured shape that is as long as a run may be."""
+    """Choose the kernels of the measured model as for a run of unlimited length."""
     from hf_lm.planning.hardware import detect_hardware
     from hf_lm.planning.kernels import choose_kernels
     from hf_lm.recipe import ModelRecipe, Recipe
@@ -48,9 +48,10 @@ def long_run(dropout: float = 0.0) -> Kernels:
 
 
 def turns(steps: int) -> Figures:
-    """LMTrainer's steps and a plain loop's in turns, each over a network of its own.
+    """Measure steps of LMTrainer and of a plain loop in turns, each with its own model.
 
-    In one process, with the peak measured between them: this machine drifts within a minute.
+    Both run in one process, and the matmul peak is measured between them, because the speed of the
+    machine drifts within a minute.
     """
     from transformers import TrainerCallback
 
@@ -65,20 +66,20 @@ def turns(steps: int) -> Figures:
         logging_steps=TURN,
         save_steps=steps,
     )
-    machine = detect_hardware(recipe)
+    hardware = detect_hardware(recipe)
     keep_freed_memory()
-    model, plain_step = make_network(), make_plain_step(recipe, machine.dtype)
+    model, plain_step = make_model(), make_plain_step(recipe, hardware.dtype)
     ours: list[float] = []
     plain: list[float] = []
     peaks: list[float] = []
 
     class Turns(TrainerCallback):
-        """Stops the trainer's clock while the plain loop has its turn."""
+        """Runs the plain loop between the trainer's turns, and times both."""
 
         began: float | None = None
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Runs with the batch of the step already there, and the step before all done."""
+            """Start a turn; the batch is already read, and the previous step is finished."""
             if state.global_step % TURN:
                 return
             if self.began is not None:
@@ -87,22 +88,26 @@ def turns(steps: int) -> Figures:
             for _ in range(TURN):
                 plain_step()
             plain.append(time.perf_counter() - began)
-            peaks.append(measured_flops("cpu", machine.dtype))
+            peaks.append(measured_flops("cpu", hardware.dtype))
             self.began = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(recipe, machine, model, Turns(), Path(folder)).train_from(None)
-    pairs = list(zip(ours, plain, peaks, strict=False))[1:]  # the first turn warms both up
+        make_trainer(recipe, hardware, model, Turns(), Path(folder)).train_from(None)
+    pairs = list(zip(ours, plain, peaks, strict=False))[1:]  # the first turn is a warm-up
     tokens, flops = TURN * BATCH * BLOCK, flops_per_token(describe_model(model), BLOCK)
     return {
-        "step_vs_bare_loop": statistics.median(mine / bare for mine, bare, _ in pairs),
-        "matmul_share": statistics.median(flops * tokens / mine / peak for mine, _, peak in pairs),
+        "step_vs_bare_loop": statistics.median(
+            our_time / plain_time for our_time, plain_time, _ in pairs
+        ),
+        "matmul_share": statistics.median(
+            flops * tokens / our_time / peak for our_time, _, peak in pairs
+        ),
         "turns": len(pairs),
     }
 
 
-def make_network() -> Any:
-    """The network of the measured shape, computed as a long run is."""
+def make_model() -> Any:
+    """Make the measured model, with the kernels of a long run."""
     from hf_lm.model.build import build_model, compile_blocks
     from hf_lm.model.config import Vocabulary
     from hf_lm.recipe import ModelRecipe
@@ -116,18 +121,18 @@ def make_network() -> Any:
 
 
 def make_plain_step(recipe: TrainingRecipe, dtype: torch.dtype) -> Callable[[], None]:
-    """A step that does what has to be done, and nothing else."""
+    """Return a step with the necessary work and nothing else."""
     import torch
 
     from hf_lm.training.optimizer import build_optimizer
 
-    model = make_network()
+    model = make_model()
     optimizer = build_optimizer(model, recipe=recipe)
     ids = torch.randint(0, VOCABULARY, (BATCH, BLOCK + 1))
     batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
 
     def step() -> None:
-        """Forward, backward, clip, step."""
+        """Compute the loss and gradients, clip them, and update the weights."""
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             loss = model(**batch, num_items_in_batch=BATCH * BLOCK, use_cache=False).loss
         loss.backward()
@@ -139,23 +144,23 @@ def make_plain_step(recipe: TrainingRecipe, dtype: torch.dtype) -> Callable[[], 
 
 
 def make_saving(stretches: dict[bool, list[float]], copies: list[float]) -> Any:
-    """A callback that asks for a checkpoint before every other stretch, and times them all."""
+    """Make a callback that saves before every other stretch of steps, and times each stretch."""
     from transformers import TrainerCallback
 
     class Saving(TrainerCallback):
-        """Stands between the stretches."""
+        """Ends a stretch and starts the next one."""
 
         began: float | None = None
         saved = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """The steps before are all done."""
+            """Time the finished stretch; the step is completely done."""
             if state.global_step % SAVE_STEPS:
                 return
             if self.began is not None:
-                copied = copies[-1] if self.saved else 0.0
-                took = time.perf_counter() - self.began - copied
-                stretches[self.saved].append(took / SAVE_STEPS)
+                copy_seconds = copies[-1] if self.saved else 0.0
+                seconds = time.perf_counter() - self.began - copy_seconds
+                stretches[self.saved].append(seconds / SAVE_STEPS)
             self.saved = not self.saved
             control.should_save = self.saved
             self.began = time.perf_counter()
@@ -164,9 +169,9 @@ def make_saving(stretches: dict[bool, list[float]], copies: list[float]) -> Any:
 
 
 def saves(steps: int) -> Figures:
-    """What a checkpoint costs the steps that it is written behind, and what verifying it takes.
+    """Measure steps while a checkpoint is written, and the time to verify a checkpoint.
 
-    Every other stretch of steps begins with a checkpoint; the copy to memory is not counted.
+    Every other stretch of steps begins with a checkpoint; its copy to memory is not counted.
     """
     from hf_lm.checkpoints.manifest import verify
     from hf_lm.model.build import build_model
@@ -183,7 +188,7 @@ def saves(steps: int) -> Figures:
         save_steps=steps,
         logging_steps=steps,
     )
-    machine = detect_hardware(recipe)
+    hardware = detect_hardware(recipe)
     keep_freed_memory()
     shape = ModelRecipe(n_layer=4, n_head=4, n_embd=128)
     model = build_model(shape, Vocabulary(VOCABULARY, 0, 0), block_size=SMALL_BLOCK, seed=1)
@@ -193,7 +198,7 @@ def saves(steps: int) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         trainer = make_trainer(
             recipe,
-            machine,
+            hardware,
             model,
             make_saving(stretches, copies),
             Path(name),
@@ -203,7 +208,7 @@ def saves(steps: int) -> Figures:
         copy = trainer._save_checkpoint
 
         def timed(model: Any, trial: Any) -> None:
-            """The copy, and what it takes."""
+            """Copy the state to memory, and time it."""
             began = time.perf_counter()
             copy(model, trial)
             copies.append(time.perf_counter() - began)
@@ -214,21 +219,21 @@ def saves(steps: int) -> Figures:
         assert checkpoint
         size, began = size_of(checkpoint), time.perf_counter()
         assert not list(verify(checkpoint))
-        verified = time.perf_counter() - began
-    behind, plain = (statistics.median(stretches[saved][1:]) for saved in (True, False))
+        verify_seconds = time.perf_counter() - began
+    after_save, plain = (statistics.median(stretches[saved][1:]) for saved in (True, False))
     return {
-        "step_behind_a_checkpoint": behind / plain,
+        "step_behind_a_checkpoint": after_save / plain,
         "step_seconds": plain,
         "copy_seconds": statistics.median(copies),
         "checkpoint_bytes": size,
-        "verify_seconds_per_gigabyte": verified / size * 1e9,
+        "verify_seconds_per_gigabyte": verify_seconds / size * 1e9,
         "stretches": len(stretches[True]),
     }
 
 
 def make_trainer(
     recipe: TrainingRecipe,
-    machine: Hardware,
+    hardware: Hardware,
     model: Any,
     callback: Any,
     folder: Path,
@@ -236,7 +241,7 @@ def make_trainer(
     batch: int = BATCH,
     block: int = BLOCK,
 ) -> LMTrainer:
-    """Our trainer on random blocks, as a run makes it."""
+    """Make our trainer as a run does, on random blocks."""
     import numpy as np
     from datasets import Dataset
 
@@ -265,7 +270,7 @@ def make_trainer(
         output_dir=str(folder),
         max_steps=recipe.max_steps,
         per_device_train_batch_size=batch,
-        **machine.arguments(),
+        **hardware.arguments(),
     )
     args.eval_strategy = "no"
     return build_trainer(
@@ -282,7 +287,7 @@ def make_trainer(
 
 
 def step_memory(*, ours: bool) -> Figures:
-    """Bytes above weights, gradients and optimizer state."""
+    """Measure the bytes of a step beyond weights, gradients and optimizer state."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -301,7 +306,7 @@ def step_memory(*, ours: bool) -> Figures:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    optimizer.step()  # makes its state
+    optimizer.step()  # creates the optimizer state
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ids = torch.randint(0, size, (4, block + 1))
     targets = {"shift_labels": ids[:, 1:]} if ours else {}
@@ -311,18 +316,18 @@ def step_memory(*, ours: bool) -> Figures:
 
 
 def main() -> None:
-    """Measure one thing."""
+    """Run one measurement and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("turns", "saves", "ours", "stock"))
     parser.add_argument("--steps", type=int, default=30)
-    given = parser.parse_args()
+    args = parser.parse_args()
     measured = {
-        "turns": partial(turns, given.steps),
-        "saves": partial(saves, given.steps),
+        "turns": partial(turns, args.steps),
+        "saves": partial(saves, args.steps),
         "ours": partial(step_memory, ours=True),
         "stock": partial(step_memory, ours=False),
     }
-    print(json.dumps(measured[given.what]()))
+    print(json.dumps(measured[args.what]()))
 
 
 if __name__ == "__main__":

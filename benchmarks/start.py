@@ -1,9 +1,9 @@
-"""Time to the first answer: importing the package, `--help`, and a recipe with a mistake.
+"""Measure the time to import the package, to show `--help`, and to reject a recipe with a mistake.
 
     python benchmarks/start.py --rounds 15
 
-Each command runs in a process of its own, in turn with an interpreter that does nothing, whose
-time is part of every other. The last line is one JSON object.
+Each command runs in its own process, in turn with an interpreter that does nothing; the start of
+the interpreter is part of every time. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MISTAKE = {
 
 
 def seconds(command: list[str], exit_code: int) -> float:
-    """Return how long a command takes; it has to end with an exit code."""
+    """Run a command, check its exit code, and return its duration in seconds."""
     began = time.perf_counter()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     duration = time.perf_counter() - began
@@ -33,7 +33,7 @@ def seconds(command: list[str], exit_code: int) -> float:
 
 
 def main() -> None:
-    """Measure in turns and print medians in seconds."""
+    """Measure the commands in turn and print medians in seconds."""
     parser = argparse.ArgumentParser(description="Time importing, --help and a bad recipe.")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each command (15)")
     rounds = parser.parse_args().rounds
@@ -50,7 +50,8 @@ def main() -> None:
         for _ in range(rounds + 1):
             for name, (command, exit_code) in commands.items():
                 times[name].append(seconds(command, exit_code))
-    medians = {name: statistics.median(runs[1:]) for name, runs in times.items()}  # first: caches
+    # The first run of each fills the caches of the disk.
+    medians = {name: statistics.median(runs[1:]) for name, runs in times.items()}
     for name, median in medians.items():
         print(f"{name:<14} {median:.3f} s")
     print(json.dumps(medians))

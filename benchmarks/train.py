@@ -1,16 +1,16 @@
-"""Training: speed, memory and time to quality, beside the stock Trainer on the same text.
+"""Measure speed, memory and time to quality of training, against the stock Trainer.
 
     python benchmarks/train.py --rounds 3
     python benchmarks/train.py --only recipes --recipes shakespeare_char --shakespeare FILE
 
-Every measurement is a process of its own, the two sides in turn, so that a machine whose speed
-drifts is unfair to none. Prints a table; the last line is one JSON object.
-  speed     tokens a second and peak memory, ours and stock, without and with dropout
-  bare      the same model in a plain loop; and the peak of matrix products
-  memory    GPT-2 small with 50,257 tokens: what a step needs above weights and optimizer
-  quality   the seconds ours takes to the bits per byte that stock has after `--minutes`
-  recipes   the shipped small recipes, whole
-  start     seconds from the command to step one
+Every measurement runs in its own process, and the two sides take turns, because the speed of the
+machine drifts. Both train on the same text. Prints a table; the last line is one JSON object.
+  speed     tokens per second and peak memory, ours and stock, without and with dropout
+  bare      our step compared with a plain loop, and with the peak of matrix products
+  memory    GPT-2 small with 50,257 tokens: memory of a step beyond weights and optimizer
+  quality   our seconds to the bits per byte that stock reaches after `--minutes`
+  recipes   complete runs of the shipped small recipes
+  start     seconds from the command to the first step
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Figures = dict[str, Any]
 
 
 def call(*command: object) -> str:
-    """A command that has to succeed; what it printed."""
+    """Run a command that has to succeed, and return what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -50,7 +50,7 @@ def call(*command: object) -> str:
 
 
 def set_up(folder: Path) -> None:
-    """The tokenizer that both sides use, and the documents as the stock script reads them."""
+    """Write the tokenizer that both sides use, and the documents as JSONL for the stock script."""
     from hf_lm.data.load import load_documents
     from hf_lm.data.text.sources import find_corpus
     from hf_lm.recipe import DataRecipe, TokenizerRecipe
@@ -61,15 +61,16 @@ def set_up(folder: Path) -> None:
     tokenizer = build_tokenizer(TokenizerRecipe(), documents)
     assert len(tokenizer) == VOCABULARY
     tokenizer.save_pretrained(str(folder / "tokenizer"))
-    for part, rows in documents.items():
-        with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+    for split, rows in documents.items():
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": row["text"]}) + "\n" for row in rows)
 
 
 def run_ours(folder: Path, recipe: str | Path, **changes: Any) -> tuple[float, Figures]:
-    """One run of a recipe: tokens a second, without the first row, which compiles; the metrics.
+    """Run a recipe and return its median tokens per second and its metrics.
 
-    `__` in the name of a change stands for a dot.
+    The first row of the log is not counted, because it includes compilation. `__` in the name of a
+    change stands for a dot.
     """
     out = folder / "ours"
     shutil.rmtree(out, ignore_errors=True)
@@ -85,8 +86,8 @@ def run_ours(folder: Path, recipe: str | Path, **changes: Any) -> tuple[float, F
     return statistics.median(speeds[1:]), json.loads((out / "metrics.json").read_text())
 
 
-def shape(folder: Path, steps: int, dropout: float = 0.0) -> Path:
-    """A recipe in the shape that both sides are measured at, computed as a long run is."""
+def write_recipe(folder: Path, steps: int, dropout: float = 0.0) -> Path:
+    """Write a recipe of the measured shape, with the kernels of a long run."""
     recipe = {
         "data": {"source": SOURCE, "validation": {"holdout": 0.05}, "block_size": BLOCK},
         "tokenizer": {"pretrained": str(folder / "tokenizer")},
@@ -108,7 +109,7 @@ def shape(folder: Path, steps: int, dropout: float = 0.0) -> Path:
 
 
 def run_stock(folder: Path, *options: object) -> Figures:
-    """One run of the stock Trainer in the same shape."""
+    """Run the stock Trainer with the same shape."""
     out = folder / "stock"
     shutil.rmtree(out, ignore_errors=True)
     printed = call(
@@ -120,40 +121,40 @@ def run_stock(folder: Path, *options: object) -> Figures:
     return json.loads(printed.splitlines()[-1])
 
 
-def speed(given: argparse.Namespace, folder: Path) -> Figures:
-    """Both sides in turn."""
+def speed(args: argparse.Namespace, folder: Path) -> Figures:
+    """Measure both sides in turn."""
     from hf_lm.planning.hardware import computes_bf16
 
-    found: Figures = {}
+    figures: Figures = {}
     for dropout, suffix in ((0.0, ""), (0.1, "_dropout")):
         ours, stock, bf16 = [], [], []
-        for _ in range(given.rounds):
-            rate, metrics = run_ours(folder, shape(folder, given.steps, dropout))
+        for _ in range(args.rounds):
+            rate, metrics = run_ours(folder, write_recipe(folder, args.steps, dropout))
             ours.append((rate, metrics["peak_memory_bytes"]))
-            options = ("--steps", given.steps, "--dropout", dropout)
+            options = ("--steps", args.steps, "--dropout", dropout)
             result = run_stock(folder, *options)
             stock.append((result["tokens_per_second"], result["peak_memory_bytes"]))
             if computes_bf16("cpu"):
                 bf16.append(run_stock(folder, *options, "--bf16")["tokens_per_second"])
         ours_speed, ours_memory = (statistics.median(column) for column in zip(*ours, strict=True))
         stock_speed, memory = (statistics.median(column) for column in zip(*stock, strict=True))
-        found |= {
+        figures |= {
             f"tokens_per_second{suffix}": ours_speed,
             f"peer_tokens_per_second{suffix}": stock_speed,
             f"speed_vs_peer{suffix}": ours_speed / stock_speed,
             f"speed_vs_peer_bf16{suffix}": ours_speed / statistics.median(bf16) if bf16 else None,
             f"memory_vs_peer{suffix}": ours_memory / memory,
         }
-    return found
+    return figures
 
 
-def bare(given: argparse.Namespace, folder: Path) -> Figures:
-    """Our step beside a plain loop over the same network, and beside the peak of the machine."""
-    return json.loads(call(HERE / "one_step.py", "turns", "--steps", 5 * given.steps))
+def bare(args: argparse.Namespace, folder: Path) -> Figures:
+    """Compare our step with a plain loop over the same model, and with the matmul peak."""
+    return json.loads(call(HERE / "one_step.py", "turns", "--steps", 5 * args.steps))
 
 
-def memory(given: argparse.Namespace, folder: Path) -> Figures:
-    """What one step of GPT-2 small needs on both sides."""
+def memory(args: argparse.Namespace, folder: Path) -> Figures:
+    """Measure the memory of one step of GPT-2 small on both sides."""
     ours, stock = (json.loads(call(HERE / "one_step.py", side)) for side in ("ours", "stock"))
     return {
         "step_memory": ours["step_memory"],
@@ -162,12 +163,12 @@ def memory(given: argparse.Namespace, folder: Path) -> Figures:
     }
 
 
-def quality(given: argparse.Namespace, folder: Path) -> Figures:
-    """Stock for some minutes, then ours for as few steps as may do, and more."""
-    seconds = 60 * given.minutes
+def quality(args: argparse.Namespace, folder: Path) -> Figures:
+    """Train stock for some minutes, then ours for increasing numbers of steps."""
+    seconds = 60 * args.minutes
     trial = run_stock(folder, "--steps", 15, "--dropout", 0)
     steps = round(seconds / trial["step_seconds"])
-    stock = run_stock(folder, "--steps", steps, "--dropout", 0, "--lr", given.rate)
+    stock = run_stock(folder, "--steps", steps, "--dropout", 0, "--lr", args.rate)
     printed = call(
         *("-m", "hf_lm.cli", "evaluate", folder / "stock" / "model"),
         *("--source", folder / "validation.jsonl", "--json"),
@@ -177,29 +178,31 @@ def quality(given: argparse.Namespace, folder: Path) -> Figures:
     recipe["tokenizer"] = {"pretrained": str(folder / "tokenizer")}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     ends = []
-    for steps in given.our_steps:
+    for steps in args.our_steps:
         _, metrics = run_ours(folder, folder / "recipe.json", training__max_steps=steps)
         ends.append((metrics["bits_per_byte"], metrics["train_seconds"]))
-    reached = [end for bits, end in ends if bits <= goal]
+    times_to_goal = [seconds for bits, seconds in ends if bits <= goal]
     return {
         "peer_bits_per_byte": goal,
         "peer_train_seconds": stock["train_seconds"],
         "ours": ends,
-        "time_to_peer_quality": min(reached) / stock["train_seconds"] if reached else None,
+        "time_to_peer_quality": min(times_to_goal) / stock["train_seconds"]
+        if times_to_goal
+        else None,
     }
 
 
-def recipes(given: argparse.Namespace, folder: Path) -> Figures:
-    """Each shipped small recipe, whole."""
-    found: Figures = {}
-    for name in [*given.recipes, *(["shakespeare_char"] if given.shakespeare else [])]:
+def recipes(args: argparse.Namespace, folder: Path) -> Figures:
+    """Run each shipped small recipe to its end."""
+    figures: Figures = {}
+    for name in [*args.recipes, *(["shakespeare_char"] if args.shakespeare else [])]:
         changes: dict[str, Any] = {}
         if name == "shakespeare_char":
-            text = Path(given.shakespeare).absolute()
+            text = Path(args.shakespeare).absolute()
             changes = {"data__source": str(text), "data__revision": None}
         began = time.perf_counter()
         _, metrics = run_ours(folder, RECIPES / f"{name}.json", **changes)
-        found[name] = {
+        figures[name] = {
             "bits_per_byte": metrics["bits_per_byte"],
             "loss": metrics["loss"],
             "train_seconds": metrics["train_seconds"],
@@ -208,12 +211,12 @@ def recipes(given: argparse.Namespace, folder: Path) -> Figures:
             "mfu": metrics["mfu"],
             "peak_memory_bytes": metrics["peak_memory_bytes"],
         }
-        print(name, json.dumps(found[name]), flush=True)
-    return found
+        print(name, json.dumps(figures[name]), flush=True)
+    return figures
 
 
-def start(given: argparse.Namespace, folder: Path) -> Figures:
-    """From the command to the first step of small.json, its blocks and kernels in their caches."""
+def start(args: argparse.Namespace, folder: Path) -> Figures:
+    """Measure the time to the first step of small.json, with blocks and kernels cached."""
     out, recipe = folder / "ours", RECIPES / "small.json"
     call("-m", "hf_lm.run", recipe, "--set", f"output_dir={out}", "--set", "training.max_steps=60")
     shutil.rmtree(out)
@@ -236,26 +239,30 @@ MEASURED: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
 
 
 def main() -> None:
-    """Measure what is asked for, or be the child that measures one thing."""
+    """Run the chosen measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--minutes", type=float, default=3, help="that stock trains for quality")
-    parser.add_argument("--rate", type=float, default=2e-3, help="of stock, for quality")
+    parser.add_argument(
+        "--minutes", type=float, default=3, help="minutes that stock trains for quality"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=2e-3, help="learning rate of stock for quality"
+    )
     parser.add_argument("--our-steps", type=int, nargs="+", default=[120, 180, 240, 320])
     parser.add_argument("--recipes", nargs="+", default=["small", "small_modern"])
     parser.add_argument("--shakespeare", help="nanoGPT's text, for the recipe shakespeare_char")
     parser.add_argument("--only", nargs="+", choices=MEASURED, default=list(MEASURED))
-    given = parser.parse_args()
+    args = parser.parse_args()
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         set_up(folder)
-        for what in given.only:
-            found = MEASURED[what](given, folder)
-            for key, value in found.items():
+        for what in args.only:
+            measured = MEASURED[what](args, folder)
+            for key, value in measured.items():
                 print(f"{key:28}{json.dumps(value)}", flush=True)
-            figures |= found
+            figures |= measured
     print(json.dumps(figures))
 
 

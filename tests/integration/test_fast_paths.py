@@ -24,7 +24,7 @@ T, V, STEPS = 32, 64, 200
 
 
 class Variant(NamedTuple):
-    """One variant to compute the loss of the same model."""
+    """A way to compute the loss of the same model."""
 
     attention: str
     compiled: bool = False
