@@ -1,8 +1,8 @@
-"""A whole run with a fault at any call that changes its folder; then the same command again.
+"""Make a fault at a call that changes the folder of a run, then run the same command again.
 
-A crash comes at every call, but for those that make no difference: the files are the same before an
-fsync as behind it, and what is secured changes by nothing else. An error comes at every eighth,
-other ones for each kind; HF_LM_FAULTS=all has everything come at every call.
+Crashes come at every call at which they make a difference: an fsync changes no file, and only an
+fsync changes what a loss of power keeps. Errors come at every eighth call, at different calls for
+each kind of error. With HF_LM_FAULTS=all, everything comes at every call.
 """
 
 import itertools
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 SUPPORT = Path(__file__).parents[1] / "support"
 ALL = os.environ.get("HF_LM_FAULTS") == "all"
-AT_ONCE = 2  # runs
+NUM_SERVERS = 2  # runs at the same time
 NAMES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "serialize_file")
 SMALLER = {
     "tokenizer.train.vocab_size": 300,
@@ -49,7 +49,7 @@ SMALLER = {
 
 
 class Ended(NamedTuple):
-    """How a run has ended: its exit code, the call the fault came at, and its lines on stderr."""
+    """The end of a run: its exit code, the call that had the fault, and its lines on stderr."""
 
     code: int
     hit: str
@@ -57,7 +57,7 @@ class Ended(NamedTuple):
 
 
 class Server:
-    """A process that has imported everything, and does each run in a fork of itself."""
+    """A process with all imports done, which runs each recipe in a fork of itself."""
 
     def __init__(self, arguments: list[str], **variables: str) -> None:
         self.process = subprocess.Popen(
@@ -69,25 +69,25 @@ class Server:
         )
 
     def answer(self) -> Any:
-        """Its next line."""
+        """Read the next line of its output."""
         assert self.process.stdout
         return json.loads(self.process.stdout.readline())
 
     def run(self, case: dict[str, Any]) -> Ended:
-        """A run, with the fault of the case."""
+        """Run a recipe with the fault of a case."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
-        lines = self.answer()
-        return Ended(**lines, lines=Path(case["prints"][1]).read_text().splitlines())
+        answer = self.answer()
+        return Ended(**answer, lines=Path(case["prints"][1]).read_text().splitlines())
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.communicate(timeout=60)
 
 
 class Bench:
-    """A recipe, what an unbroken run of it leaves, and servers to try it on."""
+    """A recipe, an uninterrupted run of it, and servers that run it with faults."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, dict[str, list[Server]]()
@@ -95,26 +95,26 @@ class Bench:
         (path / "recipe.json").write_text(json.dumps(merged(TINY, SMALLER)), encoding="utf-8")
 
     def arguments(self, folder: Path) -> list[str]:
-        """Of the command of a run."""
+        """Return the arguments of the command of a run."""
         return [str(self.path / "recipe.json"), "--set", f"output_dir={folder}"]
 
     def servers(self, level: str) -> list[Server]:
-        """Those of a level; each does an unbroken run as it starts."""
+        """Return the servers of a level; each does an uninterrupted run when it starts."""
         if level not in self.started:
             preload = {"LD_PRELOAD": build_preload(self.path)} if level == "native" else {}
-            folders = [self.path / f"whole-{level}-{number}" for number in range(AT_ONCE)]
+            folders = [self.path / f"whole-{level}-{number}" for number in range(NUM_SERVERS)]
             self.started[level] = [Server(self.arguments(path), **preload) for path in folders]
-            assert [server.answer() for server in self.started[level]] == [0] * AT_ONCE
+            assert [server.answer() for server in self.started[level]] == [0] * NUM_SERVERS
             assert {weights(path) for path in folders} == {weights(self.whole)}
         return self.started[level]
 
     @property
     def whole(self) -> Path:
-        """The folder of an unbroken run."""
+        """The folder of an uninterrupted run."""
         return next(self.path.glob("whole-*-0"))
 
     def case(self, name: str, **fault: Any) -> dict[str, Any]:
-        """What a server is told of a run with a fault."""
+        """Describe a run with a fault for a server."""
         aside = self.path / f"{name}-aside"
         aside.mkdir()
         return {
@@ -125,34 +125,33 @@ class Bench:
             **fault,
         }
 
-    def go_on(self, server: Server, case: dict[str, Any], hit: str, *, rows: bool) -> list[str]:
-        """The same command again, without a fault; what is wrong before and behind it."""
+    def run_again(
+        self, server: Server, case: dict[str, Any], hit: str, *, compare_log: bool
+    ) -> list[str]:
+        """Run the same command without a fault; return problems before and after it."""
         folder = Path(case["folder"])
-        safe_error_message = (
-            Path(case["prints"][0]).read_text() if Path(case["prints"][0]).exists() else ""
-        )
-        unsaved = set(
-            re.findall(r"(checkpoint-\d+) was not written, checkpoint-\d+ was", safe_error_message)
-        )
-        wrong = unverified(folder, hit)
+        output = Path(case["prints"][0])
+        printed = output.read_text() if output.exists() else ""
+        unsaved = set(re.findall(r"(checkpoint-\d+) was not written, checkpoint-\d+ was", printed))
+        problems = checkpoint_problems(folder, hit)
         again = server.run({**case, "level": "none"})
         if again.code:
-            wrong.append(f"again: exit {again.code}: {again.lines[-9:]}")
+            problems.append(f"again: exit {again.code}: {again.lines[-9:]}")
         else:
-            wrong += differences(folder, self.whole, log=rows, without=unsaved)
-        if not wrong:
+            problems += differences(folder, self.whole, compare_log=compare_log, without=unsaved)
+        if not problems:
             shutil.rmtree(folder)
-        return wrong
+        return problems
 
     def sweep(
         self, level: str, fault: str, *, start: int = 1, step: int = 1, **options: Any
     ) -> tuple[list[str], int]:
-        """The fault at some calls of a run, until a run has no more.
+        """Make a fault at call after call, until a run has no more calls.
 
         Returns:
-            What is wrong, and how many calls were tried.
+            One line per problem, and the number of calls that were tried.
         """
-        numbers, over, wrong = itertools.count(start, step), threading.Event(), list[str]()
+        numbers, over, problems = itertools.count(start, step), threading.Event(), list[str]()
         crash = fault in ("crash", "power", "contents")
         options = {"level": level, "fault": fault, "lasts": False, "passes": [], **options}
 
@@ -167,19 +166,19 @@ class Bench:
                     over.set()
                     break
                 tried += 1
-                fine = ended.code == CRASH if crash else is_told(ended)
-                found = [] if fine else [f"exit {ended.code}: {ended.lines[-9:]}"]
-                found += self.go_on(server, case, ended.hit, rows=crash)
-                wrong.extend(f"{name} ({ended.hit}): {line}" for line in found)
+                is_expected = ended.code == CRASH if crash else is_reported(ended)
+                lines = [] if is_expected else [f"exit {ended.code}: {ended.lines[-9:]}"]
+                lines += self.run_again(server, case, ended.hit, compare_log=crash)
+                problems.extend(f"{name} ({ended.hit}): {line}" for line in lines)
             return tried
 
         servers = self.servers(level)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return wrong, sum(pool.map(work, servers))
+        with ThreadPoolExecutor(NUM_SERVERS) as pool:
+            return problems, sum(pool.map(work, servers))
 
 
 def build_preload(folder: Path) -> str:
-    """The library of faults.c."""
+    """Compile faults.c and return the library."""
     library = folder / "faults.so"
     command = [
         "gcc",
@@ -196,21 +195,22 @@ def build_preload(folder: Path) -> str:
 
 
 def weights(folder: Path) -> bytes:
-    """The bytes of the finished model."""
+    """Read the bytes of the finished model."""
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the log, without what depends on the clock."""
-    timed = ("seconds", "tokens_per_second", "mfu")
+    """Read the rows of the log without their times."""
+    timing_keys = ("seconds", "tokens_per_second", "mfu")
     lines = (folder / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in timing_keys} for line in lines]
 
 
-def is_told(ended: Ended) -> bool:
-    """Whether an error is said in a line or a few, unless nothing but a row of the log is lost.
+def is_reported(ended: Ended) -> bool:
+    """Return whether a run reported an error in at most three lines.
 
-    Before anything is written it is a folder that cannot be written to, and exit 2.
+    A run that only lost a row of the log may exit with 0. One that could not write anything reports
+    that its folder cannot be written to, and exits with 2.
     """
     if "Traceback" in "".join(ended.lines) or len(ended.lines) > 3:
         return False
@@ -219,42 +219,46 @@ def is_told(ended: Ended) -> bool:
     return ended.code == 0 or (ended.code == EXIT_IO and bool(ended.lines))
 
 
-def unverified(folder: Path, hit: str) -> list[str]:
-    """What is wrong with what has the name of a checkpoint, and whether the older one is there."""
-    found = [path for path in sorted(folder.glob("checkpoint-*")) if NAME.fullmatch(path.name)]
-    wrong = [f"{path.name}: {line}" for path in found for line in verify(path)]
+def checkpoint_problems(folder: Path, hit: str) -> list[str]:
+    """Return damaged checkpoints, and whether the one before the interrupted save is missing."""
+    checkpoints = [
+        path for path in sorted(folder.glob("checkpoint-*")) if NAME.fullmatch(path.name)
+    ]
+    problems = [f"{path.name}: {line}" for path in checkpoints for line in verify(path)]
     during = re.search(r"\.partial-checkpoint-(\d+)", hit)
     older = int(during[1]) - 1 if during else 0
-    if older and folder / f"checkpoint-{older}" not in found:
-        wrong.append(f"checkpoint-{older} is gone; there are {[path.name for path in found]}")
-    return wrong
+    if older and folder / f"checkpoint-{older}" not in checkpoints:
+        names = [path.name for path in checkpoints]
+        problems.append(f"checkpoint-{older} is missing; there are {names}")
+    return problems
 
 
 def differences(
-    folder: Path, whole: Path, *, log: bool, without: Set[str] = frozenset()
+    folder: Path, whole: Path, *, compare_log: bool, without: Set[str] = frozenset()
 ) -> list[str]:
-    """How the end of a broken run differs from that of a whole one.
+    """Compare the end of an interrupted run with that of an uninterrupted one.
 
-    One checkpoint more may be left, by a crash before the last one was deleted, and those be
-    missing that the run said it could not write.
+    An extra checkpoint is allowed, because a crash may come before an old one is deleted. Those in
+    `without` may be missing, because the run reported that it could not write them.
     """
-    left, files = (
+    actual, expected = (
         {str(path.relative_to(top)) for path in top.rglob("*")} for top in (folder, whole)
     )
-    files = {path for path in files if path.split("/")[0] not in without}
-    more = sorted(path for path in left - files if not NAME.fullmatch(path.split("/")[0]))
-    wrong = [f"left: {more}"] if more else []
-    wrong += [f"missing: {sorted(files - left)}"] if files - left else []
-    wrong += [] if weights(folder) == weights(whole) else ["the model is another"]
-    return wrong + (["the log is another"] if log and rows(folder) != rows(whole) else [])
+    expected = {path for path in expected if path.split("/")[0] not in without}
+    extra = sorted(path for path in actual - expected if not NAME.fullmatch(path.split("/")[0]))
+    problems = [f"not removed: {extra}"] if extra else []
+    problems += [f"missing: {sorted(expected - actual)}"] if expected - actual else []
+    problems += [] if weights(folder) == weights(whole) else ["the weights differ"]
+    has_other_log = compare_log and rows(folder) != rows(whole)
+    return problems + (["the logs differ"] if has_other_log else [])
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A bench for all tests here."""
-    made = Bench(tmp_path_factory.mktemp("faults"))
-    yield made
-    for server in itertools.chain(*made.started.values()):
+    """Make the bench that all tests of this module use."""
+    bench = Bench(tmp_path_factory.mktemp("faults"))
+    yield bench
+    for server in itertools.chain(*bench.started.values()):
         server.close()
 
 
@@ -267,13 +271,13 @@ def test_a_crash_at_any_call_of_a_run_loses_nothing(
     fault: str, step: int, passes: list[str], bench: Bench
 ) -> None:
     options = {} if ALL else {"step": step, "passes": passes}
-    wrong, tried = bench.sweep("python", fault, **options)
-    assert wrong == []
+    problems, tried = bench.sweep("python", fault, **options)
+    assert problems == []
     assert tried > 20
 
 
 ERRORS = [
-    pytest.param(kind, lasts, id=f"{kind} {'from then on' if lasts else 'once'}")
+    pytest.param(kind, lasts, id=f"{kind} {'and after it' if lasts else 'once'}")
     for kind, lasts in itertools.product(("ENOSPC", "EIO"), (False, True))
 ]
 
@@ -281,20 +285,20 @@ ERRORS = [
 @pytest.mark.promise("71", "73")
 @pytest.mark.parametrize(("level", "step"), [("python", 8), ("native", 16)])
 @pytest.mark.parametrize(("fault", "lasts"), ERRORS)
-def test_an_error_at_any_call_of_a_run_is_told_and_loses_nothing(
+def test_an_error_at_any_call_of_a_run_is_reported_and_loses_nothing(
     fault: str, lasts: bool, level: str, step: int, bench: Bench
 ) -> None:
     start = 1 + (["ENOSPC", "EIO"].index(fault) + 2 * lasts) * step // 4
-    places = {} if ALL else {"start": start, "step": step}
-    wrong, tried = bench.sweep(level, fault, lasts=lasts, **places)
-    assert wrong == []
+    numbers = {} if ALL else {"start": start, "step": step}
+    problems, tried = bench.sweep(level, fault, lasts=lasts, **numbers)
+    assert problems == []
     assert tried > {"python": 12, "native": 8}[level]
 
 
 @pytest.mark.promise("T2")
 def test_a_crash_at_any_native_call_of_a_run_loses_nothing(bench: Bench) -> None:
-    wrong, tried = bench.sweep("native", "crash", step=1 if ALL else 3)
-    assert wrong == []
+    problems, tried = bench.sweep("native", "crash", step=1 if ALL else 3)
+    assert problems == []
     assert tried > 50
 
 
@@ -319,25 +323,25 @@ TRACED = [  # system calls, a path that one of them is on, and the fault
 def test_a_fault_at_a_system_call_loses_nothing(
     calls: str, name: str, fault: str, bench: Bench
 ) -> None:
-    if shutil.which("strace") is None:  # CI may count on Python, gcc and git alone
+    if shutil.which("strace") is None:  # CI has only Python, gcc and git
         pytest.skip("needs strace")
     case = bench.case(f"strace-{calls.split(',')[0]}-{name.replace('/', '-')}", level="strace")
-    said = bench.path / f"{Path(case['folder']).name}.said"
+    trace = bench.path / f"{Path(case['folder']).name}.trace"
     case["strace"] = [
-        *("-o", str(said), "-P", f"{case['folder']}/{name}"),
+        *("-o", str(trace), "-P", f"{case['folder']}/{name}"),
         *("-e", f"trace={calls}", "-e", f"inject={calls}:{fault}:when=1"),
     ]
     server = bench.servers("python")[0]
     ended = server.run(case)
     if ended.code == UNTRACED:  # as in most containers
         pytest.skip("ptrace is not permitted")
-    assert ended.code == -signal.SIGKILL if fault == KILL else is_told(ended)
-    for _ in range(100):  # strace may end a moment after what it watched
-        if re.search("INJECTED|SIGKILL", said.read_text()):
+    assert ended.code == -signal.SIGKILL if fault == KILL else is_reported(ended)
+    for _ in range(100):  # strace may end a moment after the run
+        if re.search("INJECTED|SIGKILL", trace.read_text()):
             break
         time.sleep(0.05)
-    assert re.search("INJECTED|SIGKILL", said.read_text())
-    assert bench.go_on(server, case, name, rows=fault == KILL) == []
+    assert re.search("INJECTED|SIGKILL", trace.read_text())
+    assert bench.run_again(server, case, name, compare_log=fault == KILL) == []
 
 
 LIMITED = "import resource, runpy; resource.setrlimit(resource.{}, ({}, {})); "
@@ -345,7 +349,7 @@ RUN = "runpy.run_module('hf_lm.run', run_name='__main__', alter_sys=True)"
 
 
 def command(bench: Bench, name: str, *, limit: tuple[str, int] | None = None) -> list[str]:
-    """The command of a run, for an interpreter of its own."""
+    """Return the command of a run in a new interpreter."""
     arguments = bench.arguments(bench.path / name)
     if limit is None:
         return [sys.executable, "-m", "hf_lm.run", *arguments]
@@ -353,10 +357,10 @@ def command(bench: Bench, name: str, *, limit: tuple[str, int] | None = None) ->
 
 
 def complete(bench: Bench, name: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A run in an interpreter of its own, with variables changed or, where None, taken out."""
+    """Run in a new interpreter; `variables` changes the environment, and None removes one."""
     changes = {"OMP_NUM_THREADS": "1", **options.pop("variables", {})}
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
-    bench.servers("python")  # the text is prepared
+    bench.servers("python")  # their runs have prepared the text
     line = options.pop("line", command(bench, name))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     return subprocess.run(line, env=environment, check=False, **{**streams, **options})
@@ -364,7 +368,7 @@ def complete(bench: Bench, name: str, **options: Any) -> subprocess.CompletedPro
 
 @pytest.mark.promise("T12")
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "optimizer.safetensors"])
-def test_a_file_larger_than_is_allowed_is_told_and_loses_nothing(name: str, bench: Bench) -> None:
+def test_a_file_above_the_size_limit_is_reported_and_loses_nothing(name: str, bench: Bench) -> None:
     bench.servers("python")
     size = (bench.whole / "checkpoint-3" / name).stat().st_size
     line = command(bench, f"fsize-{name}", limit=("RLIMIT_FSIZE", size - 1))
@@ -373,7 +377,7 @@ def test_a_file_larger_than_is_allowed_is_told_and_loses_nothing(name: str, benc
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "File too large" in done.stderr
     case = bench.case(f"fsize-{name}")
-    assert bench.go_on(bench.servers("python")[0], case, "", rows=False) == []
+    assert bench.run_again(bench.servers("python")[0], case, "", compare_log=False) == []
 
 
 @pytest.mark.promise("104")
@@ -381,20 +385,20 @@ def test_sixty_four_open_files_are_enough(bench: Bench) -> None:
     done = complete(bench, "files", line=command(bench, "files", limit=("RLIMIT_NOFILE", 64)))
     assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done.stderr
     if done.returncode == 0:
-        assert differences(bench.path / "files", bench.whole, log=True) == []
+        assert differences(bench.path / "files", bench.whole, compare_log=True) == []
 
 
 @pytest.mark.promise("104")
 @pytest.mark.parametrize(
     ("name", "value"), [("HOME", None), ("HOME", "/missing"), ("TMPDIR", "/missing")]
 )
-def test_a_run_needs_no_home_and_no_folder_for_temporary_files(
+def test_a_run_needs_no_home_and_no_temporary_directory(
     name: str, value: str | None, bench: Bench
 ) -> None:
     folder = f"without-{name}-{value is None}"
     done = complete(bench, folder, variables={name: value})
     assert done.returncode == 0, done.stderr
-    assert differences(bench.path / folder, bench.whole, log=True) == []
+    assert differences(bench.path / folder, bench.whole, compare_log=True) == []
 
 
 @pytest.mark.promise("103")
@@ -404,11 +408,11 @@ def test_a_run_whose_streams_are_closed_trains_to_the_end(closed: str, bench: Be
     line = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(bench, folder)]
     done = complete(bench, folder, line=line)
     assert done.returncode == 0, done.stderr
-    assert differences(bench.path / folder, bench.whole, log=True) == []
+    assert differences(bench.path / folder, bench.whole, compare_log=True) == []
 
 
 @pytest.mark.promise("103")
-def test_a_run_whose_reader_has_gone_trains_to_the_end(bench: Bench) -> None:
+def test_a_run_whose_output_nobody_reads_trains_to_the_end(bench: Bench) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     try:
@@ -417,4 +421,4 @@ def test_a_run_whose_reader_has_gone_trains_to_the_end(bench: Bench) -> None:
         os.close(writes)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert differences(bench.path / "unread", bench.whole, log=True) == []
+    assert differences(bench.path / "unread", bench.whole, compare_log=True) == []
