@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
-    """How a metric is shown.
+    """The label and format of a metric.
 
     Attributes:
         label: its name in text, in lower case.

@@ -32,7 +32,7 @@ NOT_COUNTED = "not counted"
 
 
 class RunRecord(NamedTuple):
-    """What the directory of a run holds for its card; the metrics are empty while it trains."""
+    """The files of a run that its card is made from; the metrics are empty while it trains."""
 
     recipe: Mapping[str, Any]
     provenance: Mapping[str, Any]

@@ -33,7 +33,7 @@ NO_FSYNC = "{}: its file system has no fsync, so a checkpoint may be lost in a p
 
 
 class TrainResult(NamedTuple):
-    """What a finished run produced.
+    """The result of a finished run.
 
     Attributes:
         model_path: the directory of the model, for `from_pretrained`.
@@ -66,12 +66,12 @@ class RunDirectory:
 
     @property
     def is_started(self) -> bool:
-        """Whether a run has written its recipe here."""
+        """True if a run has written its recipe here."""
         return (self.path / RECIPE).is_file() and (self.path / STATUS).is_file()
 
     @property
     def is_ours(self) -> bool:
-        """Whether a run has written its status here, which it does first."""
+        """True if a run has written its status here, which it does first."""
         try:
             return {"state", "reason"} <= self.read(STATUS).keys()
         except (OSError, ValueError, AttributeError):
@@ -79,7 +79,7 @@ class RunDirectory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has finished."""
+        """True if the run has finished."""
         return self.is_started and self.read(STATUS).get("state") == "done"
 
     @property

@@ -1,1 +1,1 @@
-"""What the operating system gives: files, signals and processes."""
+"""The operating system: files, signals and processes."""

@@ -1,1 +1,1 @@
-"""What a user sees: tables, progress, streams and exit codes."""
+"""Output in the terminal: tables, progress, streams and exit codes."""

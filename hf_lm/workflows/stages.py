@@ -209,7 +209,7 @@ def plan_and_build(
 
 
 def describe_provenance(context: RunContext, text: LoadedText) -> dict[str, Any]:
-    """What the weights depend on: the fields of provenance.json."""
+    """Return the fields of provenance.json: everything that the weights depend on."""
     from hf_lm.run_dir.provenance import describe_run
     from hf_lm.tokenizer import tokenizer_hash
 

@@ -71,7 +71,7 @@ def state_text(run_dir: RunDirectory) -> str:
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether a process of this machine still exists."""
+    """Return whether a process of this machine still exists."""
     try:
         os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:

@@ -56,7 +56,7 @@ class RunContext(NamedTuple):
 
     @property
     def is_chat(self) -> bool:
-        """Whether the model is trained on conversations with a chat template."""
+        """True if the model is trained on conversations with a chat template."""
         learns_answers = self.recipe.data.train_on == "completion"
         return learns_answers and self.tokenizer.chat_template is not None
 

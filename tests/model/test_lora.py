@@ -161,11 +161,11 @@ def test_from_keeps_the_adapters_of_the_recipe(
         ([], "model.lora: adapts pretrained weights; set model.pretrained"),
         (
             ["hub.push=every_save", "hub.model_id=u/m", "model.pretrained=u/base"],
-            'hub.push = "every_save": with model.lora is "end" or "never"',
+            'hub.push = "every_save": must be "end" or "never" with model.lora',
         ),
         (
             ["hub.push=end", "hub.model_id=u/m", "model.pretrained=BASE"],
-            "is on this machine alone, and so is what the adapters are for; set model.lora.merge",
+            "is a folder of this machine, so others cannot load the adapters; set model.lora.merge",
         ),
     ],
 )

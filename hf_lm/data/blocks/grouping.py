@@ -36,7 +36,7 @@ class Grouper(Protocol):
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the tail is all that waits for more text."""
+        """True if only the tail waits for more text."""
 
     @property
     def unused(self) -> int:
@@ -152,7 +152,7 @@ class BestFit:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether no document waits to be packed."""
+        """True if no document waits to be packed."""
         return not self.waiting
 
     def add(self, ids: np.ndarray, ends: np.ndarray) -> np.ndarray:

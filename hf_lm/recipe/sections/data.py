@@ -12,10 +12,10 @@ from hf_lm.recipe.sections.base import Section
 
 
 def template_fields(template: str) -> tuple[str, ...]:
-    """The columns a text template names, each once.
+    """Return the columns that a text template names, each once.
 
     Raises:
-        ValueError: it names none, or does more than name them.
+        ValueError: it names no column, or has a format or conversion in its braces.
     """
     parts = [part[1:] for part in string.Formatter().parse(template)]
     fields = [name for name, _, _ in parts if name is not None]
@@ -29,20 +29,20 @@ def template_fields(template: str) -> tuple[str, ...]:
 class WeightedSource(Section):
     """One source of a mixture."""
 
-    source: str = Field(min_length=1, description="as `data.source`, one of them")
+    source: str = Field(min_length=1, description="a single source, as in `data.source`")
     weight: float = Field(
-        gt=0, description="share of the training tokens, beside the weights of the other sources"
+        gt=0, description="share of the training tokens, relative to the weights of the others"
     )
 
 
 class Validation(Section):
-    """The text that is held out: a share of the documents, or a source of its own."""
+    """The validation set: a share of the documents, or a separate source."""
 
     holdout: float | None = Field(
         None, gt=0, lt=1, description="share of the documents held out, chosen by content hash"
     )
     source: str | tuple[str, ...] | None = Field(
-        None, description="as `data.source`, without weights"
+        None, description="a separate source, as in `data.source`, without weights"
     )
     config: str | None = Field(None, description="configuration of a Hub dataset")
     split: str | None = Field(None, description="split of a Hub dataset")
@@ -50,7 +50,7 @@ class Validation(Section):
 
 
 class DataRecipe(Section):
-    """Where the text comes from and how it is cut."""
+    """The sources of the text, and how it becomes blocks."""
 
     source: Annotated[str, Field(min_length=1)] | tuple[str | WeightedSource, ...] = Field(
         "python-stdlib",
@@ -65,12 +65,13 @@ class DataRecipe(Section):
         "text", min_length=1, description="column or JSON key that holds the text"
     )
     text_template: str | None = Field(
-        None, min_length=1, description='text made of several columns, as "{title}\\n\\n{body}"'
+        None, min_length=1, description='text from several columns, such as "{title}\\n\\n{body}"'
     )
     train_on: Literal["text", "completion"] = Field(
         "text",
-        description="text: every token; completion: what an assistant says, in conversations from "
-        "the columns messages, or prompt and completion, rendered by the chat template",
+        description="text: every token is in the loss; completion: only the messages of the "
+        "assistant, in conversations from the columns messages, or prompt and completion, rendered "
+        "by the chat template",
     )
     sample_by: Literal["document", "paragraph", "line"] = Field(
         "document", description="what one document is in a text file: the file, a paragraph, a line"
@@ -79,26 +80,26 @@ class DataRecipe(Section):
         "error", description="what to do with a document that is not UTF-8"
     )
     deduplicate: bool = Field(
-        True, description="leave out documents whose text was there before; a stream cannot"
+        True, description="skip documents whose text was read before; has no effect on a stream"
     )
     streaming: bool = Field(
-        False, description="read the text while training on it, in place of preparing it first"
+        False, description="read the text while training, instead of preparing it first"
     )
     validation: Validation = Field(
-        Validation(holdout=0.05), description="the text that is held out for evaluation"
+        Validation(holdout=0.05), description="the validation set: text held out for evaluation"
     )
     block_size: int = Field(256, gt=0, description="tokens predicted in one training example")
-    append_eos: bool = Field(True, description="close each document with the end-of-text token")
+    append_eos: bool = Field(True, description="end each document with the end-of-text token")
     document_mask: bool = Field(
-        False, description="let no token attend to an earlier document of its block"
+        False, description="a token does not attend to earlier documents of its block"
     )
     grouping: Literal["concat", "best_fit"] = Field(
         "concat",
-        description="concat: documents end to end, nothing padded; best_fit: no document is cut "
-        "that fits a block, and blocks are padded",
+        description="concat: documents are joined end to end, without padding; best_fit: documents "
+        "that fit a block are not cut, and blocks are padded",
     )
     max_documents: int | None = Field(None, gt=0, description="use only the first documents")
     max_bytes: int | None = Field(None, gt=0, description="use only the first bytes of text")
     num_proc: int | None = Field(
-        None, gt=0, description="cores that tokenize text; all unless set. No result depends on it"
+        None, gt=0, description="CPU cores for tokenizing; null: all. It does not change results"
     )

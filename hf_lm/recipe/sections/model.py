@@ -10,7 +10,7 @@ from hf_lm.recipe.sections.base import Section
 
 
 class Shape(NamedTuple):
-    """Layers, heads and width of a network, in GPT-2's words."""
+    """The layers, heads and width of a model, with GPT-2's names."""
 
     n_layer: int
     n_head: int
@@ -26,36 +26,36 @@ SIZES = {  # GPT-2's four published sizes (Radford et al., 2019, table 2)
 
 
 class LoraRecipe(Section):
-    """Low-rank adapters, trained in place of pretrained weights; they need the extra `[lora]`."""
+    """Low-rank adapters, trained instead of pretrained weights; they need the extra `[lora]`."""
 
     r: int = Field(16, gt=0, description="rank of the adapters")
-    alpha: int = Field(32, gt=0, description="their weight is alpha/r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of them")
+    alpha: int = Field(32, gt=0, description="the adapters are scaled by alpha/r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of their input")
     target_modules: tuple[str, ...] | Literal["auto"] = Field(
-        "auto", description="ends of the names of layers that get one; auto: all linear ones"
+        "auto", description="ends of the names of the layers with an adapter; auto: all linear ones"
     )
-    merge: bool = Field(False, description="save the whole model with them added, and no adapter")
+    merge: bool = Field(False, description="save the whole model, with the adapters merged into it")
 
 
 class ModelRecipe(Section):
-    """The network, from scratch or from pretrained weights."""
+    """The model, from scratch or from pretrained weights."""
 
     family: Literal["gpt2", "qwen3", "llama", "arcee"] = Field(
-        "gpt2", description="architecture that transformers ships; all speak GPT-2's words here"
+        "gpt2", description="architecture, from transformers; all have GPT-2's key names here"
     )
     size: Literal["small", "medium", "large", "xl"] | None = Field(
-        None, description="a published GPT-2 size, in place of n_layer, n_head and n_embd"
+        None, description="a published GPT-2 size, instead of n_layer, n_head and n_embd"
     )
     n_layer: int | None = Field(None, gt=0, description="transformer blocks")
-    n_head: int | None = Field(None, gt=0, description="attention heads a block")
+    n_head: int | None = Field(None, gt=0, description="attention heads per block")
     n_embd: int | None = Field(None, gt=0, description="width of the residual stream")
     n_inner: int | None = Field(
-        None, gt=0, description="width of the MLP; 4·n_embd, or 8/3·n_embd where it is gated"
+        None, gt=0, description="width of the MLP; null: 4·n_embd, or 8/3·n_embd if it is gated"
     )
     n_positions: int | None = Field(
-        None, gt=0, description="longest context in tokens; data.block_size unless set"
+        None, gt=0, description="longest context in tokens; null: data.block_size"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout everywhere the family has one")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout wherever the family has it")
     tie_word_embeddings: bool = Field(True, description="one matrix for input and output tokens")
     pad_vocab_to_multiple_of: int | None = Field(
         None, gt=0, description="round the embedding rows up, for speed on a GPU; 64 is usual"
@@ -63,11 +63,11 @@ class ModelRecipe(Section):
     pretrained: str | None = Field(
         None, min_length=1, description="folder or Hub id of the model to fine-tune"
     )
-    lora: LoraRecipe | None = Field(None, description="train adapters in place of its weights")
+    lora: LoraRecipe | None = Field(None, description="train adapters instead of its weights")
 
     @property
     def shape(self) -> Shape:
-        """Layers, heads and width: the named size, with GPT-2 small where nothing is named."""
+        """The layers, heads and width; what is not set is that of the size, or of GPT-2 small."""
         named = SIZES[self.size or "small"]
         return Shape(
             self.n_layer or named.n_layer, self.n_head or named.n_head, self.n_embd or named.n_embd

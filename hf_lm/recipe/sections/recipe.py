@@ -1,8 +1,7 @@
 """The whole recipe: its six sections and top-level keys.
 
-Six sections, one a stage, plus a few keys at the top; `data` has a file of its own. Only the
-standard library and pydantic are imported, so a wrong recipe is refused before anything heavy is
-loaded.
+Only the standard library and pydantic are imported, so a mistake in a recipe is reported before
+anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from hf_lm.recipe.sections.training import TrainingRecipe
 
 
 class Recipe(Section):
-    """One run: text in; a trained, measured, published model out."""
+    """A recipe: everything that a run depends on."""
 
     schema_: str | None = Field(None, alias="$schema", description="path of the JSON Schema")
     hf_lm_version: str | None = Field(
@@ -31,17 +30,19 @@ class Recipe(Section):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", description="short name of the run"
     )
     output_dir: str | None = Field(
-        None, min_length=1, description='folder of the run; "runs/NAME" unless set'
+        None, min_length=1, description='folder of the run; null: "runs/NAME"'
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="of python, numpy, torch and the data order")
-    data: DataRecipe = Field(DataRecipe(), description="where the text comes from")
-    tokenizer: TokenizerRecipe = Field(TokenizerRecipe(), description="text to tokens")
-    model: ModelRecipe = Field(ModelRecipe(), description="the network")
-    training: TrainingRecipe = Field(TrainingRecipe(), description="optimization")
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="seed of python, numpy, torch and the order of the data"
+    )
+    data: DataRecipe = Field(DataRecipe(), description="sources and blocks of text")
+    tokenizer: TokenizerRecipe = Field(TokenizerRecipe(), description="the tokenizer")
+    model: ModelRecipe = Field(ModelRecipe(), description="the model")
+    training: TrainingRecipe = Field(TrainingRecipe(), description="length, batches, optimizer")
     evaluation: EvaluationRecipe = Field(EvaluationRecipe(), description="metrics and samples")
     hub: HubRecipe = Field(HubRecipe(), description="publishing")
 
     @property
     def folder(self) -> Path:
-        """Where the run takes place; absolute in a recipe that was loaded from a file."""
+        """The output directory; absolute in a recipe that was loaded from a file."""
         return Path(self.output_dir or f"runs/{self.name}")

@@ -10,31 +10,29 @@ from hf_lm.recipe.sections.base import Section
 
 
 class TrainTokenizer(Section):
-    """A tokenizer trained on the recipe's own training text."""
+    """A tokenizer trained on the training text of the recipe."""
 
     kind: Literal["bpe", "char", "byte"] = Field(
-        "bpe", description="byte-level BPE, one token a character, or one token a byte"
+        "bpe", description="byte-level BPE, one token per character, or one token per byte"
     )
-    vocab_size: int | None = Field(
-        None, gt=0, description="tokens of a bpe vocabulary; 8192 unless set"
-    )
+    vocab_size: int | None = Field(None, gt=0, description="tokens of a bpe vocabulary; null: 8192")
 
 
 class TokenizerRecipe(Section):
-    """Which tokenizer: a ready one, or one trained here."""
+    """The tokenizer: a pretrained one, or one trained on the text."""
 
     pretrained: str | None = Field(None, min_length=1, description="folder or Hub id to load")
     train: TrainTokenizer | None = Field(
-        None, description="train one instead; the default, as bpe, for a model from scratch"
+        None, description="train one instead; a model from scratch gets a trained bpe by default"
     )
     add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
-        description="special tokens to add to a pretrained one, as the marks of a chat template; "
-        "the embeddings of model.pretrained grow",
+        description="special tokens to add to a pretrained tokenizer, such as those of a chat "
+        "template; the embeddings of model.pretrained are resized",
     )
     chat_template: str | None = Field(
         None,
         min_length=1,
-        description="Jinja that renders messages, in place of the tokenizer's own, or a file with "
-        "it that ends in .jinja",
+        description="Jinja template that renders messages, instead of the tokenizer's own, or the "
+        "path of a .jinja file",
     )
