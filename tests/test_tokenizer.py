@@ -37,7 +37,7 @@ def test_a_saved_tokenizer_is_read_by_auto_tokenizer(kind: str, tmp_path: Path) 
     assert tokenizer_hash(again) == tokenizer_hash(tokenizer)
 
 
-def test_vocabularies_have_the_size_that_was_asked_for() -> None:
+def test_vocabularies_have_the_requested_size() -> None:
     assert len(trained("byte")) == 257
     assert len(trained("char", ["abca"])) == 4
     assert len(trained("bpe", TEXTS * 20, vocab_size=270)) == 270
@@ -83,7 +83,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_a_name_that_is_nowhere_is_one_line() -> None:
+def test_a_missing_tokenizer_is_one_line() -> None:
     with pytest.raises(RecipeError, match=r'tokenizer.pretrained = "no/where"') as caught:
         load_tokenizer("no/where")
     assert "\n" not in str(caught.value)

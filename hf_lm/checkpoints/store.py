@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from hf_lm.checkpoints.manifest import (
     FILE,
@@ -57,7 +56,7 @@ class CheckpointStore:
         folder: Path,
         *,
         limit: int | None = None,
-        provenance: Mapping[str, Any] = MappingProxyType({}),
+        provenance: Mapping[str, object] = MappingProxyType({}),
         extra: Mapping[str, Write] = MappingProxyType({}),
         before_write: Callable[[], None] = lambda: None,
         on_saved: Write = lambda path: None,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -43,7 +43,7 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def key_of(*splits: Any) -> str:
+def key_of(*splits: object) -> str:
     """Make a key from everything that the content depends on, including the code."""
     text = json.dumps([*splits, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -17,7 +16,7 @@ from hf_lm.recipe.strict_json import read_raw
 PREFIX = "hub:"
 
 
-def fetch_recipe(name: str) -> dict[str, Any]:
+def fetch_recipe(name: str) -> dict[str, object]:
     """Download the recipe of a published model.
 
     Its author must not decide where a run is written on this machine, or where its model is

@@ -9,8 +9,6 @@ mask for an implementation whose name it does not know.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -31,7 +29,7 @@ def plain_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention from separate products and a softmax; used on CPUs.
 

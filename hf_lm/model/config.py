@@ -6,7 +6,7 @@ Models are saved with the family's own configuration, so they load without hf_lm
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import (
@@ -67,7 +67,7 @@ class GPTConfig(GPT2Config):
     # The same function as GPT-2's "gelu_new", in one fused kernel instead of eight operations.
     activation_function: str = "gelu_pytorch_tanh"
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         """Copy the dropout to all its places and round up the vocabulary."""
         self.resid_pdrop = self.embd_pdrop = self.attn_pdrop = self.dropout
         multiple = self.pad_vocab_to_multiple_of or 1

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -77,7 +76,7 @@ class Hardware:
         """Return the rank of this process and the number of processes, as keyword arguments."""
         return {"rank": self.rank, "world_size": self.world_size}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """Return the fields of provenance.json about the hardware."""
         return {
             "world_size": self.world_size,
@@ -86,7 +85,7 @@ class Hardware:
             "precision": self.precision,
         }
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """Return the TrainingArguments that follow from the hardware."""
         return {
             "use_cpu": self.device == "cpu",

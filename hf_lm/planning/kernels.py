@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.model.config import FAMILIES
@@ -25,7 +25,7 @@ class Kernels(NamedTuple):
     compile: bool
     reasons: tuple[str, ...]
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """Return the fields of provenance.json about the kernels; rounding depends on them."""
         return {"attention": self.attention, "compile": self.compile}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hf_lm.errors import RecipeError
 from hf_lm.planning.costs import STATE_BYTES, ModelSize, activation_bytes, flops_per_token
@@ -137,7 +136,7 @@ class Plan:
             "training.activation_checkpointing",
         )
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """Return the TrainingArguments that follow from the plan."""
         return {
             "max_steps": self.max_steps,

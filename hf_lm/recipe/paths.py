@@ -41,7 +41,7 @@ def is_path(text: str, folder: Path) -> bool:
     return text.lower().endswith(DATA_SUFFIXES) or os.path.lexists(folder / text)
 
 
-def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
+def absolute(value: object, folder: Path, key: tuple[str, ...]) -> object:
     """Make the paths in a value absolute; return any other value unchanged."""
     if isinstance(value, list):
         return [absolute(item, folder, key) for item in value]
@@ -54,12 +54,14 @@ def absolute(value: Any, folder: Path, key: tuple[str, ...]) -> Any:
     return os.path.normpath(folder / Path(value).expanduser())
 
 
-def resolve_paths(raw: dict[str, Any], folder: Path, *, only: tuple[str, ...] | None = None) -> Any:
+def resolve_paths(
+    raw: dict[str, object], folder: Path, *, only: tuple[str, ...] | None = None
+) -> object:
     """Make the paths of a raw recipe absolute, in place: all of them, or those under one key."""
     for key in PATH_KEYS:
         if only and key[: len(only)] != only and only[: len(key)] != key:
             continue
-        section: Any = raw
+        section: object = raw
         for name in key[:-1]:
             section = section.get(name) if isinstance(section, dict) else None
         if isinstance(section, dict) and key[-1] in section:
@@ -95,7 +97,7 @@ def read_template(
         section[TEMPLATE[1]] = text
 
 
-def set_default_output_dir(raw: dict[str, Any], folder: Path) -> None:
+def set_default_output_dir(raw: dict[str, object], folder: Path) -> None:
     """Set the output directory of a raw recipe to runs/NAME if it has none."""
     name = raw.get("name", Recipe.model_fields["name"].default)
     raw.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))

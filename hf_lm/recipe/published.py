@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 PRIVATE_KEYS = ("$schema", "output_dir", "hub")  # they concern the owner of a recipe only
 
 
-def published_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def published_recipe(recipe: Mapping[str, object]) -> dict[str, object]:
     """Return a recipe without private keys, and with names instead of local paths."""
     return {
         name: strip_local_paths(value) for name, value in recipe.items() if name not in PRIVATE_KEYS
     }
 
 
-def strip_local_paths(value: Any) -> Any:
+def strip_local_paths(value: object) -> object:
     """Replace the local paths in a value by their last part."""
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name

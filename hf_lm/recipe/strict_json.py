@@ -6,7 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_lm.errors import RecipeError
 
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     path: tuple[str, ...]
     rule: str
-    value: Any = NO_VALUE
+    value: object = NO_VALUE
 
     def line(self, where: str) -> str:
         """Format the problem on one line: file, key, value and rule."""
@@ -49,13 +49,13 @@ class NotFinite(NamedTuple):
     text: str
 
 
-class Pairs(dict[str, Any]):
+class Pairs(dict[str, object]):
     """A JSON object that knows which of its keys were repeated."""
 
     repeated: tuple[str, ...] = ()
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Format a value as JSON on one line of at most 80 characters."""
     text = value.text if isinstance(value, NotFinite) else json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"{path}: {reason}; save it as UTF-8") from None
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> object:
     """Parse JSON; `NotFinite` and `Pairs` mark what strict JSON does not allow.
 
     Raises:
@@ -101,7 +101,7 @@ def parse(text: str) -> Any:
         small = len(literal) < 20 and abs(int(literal)) <= MAX_INT
         return int(literal) if small else NotFinite(literal)
 
-    def pairs(items: list[tuple[str, Any]]) -> Pairs:
+    def pairs(items: list[tuple[str, object]]) -> Pairs:
         keys = [key for key, _ in items]
         raw = Pairs(items)
         raw.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
@@ -153,7 +153,7 @@ def syntax_problem(text: str, error: json.JSONDecodeError) -> str:
     return f"line {error.lineno} column {error.colno}: {error.msg}{hint}: {show(line)}"
 
 
-def raw_problems(raw: Any, path: tuple[str, ...] = ()) -> list[Problem]:
+def raw_problems(raw: object, path: tuple[str, ...] = ()) -> list[Problem]:
     """Return repeated keys, numbers that JSON does not have, and values that look like a secret."""
     if isinstance(raw, NotFinite):
         return [Problem(path, "is not a finite number in range", raw)]

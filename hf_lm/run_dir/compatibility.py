@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hf_lm.errors import MismatchError
 from hf_lm.recipe import Recipe
@@ -34,7 +33,7 @@ NUMERICS_KEYS = {"device", "threads", "precision", "attention", "compile", "pyth
 
 
 def check_same_recipe(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accepted: Sequence[str]
+    folder: Path, before: Mapping[str, object], now: Mapping[str, object], accepted: Sequence[str]
 ) -> dict[str, str]:
     """Compare the recipe that a run was started with and the recipe it is to be resumed with.
 
@@ -72,7 +71,7 @@ def check_same_recipe(
 
 
 def check_same_content(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], accepted: Sequence[str]
+    folder: Path, before: Mapping[str, object], now: Mapping[str, object], accepted: Sequence[str]
 ) -> list[str]:
     """Compare the data, tokenizer and number of processes of a run with those to resume it with.
 
@@ -106,7 +105,7 @@ def require_accepted(folder: Path, changed: Mapping[str, str], accepted: Sequenc
         raise MismatchError([*(f"{folder}: {changed[key]}" for key in refused), remedy])
 
 
-def numerics_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def numerics_changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """List the changes of machine and versions that may change the last bits of the weights."""
     old_values, new_values = flatten(before), flatten(now)
     return [
@@ -117,12 +116,12 @@ def numerics_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
-def is_larger(now: Any, before: Any) -> bool:
+def is_larger(now: object, before: object) -> bool:
     """Return whether both values are numbers and the new one is larger."""
     return isinstance(now, (int, float)) and isinstance(before, (int, float)) and now > before
 
 
-def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+def flatten(tree: object, path: str = "") -> dict[str, object]:
     """Turn a nested object into one with dotted keys, such as "training.max_steps"."""
     if not isinstance(tree, Mapping) or not tree:
         return {path: tree}

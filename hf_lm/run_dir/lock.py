@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from hf_lm.errors import LockedError
 
@@ -102,7 +102,7 @@ def open_lock_file(path: Path) -> tuple[TextIO, bool]:
         file.close()  # A run that ended has just removed the file.
 
 
-def read_owner(folder: Path) -> dict[str, Any]:
+def read_owner(folder: Path) -> dict[str, object]:
     """Read which run holds a directory, or was killed while it held it.
 
     The process that holds the lock must not call this: POSIX releases a lock when its process
@@ -118,12 +118,12 @@ def read_owner(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def is_this_machine(owner: Mapping[str, Any]) -> bool:
+def is_this_machine(owner: Mapping[str, object]) -> bool:
     """Return whether the owner is a process of this machine, whose kernel has its lock."""
     return owner.get("host") == socket.gethostname() or owner.get("boot") == boot_id()
 
 
-def locked_message(folder: Path, owner: Mapping[str, Any]) -> str:
+def locked_message(folder: Path, owner: Mapping[str, object]) -> str:
     """Name the owner of a directory, and what to do about it."""
     pid, host, start = (owner.get(name, "?") for name in ("pid", "host", "start"))
     remedy = "if it is gone, take it over with --force-unlock"
@@ -135,7 +135,7 @@ def locked_message(folder: Path, owner: Mapping[str, Any]) -> str:
     )
 
 
-def parse_owner(file: TextIO) -> dict[str, Any]:
+def parse_owner(file: TextIO) -> dict[str, object]:
     """Read the owner from a lock file; empty if it is not a JSON object, as after a crash."""
     file.seek(0)
     try:

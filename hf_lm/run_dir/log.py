@@ -62,6 +62,6 @@ class TrainingLog:
             write_atomically(self.path, "".join(map(json_line, kept_rows)))
 
 
-def json_line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, object]) -> str:
     """Format a row as one line of JSON that every parser reads: without NaN and Infinity."""
     return json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"

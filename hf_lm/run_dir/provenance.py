@@ -6,14 +6,13 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
-from typing import Any
 
 from hf_lm import __version__
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate")
 
 
-def describe_run(data: str, tokenizer: str, machine: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(data: str, tokenizer: str, machine: Mapping[str, object]) -> dict[str, object]:
     """Return the fields of provenance.json: what the weights depend on besides the recipe.
 
     Args:

@@ -117,7 +117,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def json_safe(value: Any) -> Any:
+def json_safe(value: object) -> object:
     """Replace NaN and infinity, which JSON does not have, by the strings "NaN" and "Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -159,7 +159,7 @@ def text_file(text: str) -> Write:
     return write
 
 
-def json_file(value: Any) -> Write:
+def json_file(value: object) -> Write:
     """Return a function that writes a value to a path as JSON; later changes are not written."""
     return text_file(json.dumps(value, indent=2))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +19,11 @@ class ProgressBar(TrainerCallback):
         self.bar: Progress | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Start the bar at the current step."""
         if not state.is_world_process_zero:
@@ -41,7 +44,11 @@ class ProgressBar(TrainerCallback):
         self.bar.start()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Move the bar to the current step."""
         if self.bar:
@@ -53,7 +60,7 @@ class ProgressBar(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Show the newest log row beside the bar, or as a line."""
         if not self.bar or not logs:
@@ -73,7 +80,11 @@ class ProgressBar(TrainerCallback):
         return f"  {seconds // 60:.0f}:{seconds % 60:02.0f} left" if seconds is not None else ""
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Remove the bar."""
         if self.bar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -22,11 +21,11 @@ def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None])
     """
     errors: list[Exception] = []
 
-    def isolated(event: Callable[..., Any]) -> Callable[..., Any]:
+    def isolated(event: Callable[..., object]) -> Callable[..., object]:
         """Return a method that calls an event until one has failed."""
 
         @wraps(event)
-        def call_unless_failed(*args: Any, **options: Any) -> None:
+        def call_unless_failed(*args: object, **options: object) -> None:
             if errors:
                 return
             try:
@@ -56,7 +55,11 @@ class StopOnSignal(TrainerCallback):
         self.step: int | None = None
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Save a checkpoint and stop if a process has received a signal."""
         if self.all_reduce_max(self.signals.received):

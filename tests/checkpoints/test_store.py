@@ -143,7 +143,7 @@ def test_a_crash_at_any_call_leaves_the_older_checkpoint(
 
 @pytest.mark.promise("71", "73")
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
-def test_a_failing_disk_takes_nothing_with_it(kind: int, tmp_path: Path) -> None:
+def test_a_failing_disk_leaves_earlier_checkpoints_valid(kind: int, tmp_path: Path) -> None:
     def fail(disk: Disk) -> None:
         raise OSError(kind, os.strerror(kind))
 
@@ -218,7 +218,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.promise("74", "78")
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_set_aside(
+def test_a_damaged_checkpoint_is_named_and_quarantined(
     name: str, damage: str, tmp_path: Path
 ) -> None:
     for step in (1, 2):
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(
 
 
 @pytest.mark.promise("75")
-def test_any_bit_is_noticed(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     write(tmp_path, 1)
     chance = random.Random(0)
     for _ in range(300):
@@ -272,7 +272,7 @@ def test_a_run_never_starts_over_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("81")
-def test_what_is_not_ours_is_neither_read_nor_deleted(tmp_path: Path) -> None:
+def test_files_of_others_are_neither_read_nor_deleted(tmp_path: Path) -> None:
     others = ("checkpoint-abc", "checkpoint-400-copy", "checkpoint-0400", "checkpoint-7.old")
     for name in others:
         (tmp_path / name).mkdir()
@@ -333,7 +333,7 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("80")
-def test_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     write(tmp_path, 1)
     ours = {".partial-checkpoint-5", ".trash-checkpoint-3"}
     others = {".partial-mine", ".trash-checkpoint-x", ".partial-checkpoint-05", "checkpoint-1.bad"}
@@ -345,7 +345,7 @@ def test_what_a_kill_leaves_is_cleaned_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("84")
-def test_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: Path) -> None:
+def test_a_run_with_only_links_as_checkpoints_does_not_start_over(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / "checkpoint-1").rename(tmp_path / "big-disk")
     (tmp_path / "checkpoint-1").symlink_to(tmp_path / "big-disk")
@@ -357,7 +357,9 @@ def test_a_run_whose_checkpoints_are_links_alone_does_not_start_over(tmp_path: P
 
 @pytest.mark.promise("81")
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_path: Path) -> None:
+def test_anything_with_the_name_of_a_new_checkpoint_is_moved_away(
+    kind: str, tmp_path: Path
+) -> None:
     path = tmp_path / "checkpoint-2"
     if kind == "folder":
         path.mkdir()
@@ -372,7 +374,7 @@ def test_what_stands_where_a_checkpoint_belongs_is_set_aside(kind: str, tmp_path
 
 
 @pytest.mark.promise("T5")
-def test_a_deletion_that_fails_costs_no_checkpoint(
+def test_a_failed_deletion_costs_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stuck(self: CheckpointStore, path: Path) -> None:
@@ -385,7 +387,7 @@ def test_a_deletion_that_fails_costs_no_checkpoint(
 
 
 @pytest.mark.promise("T5")
-def test_later_steps_are_not_rotations_to_delete(tmp_path: Path) -> None:
+def test_rotation_does_not_delete_later_steps(tmp_path: Path) -> None:
     for step in (1, 5, 6, 7):
         write(tmp_path, step, limit=None)
     write(tmp_path, 3, limit=1)
@@ -393,7 +395,7 @@ def test_later_steps_are_not_rotations_to_delete(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("T2")
-def test_what_is_written_stays_when_power_goes_behind_it(tmp_path: Path) -> None:
+def test_a_written_checkpoint_survives_a_power_cut(tmp_path: Path) -> None:
     with Disk(0, end).watched() as disk:
         write(tmp_path, 1, limit=None)
     disk.lose_power()
@@ -414,7 +416,7 @@ def test_a_checkpoint_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("86")
-def test_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_name_of_another_step_is_invalid(tmp_path: Path) -> None:
     write(tmp_path, 1)
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-9")
     said: list[str] = []
@@ -423,7 +425,7 @@ def test_a_checkpoint_under_another_steps_name_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("S4")
-def test_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_path: Path) -> None:
+def test_a_file_that_is_not_in_the_manifest_is_reported(tmp_path: Path) -> None:
     write(tmp_path, 1)
     for name in ("pytorch_model.bin", "optimizer.pt", ".hidden", "a\nb"):
         extra = tmp_path / "checkpoint-1" / name
@@ -437,14 +439,14 @@ def test_a_file_that_the_manifest_does_not_list_is_none_of_a_checkpoint(tmp_path
 @pytest.mark.parametrize(
     "names", [[], ["state.json"], sorted(REQUIRED - {"optimizer.safetensors"})]
 )
-def test_a_manifest_that_lists_too_little_is_none(names: list[str], tmp_path: Path) -> None:
+def test_a_manifest_without_a_required_file_is_invalid(names: list[str], tmp_path: Path) -> None:
     files = {name: lambda path: path.write_text("{}") for name in names}
     CheckpointStore(tmp_path).write(1, files)
     assert list(verify(tmp_path / "checkpoint-1"))
 
 
 @pytest.mark.promise("71")
-def test_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_numbers(tmp_path: Path) -> None:
     write(tmp_path, 1)
 
     def full(path: Path) -> None:

@@ -66,7 +66,7 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-def test_what_is_crafted_well_is_read(crafted: Callable[..., Path]) -> None:
+def test_a_valid_crafted_checkpoint_is_read(crafted: Callable[..., Path]) -> None:
     checkpoint = crafted()
     assert CheckpointStore(checkpoint.parent).latest_valid() == checkpoint
     trainer = trainer_of(checkpoint.parent, {})
@@ -76,7 +76,7 @@ def test_what_is_crafted_well_is_read(crafted: Callable[..., Path]) -> None:
 
 @pytest.mark.promise("S3")
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
+def test_a_pickle_is_not_run_and_not_accepted_as_a_file(
     name: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -92,7 +92,7 @@ def test_a_pickle_is_neither_run_nor_taken_for_a_checkpoints_file(
 
 @pytest.mark.promise("S3")
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "optimizer.safetensors"])
-def test_a_pickle_under_a_name_of_ours_is_not_run(
+def test_a_pickle_with_a_checkpoint_file_name_is_not_run(
     name: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -107,7 +107,7 @@ def test_a_pickle_under_a_name_of_ours_is_not_run(
 
 @pytest.mark.promise("S4")
 @pytest.mark.parametrize("kind", ["link", "pipe", "device", "folder"])
-def test_only_files_of_its_own_folder_are_opened(
+def test_only_regular_files_of_the_checkpoint_are_opened(
     kind: str, crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = crafted()
@@ -130,7 +130,9 @@ def test_only_files_of_its_own_folder_are_opened(
 
 @pytest.mark.promise("S4")
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname", "sub/x.json", ".x.json", ""])
-def test_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., Path]) -> None:
+def test_a_manifest_that_names_a_path_outside_is_invalid(
+    name: str, crafted: Callable[..., Path]
+) -> None:
     checkpoint = crafted()
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     del manifest["sha256"]
@@ -140,7 +142,7 @@ def test_a_manifest_with_a_way_out_is_none(name: str, crafted: Callable[..., Pat
 
 
 @pytest.mark.promise("S4")
-def test_an_index_of_shards_is_none_of_its_files(crafted: Callable[..., Path]) -> None:
+def test_an_index_of_shards_is_not_accepted(crafted: Callable[..., Path]) -> None:
     checkpoint = crafted()
     weights = {"weight_map": {"a": "../../outside/evil.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(weights))
@@ -149,7 +151,7 @@ def test_an_index_of_shards_is_none_of_its_files(crafted: Callable[..., Path]) -
 
 
 @pytest.mark.promise("S5")
-def test_the_best_model_is_looked_for_in_the_runs_own_folder(
+def test_the_best_model_is_only_loaded_from_the_run_directory(
     crafted: Callable[..., Path], tmp_path: Path
 ) -> None:
     evil = tmp_path / "evil"
@@ -193,7 +195,7 @@ def test_the_best_model_is_looked_for_in_the_runs_own_folder(
         ("state.json", {"seconds": "soon"}),
     ],
 )
-def test_a_state_that_was_not_written_by_us_is_one_line(
+def test_an_invalid_state_is_reported_in_one_line(
     name: str, changes: dict[str, Any], crafted: Callable[..., Path]
 ) -> None:
     checkpoint = crafted(name, **changes)
@@ -206,7 +208,7 @@ def test_a_state_that_was_not_written_by_us_is_one_line(
 
 @pytest.mark.promise("77", "S5")
 @pytest.mark.parametrize(("key", "value"), [("loss", "0"), ("python", {}), ("numpy", [])])
-def test_a_number_of_another_type_is_none_of_ours(
+def test_a_number_of_another_type_is_refused(
     key: str, value: Any, crafted: Callable[..., Path], genuine: Path
 ) -> None:
     state = json.loads((genuine / "checkpoint-3" / "state.json").read_text())

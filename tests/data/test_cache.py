@@ -47,7 +47,7 @@ def rebuilt(path: Path) -> bool:
 
 
 @pytest.mark.promise("5")
-def test_one_byte_of_a_source_rebuilds_and_its_time_does_not(
+def test_a_changed_byte_rebuilds_and_a_changed_time_does_not(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_recipe()
@@ -97,7 +97,7 @@ def test_another_tokenizer_or_parameter_rebuilds(
     assert rebuilt(write_recipe(**change))
 
 
-def test_other_weights_of_a_mixture_prepare_nothing_again(
+def test_other_mixture_weights_reuse_the_blocks(
     write_recipe: Callable[..., Path],
 ) -> None:
     def weighted(first: int) -> Path:
@@ -111,7 +111,7 @@ def test_other_weights_of_a_mixture_prepare_nothing_again(
 
 @pytest.mark.promise("5")
 @pytest.mark.parametrize("num_proc", [1, 2, 5])
-def test_num_proc_changes_no_row(
+def test_num_proc_does_not_change_the_blocks(
     num_proc: int, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
 ) -> None:
     from hf_lm.data.blocks import tokenization as tokens
@@ -124,7 +124,7 @@ def test_num_proc_changes_no_row(
 
 
 @pytest.mark.promise("5")
-def test_two_processes_at_once_both_succeed_and_one_prepares(tmp_path: Path) -> None:
+def test_of_two_processes_one_prepares_and_both_succeed(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         folders = pool.map(slow_build, [str(tmp_path / "calls")] * 2)
     assert folders[0] == folders[1]
@@ -132,7 +132,7 @@ def test_two_processes_at_once_both_succeed_and_one_prepares(tmp_path: Path) -> 
 
 
 @pytest.mark.promise("64")
-def test_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None:
+def test_a_failed_or_killed_build_does_not_block_the_next() -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_text("")
         raise RuntimeError("full")
@@ -147,7 +147,7 @@ def test_a_build_that_fails_or_was_killed_leaves_nothing_in_the_way() -> None:
 
 
 @pytest.mark.promise("64")
-def test_what_was_cut_short_is_built_again(write_recipe: Callable[..., Path]) -> None:
+def test_truncated_data_is_built_again(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe()
     rows = prepared(path)
     file = next((cache_root() / "blocks").rglob("train.arrow"))
@@ -175,7 +175,7 @@ def test_the_cache_is_shown_and_pruned_by_last_use(
     assert entries() == []
 
 
-def test_what_is_used_again_counts_as_used(write_recipe: Callable[..., Path]) -> None:
+def test_reusing_data_updates_its_last_use(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe()
     prepared(path)
     for entry in entries():
@@ -184,7 +184,7 @@ def test_what_is_used_again_counts_as_used(write_recipe: Callable[..., Path]) ->
     assert min(entry.age for entry in entries() if entry.kind == "blocks") < 1
 
 
-def test_a_scan_is_kept_for_the_next_run(write_recipe: Callable[..., Path]) -> None:
+def test_a_scan_is_cached_for_the_next_run(write_recipe: Callable[..., Path]) -> None:
     from hf_lm.data.text.scan import scan_documents
 
     recipe = load_recipe(write_recipe())

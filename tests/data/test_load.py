@@ -55,7 +55,7 @@ def added(grouper: Any, ids: np.ndarray, ends: np.ndarray, *, portions: int) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(texts=TEXTS, size=st.integers(1, 9), portions=st.integers(1, 4))
-def test_blocks_give_back_the_stream_and_the_stream_the_documents(
+def test_blocks_decode_to_the_documents(
     kind: str, texts: list[str], size: int, portions: int
 ) -> None:
     tokenizer = tokenizer_of(kind, texts)
@@ -73,7 +73,7 @@ def test_blocks_give_back_the_stream_and_the_stream_the_documents(
     assert sizes.sum() == sum(len(text.encode()) for text in texts)
 
 
-def test_ids_are_uint16_while_the_vocabulary_allows() -> None:
+def test_ids_are_uint16_if_the_vocabulary_allows() -> None:
     tokenizer = tokenizer_of("byte", [])
     assert ids_of(tokenizer, ["abc"])[0].dtype == np.uint16
     tokenizer.add_tokens([f"<{i}>" for i in range(2**16)])
@@ -95,7 +95,7 @@ def test_the_collator_shifts_once() -> None:
     assert set(batch) == {"input_ids", "labels", "shift_labels"}
 
 
-def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
+def test_padding_is_not_predicted_but_the_end_of_text_is() -> None:
     tokenizer = tokenizer_of("byte", [])
     data = DataRecipe(grouping="best_fit")
     row = {"input_ids": np.array([0, 5, 0, 6, 0, 0, 0], np.uint16), "number": 3}
@@ -109,13 +109,13 @@ def test_padding_is_not_predicted_and_the_end_of_a_document_is() -> None:
     assert plain["shift_labels"].tolist() == targets["validation"]
 
 
-def test_positions_restart_behind_each_separator() -> None:
+def test_positions_restart_after_each_separator() -> None:
     ids = np.array([[4, 0, 5, 6, 0, 7, 1], [0, 0, 8, 9, 9, 9, 1]], np.uint16)
     batch = collate([{"input_ids": row} for row in ids], separator=0)
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 2, 3]]
 
 
-def test_a_long_text_is_encoded_in_pieces_that_make_it_up(monkeypatch: Any) -> None:
+def test_a_long_text_is_encoded_in_pieces_without_loss(monkeypatch: Any) -> None:
     monkeypatch.setattr(tokens, "PIECE", 10)
     tokenize = Tokenize(tokenizer_of("byte", []), append_eos=False)
     for text in ("one\ntwo three\nfour five six", "x" * 35, "\n" * 25, "a\n\n\n b\n" * 5, ""):
@@ -127,7 +127,7 @@ def test_a_long_text_is_encoded_in_pieces_that_make_it_up(monkeypatch: Any) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(lines=st.lists(LINES.map(lambda line: "".join(line[:12].split()) or "x"), max_size=30))
-def test_neither_pieces_nor_cores_change_an_id(kind: str, lines: list[str]) -> None:
+def test_pieces_and_cores_do_not_change_ids(kind: str, lines: list[str]) -> None:
     texts = ["\n".join(lines), "short", "\n".join(lines[::-1])]
     tokenizer = tokenizer_of(kind, texts)
     whole, ends = ids_of(tokenizer, texts)
@@ -153,7 +153,7 @@ def ids(blocks: Blocks, split: str = "train") -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["concat", "best_fit"])
-def test_the_counts_are_those_of_the_text(
+def test_counts_match_the_text(
     kind: str, write_recipe: Callable[..., Path], monkeypatch: Any, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -176,7 +176,9 @@ def test_the_counts_are_those_of_the_text(
             assert counts.tokens - 1 - counts.unused_tokens == counts.blocks * 16
 
 
-def test_too_little_held_out_text_is_refused(write_recipe: Callable[..., Path]) -> None:
+def test_a_validation_set_shorter_than_a_block_is_refused(
+    write_recipe: Callable[..., Path],
+) -> None:
     with pytest.raises(DataError, match=r"validation text: \d+ tokens, one block needs 1,001"):
         prepared(
             write_recipe(
@@ -188,7 +190,7 @@ def test_too_little_held_out_text_is_refused(write_recipe: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize("text", ["abcdefgh", "ab\nde\ngh"])
-def test_text_to_evaluate_on_is_taken_whole(text: str, tmp_path: Path) -> None:
+def test_evaluation_text_is_used_completely(text: str, tmp_path: Path) -> None:
     data = data_recipe(write(tmp_path / "a.txt", text), block_size=4, grouping="best_fit")
     blocks = text_blocks(data, find_corpus(data), tokenizer_of("byte", []))
     assert len(blocks) == 2

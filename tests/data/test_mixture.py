@@ -29,7 +29,7 @@ def test_shares_are_within_one_percent_over_2000_blocks(weights: list[float], se
 
 
 @pytest.mark.parametrize("readers", [2, 3, 8])
-def test_every_reader_meets_the_shares_and_all_together_meet_the_same(readers: int) -> None:
+def test_every_reader_has_the_shares_of_the_weights(readers: int) -> None:
     whole = sources_of(np.arange(2_000 * readers), WEIGHTS, seed=7)
     for number in range(readers):
         own = sources_of(np.arange(2_000) * readers + number, WEIGHTS, seed=7)
@@ -37,7 +37,7 @@ def test_every_reader_meets_the_shares_and_all_together_meet_the_same(readers: i
         assert np.abs(np.bincount(own, minlength=3) / 2_000 - WEIGHTS).max() < 0.01
 
 
-def test_a_source_is_read_to_its_end_before_any_of_it_is_read_again() -> None:
+def test_a_source_is_read_completely_before_it_repeats() -> None:
     sizes = [40, 30, 200]
     sampler = MixtureSampler(sizes, WEIGHTS, seed=3)
     drawn: list[int] = []
@@ -54,7 +54,7 @@ def test_a_source_is_read_to_its_end_before_any_of_it_is_read_again() -> None:
     assert drawn[:40] != drawn[270:310]
 
 
-def test_the_order_goes_by_the_seed_alone() -> None:
+def test_the_order_depends_only_on_the_seed() -> None:
     first, again, other = (list(MixtureSampler([50, 60], [0.5, 0.5], seed=s)) for s in (1, 1, 2))
     assert first == again != other
 
@@ -93,7 +93,7 @@ def test_a_mixture_resumes_with_the_same_weights_in_a_later_epoch(
     assert state["epoch"] > 1
 
 
-def test_a_source_that_fills_no_block_is_named(
+def test_a_source_shorter_than_a_block_is_named(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     texts = {"a": repeated(20)["a"], "b": ["x"]}
@@ -102,7 +102,7 @@ def test_a_source_that_fills_no_block_is_named(
         mixture(path)
 
 
-def test_the_sampler_of_a_recipe_gives_the_shares_of_its_weights(
+def test_the_sampler_follows_the_weights_of_the_recipe(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_recipe(**write_mixture(tmp_path, repeated(60)))

@@ -42,7 +42,7 @@ def network(**keys: Any) -> torch.nn.Module:
     return build_model(recipe, Vocabulary(V, 0, 0), block_size=T)
 
 
-def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary() -> None:
+def test_a_uniform_model_has_the_logarithm_of_its_vocabulary_as_loss() -> None:
     model = network()
     with torch.no_grad():
         model.transformer.wte.weight.zero_()
@@ -60,7 +60,7 @@ def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary() -> 
     assert (found["tokens"], found["bytes"]) == (7 * T, 14 * T)
 
 
-def test_what_is_not_predicted_counts_in_no_figure() -> None:
+def test_ignored_targets_count_in_no_metric() -> None:
     def second_half(rows: Any) -> dict[str, torch.Tensor]:
         """A batch whose first targets are left out."""
         batch = collate(rows)
@@ -79,7 +79,7 @@ def test_what_is_not_predicted_counts_in_no_figure() -> None:
     assert (found["tokens"], found["bytes"]) == (targets.numel(), int((targets + 1).sum()))
 
 
-def test_no_figure_depends_on_the_batch_size_or_the_order_of_processes() -> None:
+def test_metrics_do_not_depend_on_batch_size_or_processes() -> None:
     model, blocks = network(), random_blocks()
     table = np.arange(V)
     found = [
@@ -159,13 +159,13 @@ def independent(folder: Path, *, batch: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_reported_figures_equal_an_independent_computation(batch: int, tiny_run: Path) -> None:
+def test_reported_metrics_equal_an_independent_computation(batch: int, tiny_run: Path) -> None:
     reported = json.loads((tiny_run / "metrics.json").read_text())
     for name, value in independent(tiny_run, batch=batch).items():
         assert reported[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_measuring_the_saved_model_gives_the_reported_figures(tiny_run: Path) -> None:
+def test_evaluating_the_saved_model_gives_the_reported_metrics(tiny_run: Path) -> None:
     reported = json.loads((tiny_run / "metrics.json").read_text())
     recipe = load_recipe(tiny_run / "recipe.json")
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
@@ -183,7 +183,7 @@ def test_measuring_the_saved_model_gives_the_reported_figures(tiny_run: Path) ->
             assert reported[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_the_metric_is_one_of_evaluate_and_takes_sums() -> None:
+def test_the_metric_is_an_evaluate_metric_of_sums() -> None:
     metric = metric_class()(keep_in_memory=True)
     metric.add_batch(nll=[2.0, 4.0], correct=[1, 0], tokens=[2, 2], bytes=[3, 5])
     found = metric.compute()
@@ -201,7 +201,7 @@ def test_the_standard_error_is_that_of_a_mean_over_blocks() -> None:
     assert averages(nll=[1e6], correct=[0], tokens=[1], bytes=[1])["perplexity"] == math.inf
 
 
-def test_samples_repeat_and_leave_no_trace(tiny_run: Path) -> None:
+def test_samples_are_reproducible_and_restore_the_model(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model").train()
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     before = torch.random.get_rng_state()
@@ -214,7 +214,7 @@ def test_samples_repeat_and_leave_no_trace(tiny_run: Path) -> None:
     assert [piece["prompt"] for piece in first] == ["The ", ""]
 
 
-def test_a_sample_is_what_a_prompt_without_a_cache_would_give(tiny_run: Path) -> None:
+def test_samples_equal_generation_without_a_cache(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     ids = prompt_ids(tokenizer, "A run", limit=10)
@@ -225,7 +225,7 @@ def test_a_sample_is_what_a_prompt_without_a_cache_would_give(tiny_run: Path) ->
     assert greedy[0]["text"] == tokenizer.decode(ids[-4:], skip_special_tokens=True)
 
 
-def test_a_text_goes_on_when_the_context_is_full(tiny_run: Path) -> None:
+def test_generation_continues_when_the_context_is_full(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
     model.generation_config.eos_token_id = None
     greedy = partial(generate_ids, model, do_sample=False)
@@ -236,7 +236,7 @@ def test_a_text_goes_on_when_the_context_is_full(tiny_run: Path) -> None:
     assert written[22:] == greedy(written[14:22], max_new_tokens=8)
 
 
-def test_a_text_ends_where_the_model_ends_it(tiny_run: Path) -> None:
+def test_generation_ends_at_the_end_of_text_token(tiny_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_run / "model")
     written = generate_ids(model, [5, 6], max_new_tokens=30, do_sample=False)
     model.generation_config.eos_token_id = [written[13]]  # the last one that the context holds

@@ -48,7 +48,7 @@ def test_a_graph_gives_the_logits_of_its_model_for_any_batch(
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "onnx", "recipe.json", "run"}
 
 
-def test_what_is_not_the_model_is_not_written(
+def test_a_graph_with_other_logits_is_not_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = trained(tmp_path, "gpt2"), tmp_path / "onnx"

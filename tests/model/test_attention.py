@@ -12,7 +12,7 @@ from hf_lm.recipe import ModelRecipe
 
 @pytest.mark.parametrize("span", [4, 5, 128])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_those_of_a_mask(
+def test_logits_and_gradients_equal_masked_attention(
     family: str, span: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "SPAN", span)
@@ -31,7 +31,7 @@ def test_logits_and_gradients_are_those_of_a_mask(
             torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
 
 
-def test_shared_heads_of_keys_are_repeated() -> None:
+def test_grouped_query_heads_are_repeated() -> None:
     layer = torch.nn.Module()
     layer.num_key_value_groups = 2
     query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
@@ -41,7 +41,7 @@ def test_shared_heads_of_keys_are_repeated() -> None:
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
-def test_dropout_is_of_the_probabilities_and_of_training_alone() -> None:
+def test_attention_dropout_applies_to_probabilities_and_only_in_training() -> None:
     layer = torch.nn.Module()
     query, ones = torch.zeros(8, 1, 64, 4), torch.ones(8, 1, 64, 4)
     kept, _ = plain_attention(layer, query, query, ones, None, dropout=0.5)

@@ -43,7 +43,7 @@ def test_a_later_token_changes_nothing_earlier(family: str, attention: str) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_writes_into_the_residual_stream_starts_smaller(family: str) -> None:
+def test_residual_projections_have_a_smaller_initial_scale(family: str) -> None:
     model = build_model(recipe(family=family), WORDS, block_size=12)
     small = 0.02 / math.sqrt(2 * 4)
     for name, weight in model.named_parameters():
@@ -55,7 +55,7 @@ def test_what_writes_into_the_residual_stream_starts_smaller(family: str) -> Non
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_do_not_see_each_other_behind_a_mask(family: str, attention: str) -> None:
+def test_document_mask_hides_earlier_documents(family: str, attention: str) -> None:
     model = build_model(recipe(family=family), WORDS, block_size=8, attention=attention).eval()
     ids = torch.randint(0, 97, (1, 8))
     places = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
@@ -74,7 +74,7 @@ def test_the_seed_decides_the_weights() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_a_network_is_counted_without_memory() -> None:
+def test_parameters_are_counted_without_allocating_weights() -> None:
     real = build_model(recipe(), WORDS, block_size=8)
     meta = build_model(recipe(), WORDS, block_size=8, meta=True)
     assert meta.device.type == "meta"
@@ -122,7 +122,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_a_saved_model_loads_where_there_is_no_hf_lm(tmp_path: Path) -> None:
+def test_a_saved_model_loads_without_hf_lm(tmp_path: Path) -> None:
     expected = {family: saved(family, tmp_path / family) for family in FAMILIES}
     folders = [str(tmp_path / family) for family in FAMILIES]
     subprocess.run([sys.executable, "-c", CLEAN_PROCESS, *folders], check=True, timeout=120)
@@ -144,7 +144,7 @@ def type_name(family: str) -> str:
 
 
 @pytest.mark.promise("21")
-def test_pretrained_weights_must_know_the_tokens_and_see_the_block(tmp_path: Path) -> None:
+def test_pretrained_weights_with_too_few_tokens_or_positions_are_refused(tmp_path: Path) -> None:
     saved("gpt2", tmp_path / "base")
     base = ModelRecipe(pretrained=str(tmp_path / "base"))
     model = build_model(base, Vocabulary(257, 0, 0), block_size=32)
@@ -155,7 +155,7 @@ def test_pretrained_weights_must_know_the_tokens_and_see_the_block(tmp_path: Pat
         build_model(base, Vocabulary(257, 0, 0), block_size=64)
 
 
-def test_weights_that_are_no_safetensors_are_refused_in_a_line(tmp_path: Path) -> None:
+def test_weights_that_are_not_safetensors_are_refused_in_one_line(tmp_path: Path) -> None:
     saved("gpt2", tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(RecipeError, match=r"model.pretrained = ") as caught:

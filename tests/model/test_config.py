@@ -18,7 +18,7 @@ STATE_JSON: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("family", ["gpt2", *MODERN])
-def test_every_family_speaks_the_same_words(family: str) -> None:
+def test_every_family_accepts_the_same_parameter_names(family: str) -> None:
     native = GPTConfig(**STATE_JSON, family=family, dropout=0.25).to_native()
     assert native.model_type == family
     assert type(native).__module__.startswith("transformers.")
@@ -34,13 +34,13 @@ def test_every_family_speaks_the_same_words(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", MODERN)
-def test_modern_families_have_whole_heads_and_no_shared_ones(family: str) -> None:
+def test_modern_families_have_as_many_key_heads_as_query_heads(family: str) -> None:
     native = GPTConfig(**STATE_JSON, family=family).to_native()
     assert native.head_dim == 12
     assert native.num_key_value_heads == 4
 
 
-def test_a_gated_mlp_is_two_thirds_as_wide() -> None:
+def test_a_gated_mlp_has_two_thirds_of_the_width() -> None:
     assert GPTConfig(**STATE_JSON).inner == 192
     assert GPTConfig(**STATE_JSON, family="qwen3").inner == 128
     assert GPTConfig(**STATE_JSON, family="arcee").inner == 192
@@ -63,6 +63,6 @@ def test_the_vocabulary_is_padded_on_request() -> None:
         ({"family": "gpt3"}, "family = 'gpt3': must be one of"),
     ],
 )
-def test_wrong_numbers_are_refused(change: dict[str, Any], rule: str) -> None:
+def test_invalid_numbers_are_refused(change: dict[str, Any], rule: str) -> None:
     with pytest.raises(Exception, match=rule):
         GPTConfig(**{**STATE_JSON, **change})

@@ -13,7 +13,7 @@ from hf_lm.recipe import ModelRecipe
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_share_is_dropped_in_every_lane_and_the_mean_kept(share: float) -> None:
+def test_the_right_share_is_dropped_and_the_mean_is_kept(share: float) -> None:
     torch.manual_seed(0)
     kept = dropout(torch.ones(100_001), share)
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / (1 - share), rel=1e-4)]
@@ -23,7 +23,7 @@ def test_a_share_is_dropped_in_every_lane_and_the_mean_kept(share: float) -> Non
     assert both.float().mean().item() == pytest.approx(share**2, abs=0.01)
 
 
-def test_the_gradient_goes_where_the_value_went() -> None:
+def test_dropped_elements_have_no_gradient() -> None:
     values = torch.randn(3, 7, requires_grad=True)
     kept = dropout(values, 0.5)
     kept.sum().backward()
@@ -31,7 +31,7 @@ def test_the_gradient_goes_where_the_value_went() -> None:
     assert torch.equal(values.grad, (kept != 0) * 2.0)
 
 
-def test_nothing_is_drawn_for_no_dropout_or_outside_of_training() -> None:
+def test_no_random_numbers_are_drawn_without_dropout_or_in_evaluation() -> None:
     values, layer = torch.ones(9), Dropout(0.5)
     state = torch.random.get_rng_state()
     assert dropout(values, 0.0) is values
@@ -42,7 +42,7 @@ def test_nothing_is_drawn_for_no_dropout_or_outside_of_training() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_dropout_of_a_model_is_replaced_and_nothing_else(family: str) -> None:
+def test_every_dropout_module_is_replaced(family: str) -> None:
     network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16, dropout=0.25)
     model = build_model(network, Vocabulary(50, 0, 0), block_size=8)
     names = list(model.state_dict())

@@ -54,7 +54,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return folder / "run"
 
 
-def test_an_adapter_is_trained_saved_and_loaded_by_transformers_alone(
+def test_an_adapter_is_trained_saved_and_loads_without_hf_lm(
     write_recipe: Callable[..., Path], tmp_path: Path, base: Path
 ) -> None:
     run, changes = tmp_path / "run", {"training__max_steps": 24, "training__learning_rate": 0.02}
@@ -84,7 +84,7 @@ print(model(torch.arange(16)[None]).logits.sum().item())
     assert not torch.allclose(logits(run / "model"), logits(base / "model"))
 
 
-def test_a_merged_model_is_whole_and_says_what_the_adapter_says(
+def test_a_merged_model_gives_the_logits_of_its_adapter(
     write_recipe: Callable[..., Path], tmp_path: Path, tiny_run: Path
 ) -> None:
     assert tuned(write_recipe(model__lora=LORA), tiny_run) == 0
@@ -96,7 +96,7 @@ def test_a_merged_model_is_whole_and_says_what_the_adapter_says(
     )
 
 
-def test_a_stopped_run_of_adapters_goes_on_to_the_same_bits(
+def test_a_resumed_lora_run_ends_in_the_same_bits(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     tiny_run: Path,
@@ -114,7 +114,7 @@ def test_a_stopped_run_of_adapters_goes_on_to_the_same_bits(
     assert weights.read_bytes() == expected
 
 
-def test_adapters_are_not_continued_on_other_weights(
+def test_adapters_do_not_resume_on_other_pretrained_weights(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     tiny_run: Path,
@@ -132,7 +132,7 @@ def test_adapters_are_not_continued_on_other_weights(
     assert "its adapters were trained on other weights" in capsys.readouterr().err
 
 
-def test_the_plan_counts_what_is_trained(
+def test_the_plan_counts_trained_parameters(
     write_recipe: Callable[..., Path], tiny_run: Path, capsys: Any
 ) -> None:
     path = str(write_recipe(model__lora=LORA))
@@ -142,9 +142,7 @@ def test_the_plan_counts_what_is_trained(
     assert f"{whole:,} parameters, {adapters:,} of them trained" in capsys.readouterr().out
 
 
-def test_from_keeps_the_adapters_of_the_recipe(
-    write_recipe: Callable[..., Path], tiny_run: Path
-) -> None:
+def test_from_keeps_the_lora_section(write_recipe: Callable[..., Path], tiny_run: Path) -> None:
     recipe = load_recipe(write_recipe(model__lora=LORA), pretrained=str(tiny_run / "model"))
     assert recipe.model.lora.r == 4
     assert recipe.training.optimizer == "adamw"
@@ -169,7 +167,7 @@ def test_from_keeps_the_adapters_of_the_recipe(
         ),
     ],
 )
-def test_adapters_that_nobody_could_use_are_refused(
+def test_adapters_that_others_could_not_load_are_refused(
     settings: list[str],
     expected: str,
     write_recipe: Callable[..., Path],

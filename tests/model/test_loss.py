@@ -34,7 +34,7 @@ def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("count", [None, 40, torch.tensor(40)])
-def test_value_and_gradients_equal_those_of_whole_logits(count: Any) -> None:
+def test_loss_and_gradients_equal_those_from_full_logits(count: Any) -> None:
     hidden, weight, targets = parts()
     found = mean_loss(hidden, weight, targets, count)
     (3 * found).backward()
@@ -65,7 +65,7 @@ def test_bf16_products_keep_an_fp32_loss() -> None:
         assert (ours - plain).norm() < 0.02 * plain.norm()
 
 
-def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: Any) -> None:
+def test_no_gradient_is_computed_without_grad(monkeypatch: Any) -> None:
     hidden, weight, targets = parts()
     expected = mean_loss(hidden, weight, targets)
     monkeypatch.setattr(torch.Tensor, "scatter_add_", None)
@@ -76,7 +76,7 @@ def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: int) -> None:
+def test_frozen_weights_get_no_gradient_and_others_the_same(frozen: int) -> None:
     hidden, weight, targets = parts()
     both = torch.autograd.grad(mean_loss(hidden, weight, targets), (hidden, weight))
     given = [hidden, weight]
@@ -116,7 +116,7 @@ def test_models_train_as_with_the_stock_forward(family: str, mask: bool, tied: b
         torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)
 
 
-def test_calls_without_targets_and_generation_are_the_stock_ones() -> None:
+def test_calls_without_targets_use_the_stock_forward() -> None:
     network = ModelRecipe(n_layer=2, n_head=2, n_embd=16)
     model = build_model(network, Vocabulary(V, 0, 0), block_size=16)
     ids = torch.arange(6)[None]

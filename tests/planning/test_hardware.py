@@ -22,7 +22,7 @@ def _no_cuda(monkeypatch: Any) -> Any:
 
 
 @pytest.mark.promise("31")
-def test_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
+def test_missing_hardware_is_named(monkeypatch: Any) -> None:
     monkeypatch.setattr(machine, "computes_bf16", lambda kind: False)
     assert detect_hardware(TrainingRecipe()).unmet_requirements == ()
     for keys, rule in (
@@ -34,13 +34,13 @@ def test_and_32_what_is_not_there_is_named(monkeypatch: Any) -> None:
         assert line.startswith(f"training.{rule}")
 
 
-def test_precision_is_bf16_where_the_hardware_computes_in_it(monkeypatch: Any) -> None:
+def test_auto_precision_is_bf16_if_the_hardware_supports_it(monkeypatch: Any) -> None:
     for able, chosen in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(machine, "computes_bf16", lambda kind, able=able: able)
         assert detect_hardware(TrainingRecipe()).precision == chosen
 
 
-def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeypatch: Any) -> None:
+def test_threads_set_by_the_launcher_are_overridden_and_by_the_user_kept(monkeypatch: Any) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda physical: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -54,7 +54,7 @@ def test_the_launchers_single_thread_is_undone_and_a_persons_number_kept(monkeyp
     assert detect_hardware(TrainingRecipe()).threads == 1
 
 
-def test_a_process_knows_its_place(monkeypatch: Any) -> None:
+def test_rank_and_world_size_come_from_the_environment(monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     found = detect_hardware(TrainingRecipe())
@@ -92,7 +92,7 @@ print(faults(20), 2**26 // resource.getpagesize())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-def test_what_was_freed_before_is_given_back_and_what_is_freed_then_is_kept() -> None:
+def test_memory_freed_earlier_is_returned_and_later_kept() -> None:
     run = subprocess.run(  # this process has its allocator set already
         [sys.executable, "-c", FREED_TENSORS], stdout=subprocess.PIPE, check=True, timeout=120
     )
@@ -103,7 +103,7 @@ def test_what_was_freed_before_is_given_back_and_what_is_freed_then_is_kept() ->
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_found_with_its_peak() -> None:
+def test_a_gpu_is_detected_with_its_peak_flops() -> None:
     found = detect_hardware(TrainingRecipe())
     assert found.device == "cuda"
     assert found.precision == "bf16"

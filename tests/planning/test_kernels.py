@@ -46,7 +46,7 @@ def test_attention_follows_from_device_precision_and_family(
     assert chosen(recipe, **changes).attention == attention
 
 
-def test_blocks_are_compiled_where_it_is_won_back(monkeypatch: Any) -> None:
+def test_blocks_are_compiled_if_it_pays(monkeypatch: Any) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: name)
     assert chosen().compile
     assert not chosen(flops=COMPILED_FLOPS / 2).compile

@@ -59,7 +59,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, room: int, **options: Any) -> Tried:
 
 @pytest.mark.parametrize("activation_checkpointing", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_largest_that_fits_is_taken(
+def test_the_largest_size_that_fits_is_found(
     monkeypatch: pytest.MonkeyPatch, activation_checkpointing: bool, dtype: torch.dtype
 ) -> None:
     found, sizes, states, model = tried(
@@ -81,18 +81,20 @@ def test_a_gpu_too_small_for_one_block_is_named(
         tried(monkeypatch, **options)
 
 
-def test_all_processes_take_what_the_smallest_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_use_the_size_that_fits_the_smallest_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(micro_batch, "gather_object", lambda mine: [*mine, 2])
     assert tried(monkeypatch, 12).found == 2
 
 
-def test_what_is_not_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IndexError):
         tried(monkeypatch, 12, block_size=T + 1)  # more positions than the network has
 
 
 @pytest.mark.parametrize(("earlier", "found"), [(None, 2), (1, 1), (3, 2)])
-def test_a_gpu_is_tried_unless_an_earlier_part_of_the_run_has_found_what_still_fits(
+def test_sizes_are_tried_on_a_gpu_unless_the_run_has_one_already(
     earlier: int | None, found: int, write_recipe: Callable[..., Path], monkeypatch: Any
 ) -> None:
     keys = {"training.micro_batch_size": "auto", "training.tokens_per_step": 64}
@@ -124,7 +126,7 @@ def test_a_gpu_is_tried_unless_an_earlier_part_of_the_run_has_found_what_still_f
         assert given["other_memory"] >= state + 0.05 * 10**9
 
 
-def test_a_continued_run_keeps_its_micro_batch(
+def test_a_resumed_run_keeps_its_micro_batch_size(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Free memory differs from day to day; what rounding depends on must not."""
@@ -142,7 +144,7 @@ def test_a_continued_run_keeps_its_micro_batch(
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_filled_and_not_overrun() -> None:
+def test_the_memory_of_a_gpu_is_used_but_not_exceeded() -> None:
     model = build_model(
         ModelRecipe(n_layer=2, n_head=2, n_embd=128), Vocabulary(50_257, 0, 0), block_size=1024
     )

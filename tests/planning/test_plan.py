@@ -60,7 +60,7 @@ def test_an_untied_output_matrix_is_counted_once() -> None:
     assert both[1].parameters - both[0].parameters == 1000 * 768
 
 
-def test_steps_follow_from_any_end() -> None:
+def test_steps_follow_from_steps_tokens_or_epochs() -> None:
     assert plan(max_steps=7).max_steps == 7
     assert plan(max_tokens=5000).max_steps == 10
     assert plan(max_epochs=1).max_steps == 32  # 1000 blocks in steps of 32, the last one smaller
@@ -96,13 +96,15 @@ def test_micro_batches_follow_from_memory_and_processes() -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_numbers(keys: dict[str, Any], rule: str) -> None:
+def test_steps_that_cannot_be_divided_are_refused_with_numbers(
+    keys: dict[str, Any], rule: str
+) -> None:
     with pytest.raises(RecipeError, match=rule):
         plan(max_steps=1, **keys)
 
 
 @pytest.mark.promise("36")
-def test_a_network_that_does_not_fit_is_named_with_numbers() -> None:
+def test_a_model_that_does_not_fit_is_refused_with_numbers() -> None:
     assert plan(max_steps=1).unmet_requirements == ()
     (line,) = plan(max_steps=1, memory=1000).unmet_requirements
     assert re.match(r"model: 7,\d\d\d parameters need about .* GB are free; use a smaller", line)
@@ -124,7 +126,7 @@ def test_a_check_prints_the_numbers_of_the_run_and_writes_nothing(
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("files", [1, 300])
-def test_an_estimate_is_near_what_all_text_gives(
+def test_estimated_counts_are_close_to_the_exact_ones(
     files: int, own: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     texts = [
@@ -148,7 +150,7 @@ def test_an_estimate_is_near_what_all_text_gives(
         assert estimated["validation"] == pytest.approx(whole["validation"], rel=0.1)
 
 
-def test_a_check_of_hub_data_says_what_it_did_not_look_at(
+def test_a_check_names_hub_data_that_was_not_read(
     write_recipe: Callable[..., Path],
 ) -> None:
     path = write_recipe(
@@ -163,6 +165,6 @@ def test_a_check_of_hub_data_says_what_it_did_not_look_at(
     assert "as many steps as the epochs have" in str(check(load_recipe(path, overrides=epochs)))
 
 
-def test_sizes_are_shown_in_the_right_unit() -> None:
+def test_numbers_are_formatted_with_an_si_prefix() -> None:
     sizes = [readable(n, "B") for n in (12, 3456, 7.8e6, 9e9, 5e15, 8e18)]
     assert sizes == ["12 B", "3.46 kB", "7.8 MB", "9 GB", "5 PB", "8 EB"]

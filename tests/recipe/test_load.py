@@ -39,7 +39,7 @@ def test_every_shipped_recipe_loads_and_names_its_schema(path: Path) -> None:
     jsonschema.validate(tree, json.loads(SCHEMA_FILE.read_text()))
 
 
-def test_the_schema_and_the_table_of_keys_are_fresh() -> None:
+def test_the_schema_and_the_table_of_keys_are_up_to_date() -> None:
     assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text()
     assert (ROOT / "recipes" / "README.md").read_text(encoding="utf-8") == readme_text()
 
@@ -50,7 +50,7 @@ def test_every_key_has_a_description() -> None:
             assert field.description, name
 
 
-def test_every_row_of_the_table_of_keys_is_a_line() -> None:
+def test_every_row_of_the_table_of_keys_is_one_line() -> None:
     tables = [line for line in readme_text().splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 
@@ -267,7 +267,7 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_wrong_key_is_named_with_its_value_and_rule(
+def test_an_invalid_key_is_reported_with_value_and_rule(
     name: str, write_recipe: Callable[..., Path]
 ) -> None:
     changes, expected = SINGLE[name]
@@ -277,7 +277,9 @@ def test_a_wrong_key_is_named_with_its_value_and_rule(
     assert re.search(expected, lines[0]), lines
 
 
-def test_what_completions_need_is_said_at_once(write_recipe: Callable[..., Path]) -> None:
+def test_everything_that_completions_need_is_reported_at_once(
+    write_recipe: Callable[..., Path],
+) -> None:
     path = write_recipe(
         data__train_on="completion",
         data__streaming=True,
@@ -311,14 +313,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_json_is_told_from_json(name: str, tmp_path: Path) -> None:
+def test_syntax_errors_are_reported_with_line_and_cause(name: str, tmp_path: Path) -> None:
     text, expected = BROKEN[name]
     path = tmp_path / "recipe.json"
     path.write_text(text)
     assert re.search(expected, "\n".join(problems(path)))
 
 
-def test_what_is_no_file_is_shown_with_its_full_path(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_recipe_is_shown_with_its_full_path(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for name, expected in (("none.json", "no such recipe"), (".", "is a folder")):
         with pytest.raises(RecipeError, match=expected) as caught:
@@ -338,7 +340,9 @@ def test_a_byte_order_mark_is_accepted_and_utf16_is_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "secret", ["hf_" + "a" * 34, "ghp_" + "b" * 36, "AKIA" + "C" * 16, "https://me:pw@host/x"]
 )
-def test_a_secret_is_refused_and_not_echoed(secret: str, write_recipe: Callable[..., Path]) -> None:
+def test_a_secret_is_refused_and_not_printed(
+    secret: str, write_recipe: Callable[..., Path]
+) -> None:
     for key in ("name", "data__source", "evaluation__prompts", "training__extra_args"):
         value: Any = {"run": secret} if key.endswith("args") else secret
         lines = problems(write_recipe(**{key: [secret] if key.endswith("prompts") else value}))
@@ -374,7 +378,7 @@ def test_set_overrides_obey_every_check(write_recipe: Callable[..., Path]) -> No
     assert problems(path, "oops") == ['--set "oops": expected section.key=value']
 
 
-def test_paths_start_at_the_recipe_and_in_overrides_where_one_is(
+def test_paths_start_at_the_recipe_and_in_overrides_at_the_current_folder(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     path = write_recipe()
@@ -437,7 +441,7 @@ def test_from_turns_a_recipe_into_a_fine_tuning_recipe(write_recipe: Callable[..
         ({"training__matrix_learning_rate": 0.5}, None, ("muon", 0.08, 0.5)),
     ],
 )
-def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
+def test_auto_values_follow_from_the_recipe(
     changes: dict[str, Any],
     pretrained: str | None,
     resolved: tuple[Any, ...],
@@ -453,7 +457,7 @@ def test_what_a_recipe_leaves_open_follows_from_its_own_numbers(
     assert load_recipe(tmp_path / "kept.json").training == training
 
 
-def test_surprising_values_are_warned_about(write_recipe: Callable[..., Path]) -> None:
+def test_unwise_values_give_a_warning(write_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(write_recipe(training__learning_rate=1e3, training__save_steps=99))
     said = warnings(recipe)
     assert len(said) == 2
@@ -461,7 +465,7 @@ def test_surprising_values_are_warned_about(write_recipe: Callable[..., Path]) -
     assert "no checkpoint before the end" in said[1]
 
 
-def test_every_foreign_name_leads_to_a_key() -> None:
+def test_every_alias_of_another_tool_is_a_key() -> None:
     known = {key for model in sections().values() for key in key_names(model)}
     known |= {"holdout", "kind"}
     assert not {word for word, key in ALIASES.items() if key not in known}
@@ -487,7 +491,7 @@ NASTY = [None, "", [], {}, -1, 0, 1e308, "1", True, "\0", [[]], {"": 0}, "a" * 4
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
-def test_no_value_of_any_key_raises_anything_but_a_recipe_error(
+def test_any_value_of_any_key_raises_only_recipe_errors(
     leaf: tuple[str, str], write_recipe: Callable[..., Path]
 ) -> None:
     for value in NASTY:
@@ -498,7 +502,7 @@ def test_no_value_of_any_key_raises_anything_but_a_recipe_error(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_one_wrong_letter_is_traced_back_to_the_key(data: st.DataObject) -> None:
+def test_a_key_with_one_wrong_letter_is_suggested(data: st.DataObject) -> None:
     known = [
         key
         for key in key_names(data.draw(st.sampled_from(list(sections().values()))))
@@ -517,7 +521,7 @@ def test_one_wrong_letter_is_traced_back_to_the_key(data: st.DataObject) -> None
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.binary(max_size=200))
-def test_random_bytes_are_refused_in_a_line(text: bytes, tmp_path_factory: Any) -> None:
+def test_random_bytes_are_refused_in_one_line(text: bytes, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "random.json"
     path.write_bytes(text)
     with pytest.raises(RecipeError):

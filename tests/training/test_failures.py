@@ -27,7 +27,7 @@ from hf_lm.training.failures import explain_failures
         ),
     ],
 )
-def test_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
+def test_out_of_memory_is_one_line_with_a_remedy(error: Exception) -> None:
     with (
         pytest.raises(RecipeError, match=r"= 8: out of memory; use a smaller one.* same"),
         explain_failures(8),
@@ -36,18 +36,18 @@ def test_memory_that_runs_out_is_one_line_with_advice(error: Exception) -> None:
 
 
 @pytest.mark.promise("101")
-def test_what_torch_says_of_too_much_memory_is_known() -> None:
+def test_the_out_of_memory_message_of_torch_is_recognised() -> None:
     with pytest.raises(RecipeError), explain_failures(1):
         torch.empty(2**60, dtype=torch.uint8)
 
 
-def test_other_errors_stay_as_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="boom"), explain_failures(1):
         raise RuntimeError("boom")
 
 
 @pytest.mark.promise("105")
-def test_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_worker_is_one_line_and_the_run_resumes(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"dataloader_num_workers": 1, "save_steps": 2})
     parent = os.getpid()
 
@@ -72,7 +72,7 @@ def test_a_killed_worker_is_one_line_and_costs_no_checkpoint(tmp_path: Path) -> 
 
 @pytest.mark.promise("105")
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), EOFError()])
-def test_a_killed_worker_whose_connection_is_missed_first_is_the_same_line(
+def test_a_killed_worker_noticed_by_its_connection_gives_the_same_line(
     error: Exception,
 ) -> None:
     def tell(number: int, frame: Any) -> None:
@@ -102,7 +102,7 @@ class Failing(TrainerCallback):
 
 
 @pytest.mark.promise("106")
-def test_a_failing_tracker_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_failing_tracker_is_reported_once_and_training_continues(tmp_path: Path) -> None:
     said: list[str] = []
     callback = Failing()
     trainer = make_trainer(tmp_path, [])

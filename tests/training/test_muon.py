@@ -100,7 +100,7 @@ def polar(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
-def test_steps_equal_the_written_out_ones(kind: str) -> None:
+def test_steps_equal_a_numpy_implementation(kind: str) -> None:
     model = network()
     before = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
     optimizer = build_optimizer(model, recipe=recipe(optimizer=kind))
@@ -113,7 +113,7 @@ def test_steps_equal_the_written_out_ones(kind: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_matrices_are_those_between_widths_and_all_else_is_adamws(family: str) -> None:
+def test_muon_trains_hidden_matrices_and_adamw_the_rest(family: str) -> None:
     model = network(family)
     groups = muon_groups(model, recipe())
     everything = [p for group in groups for p in group["params"]]
@@ -132,7 +132,7 @@ def test_matrices_are_those_between_widths_and_all_else_is_adamws(family: str) -
         assert group["matrices"] == (3 if group["params"][0].shape == (8, 24) else 1)
 
 
-def test_frozen_and_unused_weights_stay_as_they_are() -> None:
+def test_frozen_and_unused_weights_do_not_change() -> None:
     model = network()
     model.transformer.h[0].mlp.c_fc.weight.requires_grad_(False)
     optimizer = build_optimizer(model, recipe=recipe())
@@ -146,7 +146,7 @@ def test_frozen_and_unused_weights_stay_as_they_are() -> None:
         assert torch.equal(weight, before[name]) == same, name
 
 
-def test_a_saved_optimizer_goes_on_with_the_same_bits() -> None:
+def test_a_restored_optimizer_continues_with_the_same_bits() -> None:
     weights = []
     for stop in (False, True):
         model = network()
@@ -165,7 +165,7 @@ def test_a_saved_optimizer_goes_on_with_the_same_bits() -> None:
     assert torch.equal(*weights)
 
 
-def test_a_loaded_count_of_steps_is_as_fused_adamw_needs_it() -> None:
+def test_a_loaded_step_count_has_the_type_that_fused_adamw_needs() -> None:
     model = network()
     optimizer = build_optimizer(model, recipe=recipe())
     give_gradients(model, 0)
@@ -188,7 +188,7 @@ def reloaded(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
-def test_processes_do_a_share_each_and_gather_all(count: int, monkeypatch: Any) -> None:
+def test_processes_compute_a_share_each_and_gather_all(count: int, monkeypatch: Any) -> None:
     matrices = torch.randn(count, 4, 6, generator=torch.Generator().manual_seed(0))
     shares: dict[int, torch.Tensor] = {}
     done: list[int] = []
@@ -225,7 +225,7 @@ def test_a_closure_is_called_with_gradients_on() -> None:
     assert isinstance(optimizer.step(closure), float)
 
 
-def test_products_are_in_bf16_where_the_run_is() -> None:
+def test_products_are_in_bf16_in_a_bf16_run() -> None:
     kinds = [
         build_optimizer(network(), recipe=recipe(), precision=p).dtype for p in ("bf16", "fp16")
     ]

@@ -23,7 +23,7 @@ def recipe(**keys: Any) -> TrainingRecipe:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_matrices_decay_and_nothing_else(family: str) -> None:
+def test_only_matrices_decay(family: str) -> None:
     network = ModelRecipe(family=family, n_layer=2, n_head=2, n_embd=16)
     model = build_model(network, Vocabulary(50, 0, 0), block_size=8)
     decay, rest = parameter_groups(model, weight_decay=0.1)
@@ -50,7 +50,9 @@ def test_frozen_parameters_are_in_no_group() -> None:
         ("sgd", torch.optim.SGD, {"momentum": 0.7}),
     ],
 )
-def test_optimizers_get_their_numbers(name: str, kind: type, options: dict[str, Any]) -> None:
+def test_optimizers_get_the_numbers_of_the_recipe(
+    name: str, kind: type, options: dict[str, Any]
+) -> None:
     model = nn.Linear(3, 3)
     optimizer = build_optimizer(
         model,
@@ -76,7 +78,7 @@ def rates(total: int, **keys: Any) -> list[float]:
     return found
 
 
-def test_warmup_does_not_waste_step_one() -> None:
+def test_the_first_step_has_a_learning_rate_above_zero() -> None:
     assert rates(10, warmup_steps=4, schedule="constant")[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates(10, warmup_steps=0, schedule="constant") == [1.0] * 10
     assert rates(100, warmup_steps=0.05, schedule="constant")[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
@@ -96,7 +98,7 @@ def test_every_decay_ends_just_above_its_floor() -> None:
     assert wsd[-1] == pytest.approx(0.05)
 
 
-def test_a_step_behind_the_end_stays_at_the_floor() -> None:
+def test_a_step_after_the_end_keeps_the_minimum_rate() -> None:
     for schedule in ("linear", "cosine", "wsd"):
         made = recipe(schedule=schedule, min_lr_ratio=0.2)
         assert lr_multiplier(150, made, 100) == pytest.approx(0.2)

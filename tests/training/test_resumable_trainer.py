@@ -55,7 +55,7 @@ def test_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("T1")
-def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+def test_a_run_can_be_stopped_many_times(tmp_path: Path) -> None:
     axis = AXES["dropout"]
     continued(tmp_path / "whole", axis)
     for step in (4, 4, 5, 7):
@@ -65,7 +65,7 @@ def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("74")
-def test_a_damaged_checkpoint_costs_its_steps_alone(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_only_its_steps(tmp_path: Path) -> None:
     continued(tmp_path / "whole", {})
     stopped(tmp_path / "run", {}, 7)
     weights = tmp_path / "run" / "checkpoint-6" / WEIGHTS
@@ -102,7 +102,7 @@ def test_a_checkpoint_holds_nothing_pickled(tmp_path: Path) -> None:
         ({9}, [3, 6], RESUME_STEPS),
     ],
 )
-def test_a_save_that_fails_is_tried_once_more_at_the_next_one(
+def test_a_failed_save_is_retried_at_the_next_one(
     full: set[int], left: list[int], end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written behind training, it is known to have failed at the next one, or at the end."""
@@ -127,7 +127,7 @@ def test_a_save_that_fails_is_tried_once_more_at_the_next_one(
 
 
 @pytest.mark.promise("89")
-def test_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -> None:
+def test_a_run_killed_before_a_deletion_deletes_later(tmp_path: Path) -> None:
     continued(tmp_path, {})
     assert CheckpointStore(tmp_path).steps() == [3, 6, 9]
     continued(tmp_path, {"save_total_limit": 1})
@@ -135,7 +135,7 @@ def test_a_run_killed_before_its_last_deletion_makes_up_for_it(tmp_path: Path) -
 
 
 @pytest.mark.promise("83")
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     stopped(tmp_path, {}, 4)
     trainer = make_trainer(tmp_path, [], model=make_model("qwen3"))
     with pytest.raises(MismatchError, match=r"checkpoint-3: holds another model"):
@@ -143,7 +143,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("88")
-def test_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
+def test_a_missing_best_checkpoint_is_an_error(tmp_path: Path) -> None:
     axis = {"eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
     continued(tmp_path, axis)
     (tmp_path / "checkpoint-3" / WEIGHTS).unlink()
@@ -151,7 +151,7 @@ def test_the_best_model_is_not_silently_another(tmp_path: Path) -> None:
         continued(tmp_path, axis)
 
 
-def test_f15_a_rate_that_was_changed_is_taken(tmp_path: Path) -> None:
+def test_a_changed_learning_rate_is_used_when_resuming(tmp_path: Path) -> None:
     """The stock Trainer takes the checkpoint's, without a word."""
     stopped(tmp_path, {}, 7)
     rows: list[dict[str, Any]] = []
@@ -193,7 +193,7 @@ def test_the_best_model_is_found_in_a_folder_that_was_moved(tmp_path: Path) -> N
         assert name not in weights or torch.equal(value, weights[name])
 
 
-def test_early_stopping_ends_a_resumed_run_where_it_would_have(tmp_path: Path) -> None:
+def test_early_stopping_ends_a_resumed_run_at_the_same_step(tmp_path: Path) -> None:
     axis = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2}
     whole = continued(tmp_path / "whole", axis)
     assert whole.state.global_step == 6
@@ -204,7 +204,7 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have(tmp_path: Path) -
 
 
 @pytest.mark.promise("T1")
-def test_the_rows_of_a_resumed_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_log_rows(tmp_path: Path) -> None:
     axis = {"logging_steps": 4, "save_steps": 3}
 
     def run(folder: Path, *stops: int) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def numbered(rows: Any) -> Any:
 @pytest.mark.promise("99")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
+def test_a_nonfinite_step_within_the_limit_changes_nothing(
     kind: str, lag: int, tmp_path: Path
 ) -> None:
     update = {"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 4, "save_steps": 8}
@@ -72,7 +72,7 @@ def test_a_step_within_the_budget_is_left_out_and_nothing_of_it_stays(
 
 
 @pytest.mark.promise("99")
-def test_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -> None:
+def test_one_nonfinite_step_too_many_ends_the_run_with_details(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     trainer = make_trainer(tmp_path, rows, max_nonfinite_steps=1, collator=numbered)
     spoiled(trainer, (6, 9), float("inf"))
@@ -98,7 +98,7 @@ def test_one_step_too_many_ends_the_run_with_all_that_is_known(tmp_path: Path) -
 
 
 @pytest.mark.promise("99")
-def test_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path) -> None:
+def test_a_diverging_run_ends_with_finite_weights(tmp_path: Path) -> None:
     """The real thing, in place of a NaN that was put there."""
     recipe = TRAINING.model_copy(update={"learning_rate": 1e20, "optimizer": "sgd"})
     trainer = make_trainer(tmp_path, [], recipe=recipe)
@@ -108,7 +108,7 @@ def test_a_rate_that_explodes_ends_the_run_with_finite_weights(tmp_path: Path) -
 
 
 @pytest.mark.promise("99")
-def test_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
+def test_the_limit_of_nonfinite_steps_is_kept_across_resumes(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"save_steps": 4})
     trainer = make_trainer(tmp_path, [], recipe=recipe, max_nonfinite_steps=1)
     spoiled(trainer, (3, 7), float("nan"))
@@ -120,7 +120,7 @@ def test_the_budget_is_the_runs_and_not_its_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("100")
-def test_a_batch_without_targets_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_batch_without_targets_is_skipped_and_counted(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
 
     def emptied(block_rows: Any) -> Any:
@@ -155,7 +155,7 @@ def watched(guard: StepGuard, loss: float, norm: float, items: int = 8) -> int:
 
 
 @pytest.mark.promise("99")
-def test_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
+def test_an_outlier_among_the_last_128_losses_or_norms_is_a_spike() -> None:
     guard, chance = StepGuard(lag=0, spike_threshold=6.0), np.random.default_rng(0)
     assert watched(guard, 1e3, 1e3) == APPLIED  # there is nothing to judge by yet
     for _ in range(WINDOW):
@@ -180,7 +180,7 @@ def test_a_loss_or_norm_that_leaps_out_of_the_last_128_is_a_spike() -> None:
 
 
 @pytest.mark.promise("99")
-def test_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
+def test_a_spike_in_training_is_skipped(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"max_steps": 140, "learning_rate": 1e-4})
     blocks = make_blocks(8 * 140)
@@ -190,7 +190,7 @@ def test_a_spike_in_training_is_left_out(tmp_path: Path) -> None:
     assert [row["step"] for row in rows if row.get("skipped") == "spike"] == [135]
 
 
-def test_the_blocks_of_a_batch_are_those_of_its_step(tmp_path: Path) -> None:
+def test_a_step_is_reported_with_its_own_blocks(tmp_path: Path) -> None:
     """Whatever reads ahead."""
     recipe = TRAINING.model_copy(update={"max_steps": 4})
     blocks = BlockDataset(make_blocks().with_format(None).cast_column("input_ids", fixed()))

@@ -137,7 +137,7 @@ def test_padding_counts_neither_in_the_loss_nor_among_the_tokens(tmp_path: Path)
     assert rows[0]["tokens"] == predicted
 
 
-def test_tokens_seconds_and_speed_are_numbers(tmp_path: Path) -> None:
+def test_tokens_seconds_and_throughput_are_logged(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = TRAINING.model_copy(update={"logging_steps": 5, "eval_steps": 10, "save_steps": 7})
     trainer = make_trainer(tmp_path, rows, recipe=recipe)
@@ -174,7 +174,7 @@ def test_a_logged_loss_is_the_mean_since_the_last_row(tmp_path: Path) -> None:
 
 @pytest.mark.promise("99")
 @pytest.mark.parametrize("place", ["weight", "gradient"])
-def test_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -> None:
+def test_nonfinite_gradients_do_not_reach_the_optimizer(place: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     model = make_model()
     weight = model.transformer.h[0].mlp.c_fc.weight
@@ -194,7 +194,7 @@ def test_nothing_infinite_reaches_the_optimizer(place: str, tmp_path: Path) -> N
 
 @pytest.mark.promise("99")
 @pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
-def test_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path) -> None:
+def test_a_step_checked_one_step_later_was_not_applied(kind: str, tmp_path: Path) -> None:
     """As on a GPU: the optimizer leaves the broken step out by itself, and nothing is saved."""
     recipe = TRAINING.model_copy(
         update={"optimizer": kind, "matrix_learning_rate": 0.01, "logging_steps": 2}
@@ -223,7 +223,7 @@ def test_a_step_that_is_asked_about_late_was_not_taken(kind: str, tmp_path: Path
 
 
 @pytest.mark.promise("99")
-def test_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
+def test_nothing_is_saved_before_the_last_step_is_known_to_be_finite(tmp_path: Path) -> None:
     """The last step has no next one to be asked in; its row and its checkpoint would come first."""
     recipe = TRAINING.model_copy(
         update={"max_steps": 3, "save_steps": 3, "logging_steps": 5, "eval_steps": 5}
@@ -243,7 +243,7 @@ def test_nothing_is_written_before_the_last_step_is_known_to_be_finite(tmp_path:
 
 
 @pytest.mark.promise("99")
-def test_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
+def test_a_nonfinite_model_is_not_evaluated(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"eval_steps": 2, "logging_steps": 5})
     model, measured = make_model(), []
     trainer = make_trainer(tmp_path, [], recipe=recipe, model=model, evaluate=measured.append)
@@ -256,7 +256,7 @@ def test_what_is_not_finite_is_not_evaluated(tmp_path: Path) -> None:
     assert not measured
 
 
-def test_evaluating_leaves_no_trace(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_training(tmp_path: Path) -> None:
     weights = []
     for every in (3, 20):
         rows: list[dict[str, Any]] = []
@@ -267,7 +267,7 @@ def test_evaluating_leaves_no_trace(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
-def test_a_checkpoint_says_use_cache_and_training_does_not(tmp_path: Path) -> None:
+def test_use_cache_is_true_in_checkpoints_and_false_in_training(tmp_path: Path) -> None:
     model = make_model()
     recipe = TRAINING.model_copy(update={"max_steps": 2, "save_steps": 2})
     make_trainer(tmp_path, [], recipe=recipe, model=model).train_from(None)
@@ -302,7 +302,7 @@ def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> No
         assert torch.equal(trainer.model.state_dict()[name], value)
 
 
-def test_shares_of_all_steps_become_steps() -> None:
+def test_fractions_of_all_steps_become_steps() -> None:
     assert [count_steps(x, 50) for x in (7, 0.1, 0.001, 0.5)] == [7, 5, 1, 25]
     recipe = TRAINING.model_copy(
         update={"eval_steps": 0.1, "save_steps": 0.3, "load_best_model_at_end": True}
@@ -311,7 +311,7 @@ def test_shares_of_all_steps_become_steps() -> None:
     assert (args.eval_steps, args.save_steps) == (3, 9)
 
 
-def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
+def test_throughput_excludes_pauses(monkeypatch: Any) -> None:
     now = [0.0]
     monkeypatch.setattr("hf_lm.training.trainer.time.monotonic", lambda: now[0])
     clock = ThroughputMeter(5.0)
@@ -324,7 +324,7 @@ def test_the_clock_leaves_out_pauses(monkeypatch: Any) -> None:
     assert clock.tokens_per_second(400) is None
 
 
-def test_the_copy_of_a_checkpoint_is_no_part_of_the_speed(tmp_path: Path) -> None:
+def test_throughput_excludes_the_copy_of_a_checkpoint(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"max_steps": 4, "save_steps": 2})
     trainer = make_trainer(tmp_path, [], recipe=recipe)
     trainer.set_best_checkpoint = lambda: time.sleep(0.2)

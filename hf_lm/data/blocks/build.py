@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +84,7 @@ def block_rows(
     return tokens.map(Group(groupers))
 
 
-def read_batches_ahead(documents: Documents) -> Iterator[dict[str, Any]]:
+def read_batches_ahead(documents: Documents) -> Iterator[dict[str, object]]:
     """Iterate over batches of documents; the next one is read while one is tokenized."""
     return prefetch(documents.batches(), batch_size=1, depth=1)
 

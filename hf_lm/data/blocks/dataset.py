@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,11 +57,11 @@ class Blocks(NamedTuple):
         sampler: the order of the training blocks of a mixture; None means any random order.
     """
 
-    splits: Mapping[str, Any]
+    splits: Mapping[str, object]
     counts: Mapping[str, SplitCounts]
     sampler: MixtureSampler | None = None
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """Return the counts in the form that provenance.json stores."""
         return {"text": {split: asdict(counts) for split, counts in self.counts.items()}}
 
@@ -85,10 +85,10 @@ class BlockDataset(TorchDataset):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         return self.__getitems__([range(len(self))[index]])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
         """Return the rows of a batch; a DataLoader calls this once per batch."""
         starts, chunks = self.starts, self.chunks
         located = ((index, bisect_right(starts, index) - 1) for index in indices)

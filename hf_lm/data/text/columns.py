@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from hf_lm.data.text.conversations import MESSAGES, PAIR, conversation_columns, conversation_text
 from hf_lm.recipe import DataRecipe, template_fields
@@ -23,7 +23,7 @@ class Columns(Protocol):
     def missing(self, columns: Iterable[str]) -> str | None:
         """Describe what a row with these columns lacks; return None if it lacks nothing."""
 
-    def text(self, row: Any) -> str:
+    def text(self, row: object) -> str:
         """Return the text of a row.
 
         Raises:
@@ -67,7 +67,7 @@ class TextColumns(NamedTuple):
         use = f"set {key} to one of {known}" if self.template is None else f"{key} may use {known}"
         return f'has no "{absent[0]}"; {use}'
 
-    def text(self, row: Any) -> str:
+    def text(self, row: object) -> str:
         """Return the text of a row; a string in place of a row is its own text."""
         template = self.template if isinstance(row, dict) else None
         values = [row[name] for name in self.names] if isinstance(row, dict) else [row]
@@ -99,7 +99,7 @@ class ConversationColumns:
             f'"completion" requires; it has {quoted(columns)}'
         )
 
-    def text(self, row: Any) -> str:
+    def text(self, row: object) -> str:
         """Return the conversation of a row as JSON."""
         if not isinstance(row, Mapping):
             raise ValueError(f"is {type(row).__name__}, expected an object with a conversation")

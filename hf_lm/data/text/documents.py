@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_lm.data.text.columns import columns_of
 from hf_lm.data.text.formats import Report, read_documents
@@ -198,7 +198,7 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         is_validation = is_validation or document.hash < self.holdout.hash_threshold
         yield document._replace(split="validation" if is_validation else "train")
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[dict[str, object]]:
         """Yield texts in batches of about BATCH_BYTES, each of one subset.
 
         A subset is a split, or one source of a mixture: the blocks of sources are mixed later. An

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hf_lm.recipe.sections.recipe import Recipe
 from hf_lm.recipe.strict_json import NO_VALUE, Problem
@@ -26,7 +26,7 @@ class Conflict(NamedTuple):
 Check = Callable[[Recipe], Iterator[Conflict]]
 
 
-def conflict(key: str, rule: str, value: Any = NO_VALUE, *, other_keys: str = "") -> Conflict:
+def conflict(key: str, rule: str, value: object = NO_VALUE, *, other_keys: str = "") -> Conflict:
     """Make a conflict from dotted keys.
 
     Args:

@@ -11,7 +11,6 @@ import importlib.util
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hf_lm.recipe.strict_json import Problem
 from hf_lm.recipe.validation.suggestions import nearest
@@ -133,7 +132,7 @@ def json_types(annotation: ast.expr) -> set[str]:
     return {name} if name in KINDS else {"str"}
 
 
-def argument_problems(extra_args: Mapping[str, Any]) -> list[Problem]:
+def argument_problems(extra_args: Mapping[str, object]) -> list[Problem]:
     """Return the problems with the names and types of `training.extra_args`."""
     if not extra_args:
         return []
@@ -153,7 +152,7 @@ def argument_problems(extra_args: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def type_rule(value: Any, kinds: set[str]) -> str | None:
+def type_rule(value: object, kinds: set[str]) -> str | None:
     """Return the rule that a value of another type breaks; None if its type is allowed."""
     allowed = tuple(kind for name in kinds for kind in KINDS[name])
     fits = isinstance(value, allowed) and (not isinstance(value, bool) or "bool" in kinds)

@@ -97,7 +97,7 @@ def recipe_of(source: Any, **changes: Any) -> DataRecipe:
 @pytest.mark.parametrize("grouping", ["concat", "best_fit"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_stopped_stream_goes_on_with_the_very_next_block(
+def test_a_stopped_stream_resumes_with_the_next_block(
     world_size: int, threads: int, grouping: str, mixed: bool, tmp_path: Path, tokenizer: Any
 ) -> None:
     data = recipe_of(sources_in(tmp_path, mixed), grouping=grouping)
@@ -117,7 +117,7 @@ def test_a_stopped_stream_goes_on_with_the_very_next_block(
             assert taken(last, 20) == whole[stop + 11 : stop + 31]
 
 
-def test_every_block_is_a_place_to_stop_at(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_stream_can_resume_after_any_block(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(sources_in(tmp_path, mixed=True))
     whole = taken(opened(data, tokenizer, StreamShard()), 330)
     first = opened(data, tokenizer, StreamShard())
@@ -179,7 +179,7 @@ def test_two_passes_predict_every_token_twice(
         assert sorted(pieces) == sorted(texts)
 
 
-def test_best_fit_cuts_no_document_that_fits(tmp_path: Path, tokenizer: Any) -> None:
+def test_best_fit_does_not_cut_documents_that_fit(tmp_path: Path, tokenizer: Any) -> None:
     texts = random_texts(50)
     data = recipe_of(write_texts(tmp_path / "a", texts), grouping="best_fit", block_size=70)
     rows = [
@@ -211,7 +211,7 @@ def test_held_out_documents_are_never_streamed(tmp_path: Path, tokenizer: Any) -
     assert not any(f"{EOS}{text}{EOS}" in streamed for text in num_validation_blocks)
 
 
-def test_a_stream_that_fills_no_block_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_stream_shorter_than_a_block_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     source = write_texts(tmp_path / "a", ["ab", "cd", "ef"])
     own = write_texts(tmp_path / "b", ["held out text " * 20])
     data = recipe_of(source, block_size=100, validation={"source": own})
@@ -242,7 +242,7 @@ def test_another_number_of_threads_is_refused_by_name(tmp_path: Path, tokenizer:
         opened(data, tokenizer, StreamShard()).load_state_dict(state)
 
 
-def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_read() -> None:
+def test_an_error_while_prefetching_is_raised_to_the_reader() -> None:
     def items() -> Iterator[int]:
         yield from range(5)
         raise DataError("gone")
@@ -253,7 +253,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_read() -> Non
     assert seen == [0, 1, 2, 3]
 
 
-def test_reading_ahead_ends_with_its_listener() -> None:
+def test_prefetching_ends_with_its_reader() -> None:
     read = []
     numbers = (read.append(n) or n for n in itertools.count())
     rows = prefetch(numbers, batch_size=3, depth=4)
@@ -287,7 +287,7 @@ def test_the_second_pass_has_another_order(tmp_path: Path, tokenizer: Any) -> No
     assert [n for n in second if n in first] != first
 
 
-def test_a_row_of_a_stream_is_what_the_collator_takes(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_collator_accepts_rows_of_a_stream(tmp_path: Path, tokenizer: Any) -> None:
     data = recipe_of(write_texts(tmp_path / "a", random_texts(40)))
     row = next(iter(opened(data, tokenizer, StreamShard())))
     assert row["input_ids"].dtype == np.uint16

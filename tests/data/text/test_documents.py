@@ -24,7 +24,7 @@ def splits(data: DataRecipe) -> dict[str, list[str]]:
 
 
 @pytest.mark.promise("58")
-def test_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
+def test_validation_documents_in_the_training_text_are_counted(tmp_path: Path) -> None:
     train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", TEXT)
     data = data_recipe(train, validation={"source": str(held)})
     found = scanned(data)
@@ -34,7 +34,7 @@ def test_validation_text_that_is_trained_on_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("60")
-def test_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
+def test_a_file_listed_twice_is_noted_and_counts_once_unless_deduplication_is_off(
     tmp_path: Path,
 ) -> None:
     file = write(tmp_path / "a.txt", f"{TEXT}\n{TEXT}")
@@ -46,7 +46,7 @@ def test_a_file_listed_twice_counts_once_or_on_request_twice_and_is_told(
     assert scanned(data).notes == (f"{file} is listed 2 times and counts 2 times",)
 
 
-def test_a_text_that_was_there_before_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_duplicate_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     texts = [f"{TEXT}{number}" for number in (1, 2, 1, 3, 2, 1)]
     first, second = (write_jsonl(tmp_path / f"{n}.jsonl", texts) for n in "ab")
     data = data_recipe([first, second])
@@ -61,7 +61,7 @@ def test_a_text_that_was_there_before_is_left_out_and_counted(tmp_path: Path) ->
     assert (scanned(kept).documents, scanned(kept).duplicates) == (12, 0)
 
 
-def test_a_stream_leaves_nothing_out_and_says_nothing_else(tmp_path: Path) -> None:
+def test_a_stream_does_not_deduplicate(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [TEXT, TEXT, f"{TEXT}2"])
     assert scanned(data_recipe(file, streaming=True)).notes == ()
 
@@ -80,7 +80,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.promise("63")
-def test_the_fingerprint_goes_by_content_not_by_name_or_time(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_not_name_or_time(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", TEXT)
     before = fingerprint(data_recipe(file), find_corpus(data_recipe(file)))
     stat = file.stat()
@@ -103,7 +103,7 @@ def test_the_fingerprint_goes_by_content_not_by_name_or_time(tmp_path: Path) -> 
     ],
     ids="-".join,
 )
-def test_the_fingerprint_goes_by_all_that_chooses_documents(
+def test_the_fingerprint_depends_on_every_key_that_selects_documents(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [TEXT])
@@ -112,7 +112,7 @@ def test_the_fingerprint_goes_by_all_that_chooses_documents(
     assert fingerprint(data, find_corpus(data)) != fingerprint(other, find_corpus(other))
 
 
-def test_a_scan_is_kept_for_the_next_run_and_never_stale(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_cached_scan_is_reused_only_if_nothing_changed(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file = write_jsonl(tmp_path / "a.jsonl", [TEXT, TEXT, f"{TEXT}2"])
     read_now: list[int] = []
@@ -127,13 +127,13 @@ def test_a_scan_is_kept_for_the_next_run_and_never_stale(tmp_path: Path, monkeyp
     assert len(read_now) == 4
 
 
-def test_a_check_keeps_no_scan(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_check_does_not_cache_its_scan(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     scanned(data_recipe(write_jsonl(tmp_path / "a.jsonl", [TEXT, f"{TEXT}2"])))
     assert not cache_root().exists()
 
 
-def test_the_split_goes_by_content(tmp_path: Path) -> None:
+def test_the_split_depends_on_content(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(500)]
     data = data_recipe(write_jsonl(tmp_path / "a.jsonl", texts), validation={"holdout": 0.1})
     held = set(splits(data)["validation"])
@@ -156,7 +156,7 @@ def test_the_split_goes_by_content(tmp_path: Path) -> None:
         assert len(again["train"]) + len(again["validation"]) == (500 if deduplicate else 550)
 
 
-def test_few_documents_leave_one_on_each_side(tmp_path: Path) -> None:
+def test_few_documents_leave_one_in_each_split(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [f"{TEXT}{name}" for name in "abc"])
     for holdout in (1e-9, 1 - 1e-9):
         found = splits(data_recipe(file, validation={"holdout": holdout}))
@@ -164,9 +164,7 @@ def test_few_documents_leave_one_on_each_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_one_document_is_cut_at_the_line_end_nearest_to_the_share(
-    copies: int, tmp_path: Path
-) -> None:
+def test_a_single_document_is_cut_at_the_nearest_line_end(copies: int, tmp_path: Path) -> None:
     text = "".join(f"line {i}\n" for i in range(100))
     file = write_jsonl(tmp_path / "a.jsonl", [text] * copies)
     found = splits(data_recipe(file, validation={"holdout": 0.1}))
@@ -178,14 +176,14 @@ def test_one_document_is_cut_at_the_line_end_nearest_to_the_share(
         scanned(data_recipe(write(tmp_path / "b.txt", "a single line of text")))
 
 
-def test_nothing_is_held_out_of_text_with_validation_text_of_its_own(tmp_path: Path) -> None:
+def test_nothing_is_held_out_if_there_is_a_validation_source(tmp_path: Path) -> None:
     train, held = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", f"{TEXT}2")
     data = data_recipe(train, validation={"source": str(held)})
     assert splits(data) == {"train": [TEXT], "validation": [f"{TEXT}2"]}
     assert scanned(data).holdout == Holdout(0)
 
 
-def test_a_line_beside_a_hub_dataset_is_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_one_local_line_with_a_hub_dataset_is_accepted(tmp_path: Path) -> None:
     assert scanned(data_recipe([write(tmp_path / "a.txt", TEXT), "USER/text"])).documents == 1
 
 

@@ -52,13 +52,13 @@ BAD_FILES: dict[str, tuple[str, str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named_with_its_line(name: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named_with_its_line(name: str, tmp_path: Path) -> None:
     file, content, expected = BAD_FILES[name]
     assert re.search(expected, scan_error(data_recipe(write(tmp_path / file, content))))
 
 
 @pytest.mark.promise("41")
-def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> None:
+def test_a_missing_file_is_shown_with_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     text = scan_error(data_recipe([tmp_path / "no.txt", tmp_path / "*.md", tmp_path / "empty"]))
     assert f"{tmp_path}/no.txt: no such file or folder (current folder: {Path.cwd()})" in text
@@ -67,7 +67,7 @@ def test_what_is_not_there_is_shown_with_the_current_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.promise("12")
-def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_data_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     assert "is not a regular file" in scan_error(data_recipe(tmp_path / "pipe.txt"))
 
@@ -84,7 +84,7 @@ def test_bad_bytes_are_replaced_or_skipped_on_request_and_counted(tmp_path: Path
 
 
 @pytest.mark.promise("46")
-def test_to_49_marks_and_line_ends(tmp_path: Path) -> None:
+def test_byte_order_marks_are_removed_and_line_ends_normalised(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\rthree\xe2\x80\xa8four\x0c\x00")
     assert read(data_recipe(tmp_path / "a.txt")) == ["one\ntwo\nthree\u2028four\x0c\x00"]
     data = data_recipe(tmp_path / "a.txt")
@@ -92,7 +92,7 @@ def test_to_49_marks_and_line_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("50")
-def test_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> None:
+def test_long_lines_and_lines_without_an_end_are_read(tmp_path: Path, monkeypatch: Any) -> None:
     line = "word " * 200_000
     write(tmp_path / "a.txt", f"{line}\nend")
     assert read(data_recipe(tmp_path / "a.txt", sample_by="line")) == [line, "end"]
@@ -106,7 +106,7 @@ def test_and_51_long_and_unended_lines(tmp_path: Path, monkeypatch: Any) -> None
 
 
 @pytest.mark.promise("55")
-def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text}) for text in ("", TEXT, " ", "x")]
     write(tmp_path / "a.jsonl", "\n".join(rows))
     data = data_recipe(tmp_path / "a.jsonl")
@@ -155,7 +155,7 @@ def test_text_files_are_cut_by_paragraph_or_line_on_request(tmp_path: Path) -> N
     assert read(data_recipe(tmp_path / "a.txt", sample_by="line")) == ["one", "two", "three"]
 
 
-def test_a_folder_gives_data_files_in_order_and_no_hidden_ones(tmp_path: Path) -> None:
+def test_a_folder_gives_its_data_files_in_order_without_hidden_ones(tmp_path: Path) -> None:
     for name in ("b.txt", "a/c.py", ".secret.txt", ".git/x.txt", "image.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, name)
