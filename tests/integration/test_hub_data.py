@@ -69,7 +69,7 @@ def test_the_commit_of_a_revision_is_recorded_in_the_provenance(
         no_revision = run_recipe(missing, code=2, **environment)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
     cached = run_recipe(missing, code=2, **offline)
-    assert "USER/text: revision v3 is not here" in cached.stderr
+    assert "USER/text: revision v3 is not in the cache" in cached.stderr
     assert "the cached copy is of" in cached.stderr
     first, second, third = (provenance(tmp_path / n) for n in ("run", "by-commit", "newest"))
     assert commit in first["commits"][0]
