@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 
 class HfLmError(Exception):
-    """Something the person at the keyboard can mend; `exit_code` says which kind.
+    """An error that the user can fix; `exit_code` says which kind.
 
     HfLmError
     ├── RecipeError      2   the recipe cannot be run as written
     ├── DataError        2   the text cannot be trained on
-    ├── CheckpointError  3   no checkpoint of the run is whole
+    ├── CheckpointError  3   no checkpoint of the run is valid
     ├── MismatchError    4   the folder holds a run of another recipe, data or tokenizer
     ├── NonFiniteError   5   the loss or a gradient became NaN or infinite
-    ├── UploadError      6   trained, and not uploaded
+    ├── UploadError      6   the model was trained but not uploaded
     ├── LockedError     75   another run holds the folder
     └── StoppedError   130   a signal ended the run; 143 for all but SIGINT
     """
@@ -40,31 +40,31 @@ class DataError(HfLmError):
 
 
 class CheckpointError(HfLmError):
-    """No checkpoint of the run is whole, or one that is needed is not."""
+    """No checkpoint of the run is valid, or one that is needed is damaged."""
 
     exit_code = 3
 
 
 class MismatchError(HfLmError):
-    """The output folder holds a run of another recipe, data or tokenizer."""
+    """The output directory holds a run of another recipe, data or tokenizer."""
 
     exit_code = 4
 
 
 class NonFiniteError(HfLmError):
-    """The loss or a gradient became NaN or infinite; the model was left as it was."""
+    """The loss or a gradient became NaN or infinite; the weights were not changed."""
 
     exit_code = 5
 
 
 class UploadError(HfLmError):
-    """The model was not uploaded; it is safe where it was trained."""
+    """The model was not uploaded; it is still in its output directory."""
 
     exit_code = 6
 
 
 class LockedError(HfLmError):
-    """Another run holds the folder."""
+    """Another run holds the output directory."""
 
     exit_code = 75  # sysexits.h EX_TEMPFAIL
 
@@ -73,8 +73,8 @@ class StoppedError(HfLmError):
     """A signal ended the run.
 
     Args:
-        number: of the signal.
-        step: the one that a checkpoint was written at; None where none was.
+        number: the number of the signal.
+        step: the step of the checkpoint that was written; None if there is none.
     """
 
     def __init__(self, number: int, step: int | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,7 @@ class Blocks(NamedTuple):
         sampler: the order of the training blocks of a mixture; None means any random order.
     """
 
-    splits: Mapping[str, object]
+    splits: Mapping[str, Any]
     counts: Mapping[str, SplitCounts]
     sampler: MixtureSampler | None = None
 
