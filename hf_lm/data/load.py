@@ -156,9 +156,9 @@ def write_blocks(
 
     blocks = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
     open_blocks(blocks, text.corpus.weights, data, seed=0)
-    facts = {"content": text.content, **text.provenance()}
+    provenance = {"content": text.content, **text.provenance()}
     weights = text.corpus.weights
-    write_prepared(folder, blocks, tokenizer, data, weights=weights, facts=facts)
+    write_prepared(folder, blocks, tokenizer, data, weights=weights, provenance=provenance)
 
 
 def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:

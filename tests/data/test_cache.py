@@ -190,13 +190,13 @@ def test_a_scan_is_cached_for_the_next_run(write_recipe: Callable[..., Path]) ->
     recipe = load_recipe(write_recipe())
     corpus = find_corpus(recipe.data)
     first = scan_documents(recipe.data, corpus, keep=True)
-    safe_error_message: list[int] = []
+    reported: list[int] = []
     again = scan_documents(
         recipe.data,
         corpus,
         keep=True,
-        report=lambda documents, _: safe_error_message.append(documents),
+        report=lambda documents, _: reported.append(documents),
     )
     assert again == first == scan_documents(recipe.data, corpus)
-    assert safe_error_message == []
+    assert reported == []
     assert json.loads(next(cache_root().rglob("scan.json")).read_text())["documents"] > 9

@@ -59,7 +59,7 @@ def write_prepared(
     data: DataRecipe,
     *,
     weights: list[float],
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> None:
     """Write a prepared folder atomically, and replace one that is already there.
 
@@ -69,7 +69,7 @@ def write_prepared(
         tokenizer: the tokenizer that made the ids.
         data: how the ids were grouped.
         weights: the share of the training tokens of each source of a mixture.
-        facts: provenance of the text: its fingerprint and the commits of Hub datasets.
+        provenance: of the text: its fingerprint and the commits of Hub datasets.
 
     Raises:
         DataError: the folder is not empty and holds no prepared blocks.
@@ -82,7 +82,7 @@ def write_prepared(
         shutil.copyfile(blocks / COUNTS, staging / COUNTS)
         tokenizer.save_pretrained(str(staging / TOKENIZER))
         (staging / "README.md").write_text(dataset_card(staging, settings), encoding="utf-8")
-        manifest = {"format": FORMAT, **settings, "weights": weights, **facts}
+        manifest = {"format": FORMAT, **settings, "weights": weights, **provenance}
         manifest["files"] = hash_files(staging)
         (staging / PREPARED).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
