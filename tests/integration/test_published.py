@@ -426,5 +426,5 @@ def test_unfinished_run_is_not_published(run: Path, hub: Hub) -> None:
     (run / "status.json").write_text('{"state": "stopped", "reason": "", "step": 4}')
     code, output = push(run, hub)
     assert code == 2
-    assert "holds no run that has ended" in output
+    assert "does not hold a finished run" in output
     assert not hub.requests
