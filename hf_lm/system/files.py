@@ -7,12 +7,13 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from hf_lm.upstream import OS_ERROR
 
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # raised by file systems without fsync
 
@@ -144,7 +145,7 @@ def unwrap_os_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = re.search(r"os error (\d+)", str(error))
+        number = OS_ERROR.search(str(error))
         if isinstance(error, OSError) or number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
