@@ -18,6 +18,7 @@ from hf_lm.planning.hardware import detect_hardware
 from hf_lm.planning.micro_batch import find_micro_batch
 from hf_lm.recipe import ModelRecipe, load_recipe
 from hf_lm.run_dir.directory import RunDirectory
+from hf_lm.upstream import checkpointing_name
 from hf_lm.workflows.stages import plan_and_build
 
 T = 4
@@ -33,6 +34,11 @@ class Tried(NamedTuple):
     model: Any
 
 
+def is_checkpointing(model: Any) -> bool:
+    """Return whether activation checkpointing is on."""
+    return getattr(model, f"is_{checkpointing_name()}")
+
+
 def tried(monkeypatch: pytest.MonkeyPatch, room: int, **options: Any) -> Tried:
     """A search on a device where `room` blocks fit."""
     shape = ModelRecipe(n_layer=1, n_head=1, n_embd=4)
@@ -42,7 +48,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, room: int, **options: Any) -> Tried:
     def limited(**batch: Any) -> Any:
         sizes.append(len(batch["input_ids"]))
         autocast = torch.is_autocast_enabled("cpu")
-        states.add((model.training, model.is_activation_checkpointing, autocast))
+        states.add((model.training, is_checkpointing(model), autocast))
         if sizes[-1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(**batch)
@@ -70,7 +76,7 @@ def test_the_largest_size_that_fits_is_found(
         (True, activation_checkpointing, dtype == torch.bfloat16)
     }  # as it will be trained
     assert all(weight.grad is None for weight in model.parameters())
-    assert not model.is_activation_checkpointing
+    assert not is_checkpointing(model)
 
 
 @pytest.mark.parametrize("options", [{"room": 0}, {"room": 12, "other_memory": 2**60}])

@@ -19,6 +19,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +27,15 @@ EXTRAS = ("lora", "onnx", "test")
 MISSING_PARTS = "from hf_lm.upstream import missing_parts; print(*missing_parts(), sep='\\n')"
 
 
-def requirements() -> dict[str, Requirement]:
-    """The requirements of the installed package and its extras, by package."""
-    return {
-        canonicalize_name(requirement.name): requirement
-        for requirement in map(Requirement, requires("hf_lm") or [])
-        if requirement.marker is None
-        or any(requirement.marker.evaluate({"extra": extra}) for extra in EXTRAS)
-    }
+def requirements() -> dict[str, SpecifierSet]:
+    """The supported versions of every requirement of the installed package and its extras."""
+    supported: dict[str, SpecifierSet] = {}
+    for requirement in map(Requirement, requires("hf_lm") or []):
+        name = canonicalize_name(requirement.name)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in EXTRAS):
+            supported[name] = supported.get(name, SpecifierSet()) & requirement.specifier
+    return supported
 
 
 def run(*command: str | Path) -> str:
@@ -60,10 +62,10 @@ def main() -> int:
         listed = run(python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check")
         versions = json.loads(listed.splitlines()[0])
         beyond = [
-            f"{package['name']} {package['version']} is beyond {known[name].specifier}"
+            f"{package['name']} {package['version']} is beyond {known[name]}"
             for package in versions
             if (name := canonicalize_name(package["name"])) in known
-            and package["version"].partition("+")[0] not in known[name].specifier
+            and package["version"].partition("+")[0] not in known[name]
         ]
         missing = [f"missing: {line}" for line in run(python, "-c", MISSING_PARTS).splitlines()]
         tests = run(python, "-m", "pytest", "-n", "logical", "-q", "-rfE", "--tb=no")
