@@ -46,7 +46,7 @@ def test_other_errors_are_not_changed() -> None:
         raise RuntimeError("boom")
 
 
-@pytest.mark.slow  # not under coverage: torch's SIGCHLD handler may raise while coverage holds a lock
+@pytest.mark.slow  # torch's SIGCHLD handler may raise while coverage holds its lock
 @pytest.mark.promise("105")
 def test_a_killed_worker_is_one_line_and_the_run_resumes(tmp_path: Path) -> None:
     recipe = TRAINING.model_copy(update={"dataloader_num_workers": 1, "save_steps": 2})
