@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all sub-commands."""
+    """Build the parser of all sub-commands."""
     root = argparse.ArgumentParser(
         prog="hf-lm", description="Train, evaluate and use small language models."
     )

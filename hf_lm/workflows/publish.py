@@ -101,7 +101,7 @@ def write_card(run_dir: RunDirectory, recipe: Recipe, model: Path, step: int = 0
 
 
 def retry_command(run_dir: RunDirectory, recipe: Recipe) -> str:
-    """The shell command that publishes a run under the name in the recipe."""
+    """Return the shell command that publishes a run under the name in the recipe."""
     path = shlex.quote(console.short(run_dir.path))
     return f"hf-lm publish {path} --set hub.model_id={recipe.hub.model_id}"
 

@@ -57,7 +57,7 @@ class Published(NamedTuple):
 
 
 def reproduction_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a published model, with an output directory beside that of the original."""
+    """Return the recipe of a published model, with an output directory of its own."""
     raw = fetch_recipe(name)
     raw["output_dir"] = str(Path.cwd() / "runs" / f"{raw['name']}-reproduced")
     return make_recipe(raw, Path.cwd(), name=name, overrides=overrides)

@@ -29,12 +29,10 @@ def verify_run(path: Path) -> None:
     problems = {checkpoint.name: list(verify(checkpoint)) for checkpoint in checkpoints}
     if not problems:
         raise DataError(f"{path}: holds no checkpoint")
-    show_rows(str(path), [(name, "; ".join(lines) or "whole") for name, lines in problems.items()])
+    show_rows(str(path), [(name, "; ".join(lines) or "valid") for name, lines in problems.items()])
     damaged = [f"{path / name}: {lines[0]}" for name, lines in problems.items() if lines]
     if damaged:
-        raise CheckpointError(
-            [*damaged, "a run continues from the newest checkpoint that is whole"]
-        )
+        raise CheckpointError([*damaged, "a run continues from the newest valid checkpoint"])
 
 
 def status_rows(path: Path) -> list[tuple[str, str]]:
@@ -96,8 +94,8 @@ def learning_rows(last: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Describe the newest values in the log."""
     columns = (
         ("loss", "loss", "{}"),
-        ("held out", "eval_loss", "{}"),
-        ("rate", "learning_rate", "{:.2g}"),
+        ("validation loss", "eval_loss", "{}"),
+        ("learning rate", "learning_rate", "{:.2g}"),
         ("speed", "tokens_per_second", "{:,.0f} tokens per second"),
     )
     return [

@@ -147,7 +147,7 @@ def readable(count: float, unit: str) -> str:
 def text_rows(
     data: DataRecipe, counts: Mapping[str, SplitCounts], *, is_estimate: bool = False
 ) -> list[Row]:
-    """The lines of the plan about the text."""
+    """Return the lines of the plan about the text."""
     about, uncounted = (
         "about " if is_estimate else "",
         "a stream" if data.streaming else "on the Hub",
@@ -168,7 +168,7 @@ def text_rows(
 
 
 def rate_row(training: TrainingRecipe, max_steps: int) -> Row:
-    """The line of the plan about the learning rates, with every "auto" resolved."""
+    """Return the line of the plan about the learning rates, with every "auto" resolved."""
     peak = f"{training.optimizer} {training.learning_rate:.2g}"
     if training.optimizer == "muon":
         peak = f"muon {training.matrix_learning_rate:.2g}, adamw {training.learning_rate:.2g}"

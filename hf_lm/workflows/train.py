@@ -83,7 +83,7 @@ def train_and_evaluate(context: RunContext) -> TrainResult:
 
 
 def make_store(context: RunContext, *, on_saved: Write) -> CheckpointStore:
-    """The checkpoints of the run; each also holds the tokenizer.
+    """Make the store of the run's checkpoints; each checkpoint also holds the tokenizer.
 
     Args:
         context: the run.
@@ -115,7 +115,7 @@ def latest_checkpoint(store: CheckpointStore, hardware: Hardware) -> Path | None
 
 
 def make_hooks(context: RunContext) -> TrainerHooks:
-    """The functions that the trainer calls: optimizer, schedule, evaluation, samples and log."""
+    """Make the functions that the trainer calls: optimizer, schedule, evaluation and others."""
     recipe, hardware = context.recipe, context.hardware
     return TrainerHooks(
         make_optimizer=partial(

@@ -262,7 +262,7 @@ SINGLE = {
         r"full_determinism: is str, expected bool",
     ),
     "output": ({"output_dir": "/"}, r'output_dir = "/": is not a folder of its own'),
-    "token": ({"hub.token": "x"}, r"hub.token: unknown key; no recipe holds a secret"),
+    "token": ({"hub.token": "x"}, r"hub.token: unknown key; a recipe must not hold a secret"),
 }
 
 

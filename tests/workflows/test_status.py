@@ -75,8 +75,8 @@ def test_a_folder_without_a_run_is_rejected(tmp_path: Path, capsys: Any) -> None
 def test_verify_names_the_damaged_file(run: Path, capsys: Any) -> None:
     assert main(["verify", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "checkpoint-4  whole" in out
-    assert "checkpoint-8  whole" in out
+    assert "checkpoint-4  valid" in out
+    assert "checkpoint-8  valid" in out
     path = run / "checkpoint-8" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["verify", str(run)]) == 3

@@ -91,7 +91,7 @@ class Corpus:
         return str(self.prepared / "tokenizer") if self.prepared else None
 
     def of(self, split: str) -> tuple[Source, ...]:
-        """The sources of "train" or "validation"."""
+        """Return the sources of "train" or "validation"."""
         return self.train if split == "train" else self.validation
 
     @property

@@ -96,11 +96,11 @@ def key_path(error: ErrorDetails, raw: Any) -> tuple[str | int, ...]:
 
 
 def validation_problems(error: ValidationError, raw: Any) -> list[Problem]:
-    """One problem a key, whatever the number of ways in which its value does not fit."""
+    """Return one problem per key, however many rules its value breaks."""
     by_key: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_key.setdefault(key_path(detail, raw), []).append(detail)
-    # A list of wrong items is reported item by item; not once more for the union it stands in.
+    # The items of an invalid list are reported one by one, and not again for the union around it.
     deepest = {
         path: details
         for path, details in by_key.items()
@@ -111,7 +111,7 @@ def validation_problems(error: ValidationError, raw: Any) -> list[Problem]:
 
 
 def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], raw: Any) -> Problem:
-    """All that is wrong with one key, as one sentence."""
+    """Describe everything that is wrong with one key, in one sentence."""
     keys = tuple(str(key) for key in path)
     value = value_at(raw, path)
     unknown = next((d for d in details if d["type"] == "extra_forbidden"), None)
@@ -119,7 +119,7 @@ def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], raw: A
         return Problem(keys, unknown_key(keys))
     expected = [EXPECTED[d["type"]] for d in details if d["type"] in EXPECTED]
     rules = [describe(d) for d in details if d["type"] not in EXPECTED]
-    # A number out of range also fits no other type of its union: the range is what matters.
+    # A number that is out of range also breaks the other types of its union: report the range.
     literal = next((rule for rule in rules if rule.startswith('must be "')), None)
     ranges = [rule for rule in rules if rule != literal]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -127,8 +127,8 @@ def key_problem(path: tuple[str | int, ...], details: list[ErrorDetails], raw: A
         return Problem(keys, " or ".join(dict.fromkeys(ranges)), value)
     if literal and not expected:
         return Problem(keys, literal, value)
-    given = JSON_NAMES.get(type(value), "a value")
-    what = f"is {given}, expected" if given not in expected else "expected"
+    actual = JSON_NAMES.get(type(value), "a value")
+    what = f"is {actual}, expected" if actual not in expected else "expected"
     kinds = [*dict.fromkeys(expected), *([literal.removeprefix("must be ")] if literal else [])]
     return Problem(keys, f"{what} {' or '.join(kinds)}", value)
 
@@ -151,7 +151,7 @@ def unknown_key(keys: tuple[str, ...]) -> str:
     if any(word in key.lower() for word in ("token", "password", "secret", "api_key")) and (
         "per_step" not in key and "max_" not in key
     ):
-        return "unknown key; no recipe holds a secret: use `hf auth login` or HF_TOKEN"
+        return "unknown key; a recipe must not hold a secret: use `hf auth login` or HF_TOKEN"
     known = sections()
     here = nested_model(keys[:-1]) or known.get(section, Recipe)
     if closest_key(key, key_names(here)):
