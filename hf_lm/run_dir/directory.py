@@ -24,6 +24,7 @@ from hf_lm.run_dir.lock import LOCK, lock_directory
 from hf_lm.run_dir.log import TrainingLog
 from hf_lm.system.files import fsync, json_safe, replace_directory, size_of, write_atomically
 from hf_lm.system.processes import is_main_process
+from hf_lm.system.signals import raise_lost_signal
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
 METRICS, STATUS, MODEL = "metrics.json", "status.json", "model"
@@ -223,6 +224,7 @@ class RunDirectory:
         self.write(PROVENANCE, {**provenance, **history})
         try:
             yield
+            raise_lost_signal()
         except (KeyboardInterrupt, StoppedError) as error:
             with suppress(OSError):  # The first error matters more.
                 self.write_status("stopped", reason=str(error) or "stopped by a signal")

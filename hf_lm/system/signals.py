@@ -55,11 +55,22 @@ class Signals:
 SIGNALS = Signals()  # one per process, like the signal handlers
 
 
+def raise_lost_signal() -> None:
+    """Raise the exception of a signal again if a library has swallowed it.
+
+    Python drops an exception in a finalizer, and wraps one in `__set_name__` in a RuntimeError,
+    which matplotlib catches while it is imported.
+
+    Raises:
+        KeyboardInterrupt: a signal came before.
+    """
+    if SIGNALS.received:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def defer_signals() -> Iterator[Signals]:
     """Record signals instead of acting on them.
-
-    An earlier signal counts too: an exception raised in a finalizer is lost.
 
     Yields:
         The record of the signals.
@@ -67,8 +78,7 @@ def defer_signals() -> Iterator[Signals]:
     Raises:
         KeyboardInterrupt: a signal came before.
     """
-    if SIGNALS.received:
-        raise KeyboardInterrupt
+    raise_lost_signal()
     try:
         with signal_handlers(SIGNALS.record):
             yield SIGNALS
@@ -89,6 +99,7 @@ def signals_as_errors() -> Iterator[None]:
         try:
             end_with_launcher()
             yield
+            raise_lost_signal()
         except StoppedError:
             raise
         except BaseException as error:

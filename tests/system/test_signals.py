@@ -1,6 +1,8 @@
 """Test that the first signal stops a run after its step, and a second one immediately."""
 
 import contextlib
+import copy
+import json
 import multiprocessing
 import os
 import signal
@@ -18,9 +20,12 @@ from transformers import TrainerCallback
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import StoppedError
 from hf_lm.planning.hardware import detect_hardware
+from hf_lm.recipe import make_recipe
+from hf_lm.run_dir.directory import RunDirectory
 from hf_lm.system import signals
 from hf_lm.training.trainer import LMTrainer
 from hf_lm.workflows import train
+from recipes import TINY
 
 
 class Send(TrainerCallback):
@@ -204,6 +209,26 @@ def test_signal_lost_before_training_counts_when_training_begins() -> None:
             time.sleep(5)
         with signals.defer_signals():
             pytest.fail("training has begun")
+
+
+@pytest.mark.promise("90")
+def test_signal_that_a_library_swallows_stops_the_run_that_seemed_complete(tmp_path: Path) -> None:
+    """Python wraps an exception in `__set_name__` in a RuntimeError, which matplotlib catches."""
+    run_dir = RunDirectory(tmp_path / "run")
+    recipe = make_recipe(copy.deepcopy(TINY), tmp_path, name="recipe.json")
+    with (
+        pytest.raises(StoppedError, match="stopped by SIGTERM"),
+        signals.signals_as_errors(),
+        run_dir.track_status(recipe, {}, []),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
+    with pytest.raises(StoppedError), signals.signals_as_errors():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
 
 
 @pytest.mark.promise("90")
