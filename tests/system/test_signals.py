@@ -225,10 +225,13 @@ def test_signal_that_a_library_swallows_stops_the_run_that_seemed_complete(tmp_p
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
-    with pytest.raises(StoppedError), signals.signals_as_errors():
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+    with (
+        pytest.raises(StoppedError),
+        signals.signals_as_errors(),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
 
 
 @pytest.mark.promise("90")
