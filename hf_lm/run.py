@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_lm import __version__
+from hf_lm.system.launcher import check_launcher
 from hf_lm.terminal.exit_code import run_command
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def train(
         The path of the model, its metrics on the validation set, and a sample per prompt.
 
     Raises:
-        RecipeError: this machine cannot run the recipe.
+        RecipeError: this machine or its launcher cannot run the recipe.
         DataError: the text cannot be used.
         MismatchError: the directory holds a run of another recipe, text or tokenizer.
         LockedError: another run holds the directory.
@@ -56,6 +57,7 @@ def train(
     from hf_lm.run_dir.directory import RunDirectory
     from hf_lm.workflows import publish, stages, summary
 
+    check_launcher()
     run_dir = RunDirectory(recipe.folder)
     with run_dir.lock(force=force_unlock) as lock_notes:
         publish.check_upload(recipe.hub, run_dir)  # before any work

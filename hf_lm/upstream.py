@@ -17,8 +17,8 @@ from typing import Any
 from hf_lm.errors import HfLmError
 
 TRAINER_HOOKS = {  # methods of the transformers Trainer, as it calls them
-    "_get_train_sampler": ("train_dataset",),  # the order of a weighted mixture is not random
     "_get_grad_norm": ("model", "grad_norm"),  # the only call between backward and the optimizer
+    "_determine_best_metric": ("metrics", "trial"),  # the only call between evaluating and saving
     "_save_checkpoint": ("model", "trial"),  # atomic, verified, in the background
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),  # strict, without pickle
     "_load_optimizer_and_scheduler": ("checkpoint",),
@@ -41,13 +41,11 @@ SOURCE = {  # what the file of a class or module has to contain
         "self._train_batch_size",
         "self._created_lr_scheduler",
         "self._get_learning_rate()",
-        "self.is_fsdp_enabled",
         "self.optimizer_cls_and_kwargs",
     ),
     "transformers.TrainingArguments": ("_n_gpu",),  # 1: nn.DataParallel scales a loss wrongly
     "transformers.PreTrainedConfig": ("_attn_implementation",),
     "torch.nn.Module": ("_compiled_call_impl",),  # whether a block is compiled
-    "accelerate.data_loader.DataLoaderAdapter": ("self.base_dataloader",),
     "accelerate.optimizer.AcceleratedOptimizer": ("self.optimizer",),
     "torch.utils.data.dataloader": ("exited unexpectedly",),
 }
@@ -64,6 +62,9 @@ FUNCTIONS = (
 # Messages that say what an error's class does not. torch raises a RuntimeError for both.
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 WORKER_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+PEER_LOST = re.compile(  # gloo and NCCL
+    r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited"
+)
 OS_ERROR = re.compile(r"os error (\d+)")  # safetensors and tokenizers, which are written in Rust
 
 

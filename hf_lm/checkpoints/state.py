@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +87,59 @@ def optimizer_state(optimizer: Any) -> Tensors:
     }
 
 
-def restore_optimizer(optimizer: Any, tensors: Tensors) -> None:
+def parameter_names(model: torch.nn.Module, optimizer: Any) -> list[str]:
+    """Return the names of the parameters of an optimizer, in the order of their numbers."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def restore_optimizer(
+    optimizer: Any, tensors: Tensors, *, names: Sequence[str], saved_names: Sequence[str]
+) -> list[str]:
     """Load the tensors that `optimizer_state` returned; learning rates stay the recipe's.
 
-    Raises:
-        ValueError: they are the state of another optimizer.
+    The state of a parameter is loaded if the optimizer keeps the same values for it, as Adam and
+    AdamW do.
+
+    Args:
+        optimizer: a new optimizer.
+        tensors: the content of its file.
+        names: the parameters of the optimizer, by number.
+        saved_names: the parameters of the file, by number.
+
+    Returns:
+        The parameters whose state in the file is that of another algorithm.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    kinds = [state_names(optimizer, g) for g in optimizer.param_groups for _ in g["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    saved: dict[str, Tensors] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
-        weight = weights[int(number)]
-        state.setdefault(int(number), {})[name] = (
-            shard_like(weight, value) if value.shape == weight.shape else value
-        )
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        saved.setdefault(saved_names[int(number)], {})[name] = value
+    serialized = optimizer.state_dict()
+    state = dict(serialized["state"])  # zeros that SGD cannot do without
+    fresh = []
+    for parameter, values in saved.items():
+        number = numbers[parameter]
+        if values.keys() <= kinds[number]:
+            state[number] = {name: like(weights[number], value) for name, value in values.items()}
+        else:
+            fresh.append(parameter)
+    optimizer.load_state_dict({"state": state, "param_groups": serialized["param_groups"]})
+    return fresh
+
+
+def state_names(optimizer: Any, group: Mapping[str, Any]) -> set[str]:
+    """Return the names of the values that an optimizer keeps for each parameter of a group."""
+    if "matrices" in group:
+        return {"momentum"}  # Muon
+    return {"momentum_buffer"} if "nesterov" in group else {"step", "exp_avg", "exp_avg_sq"}
+
+
+def like(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Shard a value as its parameter is; a number of steps stays as it is."""
+    return shard_like(weight, value) if value.shape == weight.shape else value
 
 
 def restore_schedule(schedule: Any, step: int) -> None:

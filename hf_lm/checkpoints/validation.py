@@ -6,7 +6,7 @@ A manifest proves that files are undamaged, not who wrote them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from hf_lm.checkpoints.manifest import TRAINER_STATE
-from hf_lm.errors import CheckpointError, one_line
+from hf_lm.checkpoints.manifest import STATE_JSON, TRAINER_STATE
+from hf_lm.errors import CheckpointError, MismatchError, one_line
 
 FieldTypes = Mapping[str, tuple[type, ...]]
 
@@ -31,6 +31,9 @@ TRAINER_STATE_TYPES: FieldTypes = {
     "log_history": (list,),
     "stateful_callbacks": (dict,),
 }
+
+
+RANK_TYPES: FieldTypes = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
 
 
 @contextmanager
@@ -77,3 +80,40 @@ def check_trainer_state(state: Mapping[str, Any]) -> None:
         attributes = callback.get("attributes", {})
         if any(type(value) not in (int, float) for value in attributes.values()):
             raise TypeError(f"{TRAINER_STATE}: a callback's attribute is not a number")
+
+
+def state_of_rank(
+    ranks: Sequence[Mapping[str, Any]],
+    checkpoint: Path,
+    *,
+    rank: int,
+    world_size: int,
+    streaming: bool,
+) -> Mapping[str, Any]:
+    """Return the state that a checkpoint has for a process.
+
+    Processes of another number get the mean loss, and no random generators.
+
+    Args:
+        ranks: the state of each process that wrote the checkpoint.
+        checkpoint: the checkpoint, for messages.
+        rank: the rank of the process.
+        world_size: the number of processes that continue.
+        streaming: whether they read a stream.
+
+    Raises:
+        MismatchError: a stream is read by another number of processes.
+        ValueError: there is no state of any process.
+    """
+    for state in ranks:
+        check_types(STATE_JSON, state, RANK_TYPES)
+    if len(ranks) == world_size:
+        return ranks[rank]
+    if not ranks:
+        raise ValueError(f"{STATE_JSON}: ranks is empty")
+    if streaming:
+        raise MismatchError(
+            f"{checkpoint}: world_size was {len(ranks)}, is now {world_size}: a position in a "
+            "stream belongs to a process; start as many processes, or start over with --fresh"
+        )
+    return {"loss": sum(state["loss"] for state in ranks) / len(ranks)}

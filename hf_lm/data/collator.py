@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, START_BIT
+from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, NO_BLOCK, START_BIT
 from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import DataRecipe
 
@@ -54,10 +54,13 @@ def collate(
         is_start[:, 1:] = inputs[:, :-1] == separator
     if padding is not None:
         targets[(inputs == padding) & (targets == padding)] = IGNORE_INDEX
+    numbers = [row["number"] for row in rows] if numbered else []
+    if NO_BLOCK in numbers:
+        targets, numbers = torch.full_like(targets, IGNORE_INDEX), []
     batch = {"input_ids": inputs, "labels": inputs, "shift_labels": targets}
     if is_start is not None:
         batch["position_ids"] = positions(is_start)
-    return {**batch, "numbers": [row["number"] for row in rows]} if numbered else batch
+    return {**batch, "numbers": numbers} if numbered else batch
 
 
 def positions(is_start: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,9 @@ the shares are right from the first blocks on, and every process can compute the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from torch.utils.data import Sampler
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64/φ, odd (Knuth, The Art of Computer Programming 3, section 6.4)
 
@@ -30,8 +29,8 @@ def sources_of(blocks: np.ndarray, weights: Sequence[float], *, seed: int) -> np
     return np.searchsorted(bounds, points, side="right")
 
 
-class MixtureSampler(Sampler[int]):
-    """A sampler of a mixture, for a dataset that holds the sources one after the other.
+class MixtureOrder:
+    """The order of a mixture, for a dataset that holds the sources one after the other.
 
     An epoch has as many blocks as all sources together. All blocks of a source are read in a random
     order before any of them is read again, across epochs.
@@ -43,21 +42,14 @@ class MixtureSampler(Sampler[int]):
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int) -> None:
-        self.sizes, self.weights, self.seed, self.epoch = sizes, weights, seed, 0
+        self.sizes, self.weights, self.seed = sizes, weights, seed
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Start after the blocks of all epochs before this one."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
-
-    def order(self) -> np.ndarray:
-        """Return the indices of the blocks of this epoch, in order."""
-        begin = self.epoch * len(self)
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """Return the indices of the blocks of an epoch, in order."""
+        begin = epoch * len(self)
         sources = sources_of(np.arange(begin + len(self)), self.weights, seed=self.seed)
         order = np.empty(len(self), np.int64)
         for source, size in enumerate(self.sizes):

@@ -16,7 +16,14 @@ import psutil
 import torch
 
 from hf_lm.recipe import TrainingRecipe
-from hf_lm.system.processes import launched, local_world_size, rank, usable_cores, world_size
+from hf_lm.system.launcher import is_set, launched
+from hf_lm.system.processes import (
+    local_rank,
+    local_world_size,
+    rank,
+    usable_cores,
+    world_size,
+)
 
 # Dense bf16 FLOPs per second of one GPU, from NVIDIA's and AMD's data sheets.
 PEAK_FLOPS = {
@@ -116,8 +123,10 @@ def detect_hardware(recipe: TrainingRecipe) -> Hardware:
         >>> detect_hardware(load_recipe("recipes/small.json").training).precision
     """
     precision = recipe.precision
-    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    cuda = torch.cuda.is_available() and not is_set("ACCELERATE_USE_CPU")
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
+    if kind == "cuda":  # otherwise the first question makes every process use memory of GPU 0
+        torch.cuda.set_device(local_rank())
     if precision == "auto":
         precision = "bf16" if computes_bf16(kind) else "fp32"
     local_size = local_world_size()

@@ -174,8 +174,8 @@ def make_plan(
         memory: free bytes of one process.
 
     Raises:
-        RecipeError: the blocks of a step cannot be divided between processes or micro-batches,
-            or are more than the training set has.
+        RecipeError: the blocks of a step cannot be divided between processes, or are more than
+            the training set has.
     """
     blocks = recipe.tokens_per_step // block_size
     check_step_size(recipe, blocks, block_size, train_blocks, world_size)
@@ -197,7 +197,8 @@ def make_plan(
         free_memory=memory,
     )
     if recipe.micro_batch_size != "auto":
-        return plan.with_micro_batch_size(recipe.micro_batch_size)
+        most = recipe.micro_batch_size
+        return plan.with_micro_batch_size(next(n for n in plan.micro_batch_sizes if n <= most))
     limit = MEMORY_SHARE * memory
     fitting = (n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).memory <= limit)
     return plan.with_micro_batch_size(next(fitting, 1))
@@ -215,17 +216,11 @@ def check_step_size(
     Raises:
         RecipeError: they cannot, or it has fewer.
     """
-    micro, share = recipe.micro_batch_size, blocks // world_size
     key = f"training.tokens_per_step = {recipe.tokens_per_step}"
     if blocks % world_size:
         raise RecipeError(
             f"{key}: {blocks} blocks cannot be divided between {world_size} processes; use a "
             f"multiple of {world_size * block_size}"
-        )
-    if micro != "auto" and share % micro:
-        raise RecipeError(
-            f"training.micro_batch_size = {micro}: does not divide the {share} blocks of a step on "
-            f"each of {world_size} processes"
         )
     if train_blocks is not None and blocks > train_blocks:
         raise RecipeError(

@@ -71,7 +71,12 @@ def check_same_recipe(
 
 
 def check_same_content(
-    folder: Path, before: Mapping[str, object], now: Mapping[str, object], accepted: Sequence[str]
+    folder: Path,
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    accepted: Sequence[str],
+    *,
+    streaming: bool,
 ) -> list[str]:
     """Compare the data, tokenizer and number of processes of a run with those to resume it with.
 
@@ -80,6 +85,7 @@ def check_same_content(
         before: the provenance in that directory; empty for a new run.
         now: the provenance to resume with.
         accepted: keys of CONTENT that the user allows to differ.
+        streaming: whether the text is a stream, whose positions belong to the processes.
 
     Returns:
         The keys that differ and are accepted.
@@ -92,6 +98,11 @@ def check_same_content(
         for key, name in CONTENT.items()
         if name in before and before[name] != now[name]
     }
+    if streaming and "world_size" in changed:
+        raise MismatchError(
+            f"{folder}: {changed['world_size']}: a position in a stream belongs to a process; "
+            "start as many processes as before, or start over with --fresh"
+        )
     require_accepted(folder, changed, accepted)
     return [*changed]
 

@@ -23,7 +23,8 @@ from hf_lm.run_dir.compatibility import check_same_content, check_same_recipe, n
 from hf_lm.run_dir.lock import LOCK, lock_directory
 from hf_lm.run_dir.log import TrainingLog
 from hf_lm.system.files import fsync, json_safe, replace_directory, size_of, write_atomically
-from hf_lm.system.processes import is_main_process
+from hf_lm.system.launcher import wait_for_main_process
+from hf_lm.system.processes import is_main_process, rank
 from hf_lm.system.signals import raise_lost_signal
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
@@ -212,7 +213,9 @@ class RunDirectory:
             MismatchError: the data, the tokenizer or the number of processes differs.
         """
         before = self.provenance
-        changed = check_same_content(self.path, before, provenance, accepted)
+        changed = check_same_content(
+            self.path, before, provenance, accepted, streaming=recipe.data.streaming
+        )
         if self.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
         self.write_status("preparing")
@@ -226,14 +229,27 @@ class RunDirectory:
             yield
             raise_lost_signal()
         except (KeyboardInterrupt, StoppedError) as error:
-            with suppress(OSError):  # The first error matters more.
-                self.write_status("stopped", reason=str(error) or "stopped by a signal")
+            self.write_end("stopped", str(error) or "stopped by a signal")
             raise
         except BaseException as error:
-            with suppress(OSError):
-                self.write_status("failed", reason=f"{type(error).__name__}: {one_line(error)}")
+            self.write_end("failed", f"{type(error).__name__}: {one_line(error)}")
             raise
         self.write_status("done")
+
+    def write_end(self, state: str, reason: str) -> None:
+        """Write how a run ended; the reason of the process that failed first stays.
+
+        The others fail because they have lost it, so the main process does not replace its reason.
+        """
+        with suppress(OSError):  # The error that ends the run matters more.
+            if self.is_main_process and self.read(STATUS).get("state") != "failed":
+                self.write_status(state, reason=reason)
+            elif not self.is_main_process and state == "failed":
+                wait_for_main_process()
+                status = {"state": state, "reason": f"process {rank()}: {reason}"}
+                write_atomically(
+                    self.path / STATUS, json.dumps({**self.read(STATUS), **status}, indent=2)
+                )
 
     def write_status(self, state: str, *, reason: str = "") -> None:
         """Write status.json: preparing, training, done, stopped or failed, and the step."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hf_lm.errors import EXIT_IO, HfLmError
-from hf_lm.system.processes import is_main_process
+from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, EXIT_TERMINATED, HfLmError
+from hf_lm.system.launcher import wait_for_main_process
+from hf_lm.system.processes import is_main_process, rank
 from hf_lm.system.signals import signals_as_errors
 from hf_lm.terminal.streams import SafeStream
 
@@ -13,8 +14,8 @@ from hf_lm.terminal.streams import SafeStream
 def run_command(command: Callable[[], object]) -> int:
     """Run a command, and turn errors of the user or the system into an exit code.
 
-    The main process prints one line per problem on stderr. Other exceptions, which are bugs, are
-    raised with their traceback.
+    The main process prints one line per problem on stderr, and another process does if it fails
+    alone. Other exceptions, which are bugs, are raised with their traceback.
 
     Args:
         command: the command; what it returns is ignored.
@@ -33,7 +34,12 @@ def run_command(command: Callable[[], object]) -> int:
         lines, code = [f"{error.filename or 'I/O'}: {error.strerror}"], EXIT_IO
     else:
         return 0
-    if is_main_process():
-        for line in lines:
-            SafeStream("stderr").write(f"{line}\n")
+    prefix = ""
+    if not is_main_process():
+        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # all processes stop together
+            return code
+        wait_for_main_process()
+        prefix = f"process {rank()}: "
+    for line in lines:
+        SafeStream("stderr").write(f"{prefix}{line}\n")
     return code

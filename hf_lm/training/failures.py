@@ -1,4 +1,4 @@
-"""Turn out-of-memory errors and killed data-loader workers into one-line messages with a remedy."""
+"""Turn failures of memory, workers and connections into one-line messages with a remedy."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import distributed
 
-from hf_lm.errors import DataError, RecipeError
-from hf_lm.upstream import OUT_OF_MEMORY, WORKER_KILLED
+from hf_lm.errors import DataError, HfLmError, RecipeError
+from hf_lm.upstream import OUT_OF_MEMORY, PEER_LOST, WORKER_KILLED
 
 SIGNAL_DELAY = 1.0  # seconds within which the operating system reports a killed process
 
 
 @contextmanager
 def explain_failures(micro_batch_size: int) -> Iterator[None]:
-    """Turn out-of-memory errors and killed data-loader workers into one line with a remedy.
+    """Turn failures of memory, workers and connections into one line with a remedy.
 
     Args:
         micro_batch_size: the value that the message names.
@@ -24,6 +25,7 @@ def explain_failures(micro_batch_size: int) -> Iterator[None]:
     Raises:
         RecipeError: a step needs more memory than there is.
         DataError: a worker process of the DataLoader was killed.
+        HfLmError: another process of the run has ended.
     """
     try:
         with surface_worker_death():
@@ -40,6 +42,11 @@ def explain_failures(micro_batch_size: int) -> Iterator[None]:
             raise DataError(
                 "training.dataloader_num_workers: a worker was killed, usually because memory "
                 "or /dev/shm is full; use fewer, or 0; the same command continues"
+            ) from None
+        if distributed.is_initialized() and PEER_LOST.search(str(error)):
+            raise HfLmError(
+                "another process of the run has ended, so this one cannot go on; the reason is in "
+                "the lines of that process and in status.json; the same command continues"
             ) from None
         raise
 

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import distributed
 from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState, set_seed
 from transformers.trainer_callback import ExportableState
 
 from hf_lm.checkpoints.async_writer import AsyncWriter
@@ -34,6 +34,7 @@ from hf_lm.checkpoints.state import (
     frozen_weights,
     model_state,
     optimizer_state,
+    parameter_names,
     read_tensors,
     restore_optimizer,
     restore_rng,
@@ -48,6 +49,7 @@ from hf_lm.checkpoints.validation import (
     check_trainer_state,
     check_types,
     invalid_checkpoint_errors,
+    state_of_rank,
 )
 from hf_lm.errors import CheckpointError, MismatchError, StoppedError
 from hf_lm.system.files import json_file, read_json, text_file
@@ -63,8 +65,6 @@ STATE_TYPES: FieldTypes = {  # fields of state.json
     "logged_step": (int,),
     "ranks": (list,),
 }
-
-RANK_TYPES: FieldTypes = {"loss": (int, float), "python": (list,), "numpy": (dict,)}
 
 
 class ResumableTrainer(Trainer):
@@ -82,6 +82,7 @@ class ResumableTrainer(Trainer):
         self.checkpoints, self.notify = checkpoints, notify
         self.writer = AsyncWriter(checkpoints, notify=notify)
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint to resume from
+        self.restored_step = 0
         self.restored_rank: dict[str, Any] = {}  # the part of it that belongs to this process
         super().__init__(**trainer_args)
         self.stopping = StopOnSignal(self.all_reduce_max)
@@ -125,19 +126,23 @@ class ResumableTrainer(Trainer):
         distributed.all_reduce(highest, distributed.ReduceOp.MAX, group=self.cpu_group)
         return int(highest)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Save at the best evaluation so far, which may lie between two saves."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Copy the state of all processes to memory, and write it while training continues."""
         self.set_best_checkpoint()
         ranks = gather_object([self.rank_state()])
-        is_main_process = self.is_world_process_zero()
-        if not is_main_process and not self.is_fsdp_enabled:  # all processes gather FSDP's shards
+        if not self.is_world_process_zero():
             return
         failed = self.writer.pending_error()
         unwrapped: Any = self.accelerator.unwrap_model(self.model)
         weights, moments = model_state(unwrapped), optimizer_state(self.optimizer)
         frozen = self.frozen_digest
-        if not is_main_process:
-            return
         self.export_callback_states()
         config = copy.deepcopy(unwrapped.config)
         config.use_cache = True  # the Trainer sets it to false, which makes generate() slow
@@ -148,6 +153,7 @@ class ResumableTrainer(Trainer):
             "ended": self.has_stopped_early,
             "logged_step": self._globalstep_last_logged,
             "frozen": frozen,
+            "parameters": parameter_names(unwrapped, self.optimizer),
             "ranks": [numbers for _, numbers in ranks],
             **self.extra_state(),
         }
@@ -229,29 +235,25 @@ class ResumableTrainer(Trainer):
                 )
             state = read_json(checkpoint / TRAINER_STATE)
             check_trainer_state(state)
+            self.restored_step = state["global_step"]
             check_types(STATE_JSON, self.restored, STATE_TYPES)
-            self.restored_rank = self.state_of_rank(checkpoint)
+            self.restored_rank = state_of_rank(
+                self.restored["ranks"],
+                checkpoint,
+                rank=self.args.process_index,
+                world_size=self.args.world_size,
+                streaming=isinstance(self.train_dataset, IterableDataset),
+            )
+            if "python" not in self.restored_rank:
+                self.notify(
+                    f"{len(self.restored['ranks'])} processes wrote {checkpoint.name}, "
+                    f"{self.args.world_size} continue it: random generators start anew, so dropout "
+                    "differs from a run that was not stopped"
+                )
             if "stream" in self.restored_rank:
                 cast("Any", self.train_dataset).load_state_dict(self.restored_rank["stream"])
                 self.args.ignore_data_skip = True
-            return not self.restored["ended"] and state["global_step"] < self.args.max_steps
-
-    def state_of_rank(self, checkpoint: Path) -> dict[str, Any]:
-        """Return the state that a checkpoint has for this process.
-
-        Raises:
-            MismatchError: the checkpoint is of another number of processes.
-        """
-        ranks = self.restored["ranks"]
-        if len(ranks) != self.args.world_size:
-            raise MismatchError(
-                f"{checkpoint}: world_size was {len(ranks)}, is now {self.args.world_size}: random "
-                "generators and positions in a stream belong to a process; start as many "
-                "processes, or start over with --fresh"
-            )
-        rank_state = ranks[self.args.process_index]
-        check_types(STATE_JSON, rank_state, RANK_TYPES)
-        return rank_state
+            return not self.restored["ended"] and self.restored_step < self.args.max_steps
 
     def restore_loss_sum(self) -> None:
         """Restore the sum of losses since the last row, so that the next row has the whole mean."""
@@ -286,7 +288,16 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             with invalid_checkpoint_errors(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
-                restore_optimizer(self.optimizer, moments)
+                names = parameter_names(self.accelerator.unwrap_model(self.model), self.optimizer)
+                saved_names = self.restored.get("parameters", names)
+                fresh = restore_optimizer(
+                    self.optimizer, moments, names=names, saved_names=saved_names
+                )
+                if fresh:
+                    self.notify(
+                        f"{len(fresh)} of {len(names)} parameters have no state for this optimizer "
+                        f"in {Path(checkpoint).name} and start with none, such as {fresh[0]}"
+                    )
                 restore_schedule(cast("Any", self.lr_scheduler), self.restored["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -296,7 +307,9 @@ class ResumableTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random generators of this process."""
-        if checkpoint is not None:
+        if checkpoint is not None and "python" not in self.restored_rank:
+            set_seed(cast("int", self.args.seed) + self.restored_step)
+        elif checkpoint is not None:
             rank = self.args.process_index
             with invalid_checkpoint_errors(Path(checkpoint)):
                 tensors = read_tensors(Path(checkpoint) / RNG_STATE)

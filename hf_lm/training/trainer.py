@@ -14,24 +14,28 @@ The loss is the stock one. It is the exact mean over tokens because the collator
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_lm.checkpoints.manifest import STATE_JSON
 from hf_lm.checkpoints.validation import FieldTypes, check_types, invalid_checkpoint_errors
+from hf_lm.data.loader import Order, RandomOrder, ShareSampler, TrainingLoader
 from hf_lm.errors import NonFiniteError
 from hf_lm.evaluation.metrics import METRICS
+from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import TrainingRecipe
 from hf_lm.system.signals import ignore_signals
 from hf_lm.training.resumable_trainer import ResumableTrainer
@@ -58,7 +62,7 @@ class TrainerHooks:
         write_row: appends a row to log.jsonl; called on the main process.
         flops_per_token: FLOPs to train on one token.
         peak_flops: FLOPs per second of all devices together.
-        sampler: the order of the training blocks; None is a random order.
+        order: the order of the training blocks; None is a random order.
         max_nonfinite_steps: the number of non-finite steps that are skipped before the run ends.
         spike_threshold: standard deviations above the mean that make a spike; None skips none.
     """
@@ -70,7 +74,7 @@ class TrainerHooks:
     write_row: Callable[[Row], None]
     flops_per_token: float
     peak_flops: float
-    sampler: Sampler[int] | None = None
+    order: Order | None = None
     max_nonfinite_steps: int = 0
     spike_threshold: float | None = None
 
@@ -106,40 +110,65 @@ class LMTrainer(ResumableTrainer):
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
-        """Make the loader of the training blocks; a stream already reads its share of the data."""
-        if not isinstance(self.train_dataset, IterableDataset):
-            loader: Any = super().get_train_dataloader()
-            inner = loader.base_dataloader  # the worker processes are started by this one
-            inner.worker_init_fn = partial(ignore_signals, inner.worker_init_fn)
-            return loader
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-            generator=torch.Generator(),  # the default generator has just been restored
-        )
+        """Make the loader of this process's share; a stream already reads its own.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """Return the sampler of a mixture; a random order would not keep its weights."""
-        return self.hooks.sampler or super()._get_train_sampler(train_dataset)
+        Workers ignore signals. The DataLoader of a resumed epoch is made from this one, without its
+        class, so the epoch is set here.
+        """
+        args = self.args
+        options: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "pin_memory": args.dataloader_pin_memory,
+        }
+        if isinstance(self.train_dataset, IterableDataset):
+            # The default generator has just been restored; this loader must not draw from it.
+            options |= {"batch_size": self._train_batch_size, "generator": torch.Generator()}
+            return DataLoader(self.train_dataset, **options)
+        dataset = cast("Any", self.train_dataset)
+        sampler = ShareSampler(
+            self.hooks.order or RandomOrder(len(dataset), seed=cast("int", args.data_seed)),
+            batch_size=self._train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+        steps = math.ceil(len(sampler) / args.gradient_accumulation_steps)
+        sampler.epoch = self.restored_step // steps
+        return TrainingLoader(
+            dataset,
+            sampler,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+            worker_init_fn=partial(ignore_signals, None),
+            **options,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """Note a step's blocks and its number of targets.
+        """Copy a step's batches to the device, and note its blocks and its number of targets.
 
-        The number stays on the device until it is needed: reading it would wait for the device.
+        The host does not wait for the device: pinned memory is copied in the background, and the
+        number of targets stays on the device until it is needed.
         """
         if self.throughput.start is None:
             self.throughput.begin(self.update_token_count())
             self.restore_loss_sum()
             self.logged_step = self._globalstep_last_logged
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(islice(epoch_iterator, num_batches))
         self.blocks = [number for batch in batches for number in batch.pop("numbers", ())]
+        batches = [
+            {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            for batch in batches
+        ]
+        targets: Any = sum((batch["shift_labels"] != IGNORE_INDEX).sum() for batch in batches)
+        if self.args.world_size > 1 and batches:
+            targets = self.accelerator.reduce(targets)
         self.loss_before = self._tr_loss.clone()
-        self.step_targets.append(items)
-        return batches, items
+        self.step_targets.append(targets)
+        return batches, targets
 
     def update_token_count(self) -> int:
         """Add the targets of the last steps to the state; return the tokens predicted so far.

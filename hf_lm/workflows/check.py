@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from hf_lm.system.launcher import check_launcher
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -60,6 +62,7 @@ def check(recipe: Recipe) -> CheckResult:
     """
     from hf_lm.run_dir.directory import RunDirectory
 
+    check_launcher()
     run_dir = RunDirectory(recipe.folder)
     run_dir.check_owner()
     run_dir.check_compatible(recipe, ())

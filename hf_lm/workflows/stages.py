@@ -79,16 +79,18 @@ def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
 
 
 def require_hardware(training: TrainingRecipe) -> Hardware:
-    """Detect this machine's hardware.
+    """Detect this machine's hardware, and connect the processes of the run.
 
     Raises:
         RecipeError: it lacks something that the recipe asks for.
     """
+    from hf_lm.planning.agreement import connect, with_common_memory
     from hf_lm.planning.hardware import detect_hardware
 
     hardware = detect_hardware(training)
     require(hardware.unmet_requirements)
-    return hardware
+    connect(hardware, training)
+    return with_common_memory(hardware)
 
 
 def load_text(
@@ -209,17 +211,24 @@ def plan_and_build(
 
 
 def describe_provenance(context: RunContext, text: LoadedText) -> dict[str, Any]:
-    """Return the fields of provenance.json: everything that the weights depend on."""
+    """Return the fields of provenance.json: everything that the weights depend on.
+
+    Raises:
+        MismatchError: another process of the run has other text, packages or another plan.
+    """
+    from hf_lm.planning.agreement import check_same_run
     from hf_lm.run_dir.provenance import describe_run
     from hf_lm.tokenizer import tokenizer_hash
 
     described = (context.hardware, context.plan, context.kernels, text, context.blocks)
     is_chat = context.recipe.data.train_on == "completion"
-    return describe_run(
+    provenance = describe_run(
         text.content,
         tokenizer_hash(context.tokenizer, chat=is_chat),
         {key: value for stage in described for key, value in stage.provenance().items()},
     )
+    check_same_run(provenance, context.hardware)
+    return provenance
 
 
 def require(unmet_requirements: Sequence[str]) -> None:

@@ -5,12 +5,10 @@ The trainer calls the other stages through `TrainerHooks` and never imports them
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,7 +27,7 @@ from hf_lm.planning.plan import Plan
 from hf_lm.recipe import Recipe
 from hf_lm.run_dir.directory import METRICS, RunDirectory, TrainResult
 from hf_lm.system.files import Write, text_file, unwrap_os_errors
-from hf_lm.system.signals import default_signal_handlers
+from hf_lm.system.launcher import use_precision
 from hf_lm.terminal.console import console, show_note
 from hf_lm.terminal.progress import ProgressBar
 from hf_lm.tokenizer import token_bytes, tokenizer_texts
@@ -106,12 +104,10 @@ def make_store(context: RunContext, *, on_saved: Write) -> CheckpointStore:
 def latest_checkpoint(store: CheckpointStore, hardware: Hardware) -> Path | None:
     """Find the checkpoint to continue from on the main process and tell all others."""
     latest = [None]
-    with default_signal_handlers() if hardware.world_size > 1 else nullcontext():
-        state = PartialState(cpu=hardware.device == "cpu")
-    if state.is_main_process:
+    if hardware.is_main:
         store.remove_leftovers()
         latest = [store.latest_valid(notify=show_note)]
-    return broadcast_object_list(latest)[0] if state.num_processes > 1 else latest[0]
+    return broadcast_object_list(latest)[0] if hardware.world_size > 1 else latest[0]
 
 
 def make_hooks(context: RunContext) -> TrainerHooks:
@@ -141,7 +137,7 @@ def make_hooks(context: RunContext) -> TrainerHooks:
         write_row=context.run_dir.log.append,
         flops_per_token=flops_per_token(context.plan.model_size, context.plan.block_size),
         peak_flops=hardware.peak_flops,
-        sampler=context.blocks.sampler,
+        order=context.blocks.order,
         max_nonfinite_steps=recipe.training.skip_nonfinite_steps,
         spike_threshold=recipe.training.skip_loss_spikes,
     )
@@ -159,6 +155,8 @@ def make_trainer(
         is_new: whether the run starts at step 0; pretrained weights are evaluated first then.
     """
     recipe = context.recipe
+    if (note := use_precision(context.hardware.precision)) and context.hardware.is_main:
+        show_note(note)
     args = training_arguments(
         recipe.training,
         output_dir=str(context.run_dir.path),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_lm.data.load import load_blocks, load_documents
-from hf_lm.data.mixture import MixtureSampler, sources_of
+from hf_lm.data.mixture import MixtureOrder, sources_of
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import load_recipe
@@ -39,12 +39,11 @@ def test_every_reader_has_the_shares_of_the_weights(readers: int) -> None:
 
 def test_a_source_is_read_completely_before_it_repeats() -> None:
     sizes = [40, 30, 200]
-    sampler = MixtureSampler(sizes, WEIGHTS, seed=3)
+    mixture_order = MixtureOrder(sizes, WEIGHTS, seed=3)
     drawn: list[int] = []
     for epoch in range(4):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        assert len(order) == len(sampler) == 270
+        order = mixture_order.of_epoch(epoch).tolist()
+        assert len(order) == len(mixture_order) == 270
         drawn += order
     for source, (size, start) in enumerate(zip(sizes, (0, 40, 70), strict=True)):
         own = [block for block in drawn if start <= block < start + size]
@@ -55,7 +54,9 @@ def test_a_source_is_read_completely_before_it_repeats() -> None:
 
 
 def test_the_order_depends_only_on_the_seed() -> None:
-    first, again, other = (list(MixtureSampler([50, 60], [0.5, 0.5], seed=s)) for s in (1, 1, 2))
+    first, again, other = (
+        MixtureOrder([50, 60], [0.5, 0.5], seed=s).of_epoch(0).tolist() for s in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -102,12 +103,12 @@ def test_a_source_shorter_than_a_block_is_named(
         mixture(path)
 
 
-def test_the_sampler_follows_the_weights_of_the_recipe(
+def test_the_order_follows_the_weights_of_the_recipe(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_recipe(**write_mixture(tmp_path, repeated(60)))
     blocks, tokenizer = mixture(path)
-    order = list(blocks.sampler)[:2_000]
+    order = blocks.order.of_epoch(0).tolist()[:2_000]
     texts = [tokenizer.decode(blocks.splits["train"][place]["input_ids"]) for place in order]
     share = sum(text.count("a") > text.count("b") for text in texts) / len(texts)
     assert abs(share - 0.75) < 0.01

@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness import (
     leftovers,
     newest_step,
     rows_of,
+    run_recipe,
     run_uninterrupted,
     wait_for_end,
     wait_until,
@@ -103,17 +105,17 @@ def rank_with_infinite_loss(recipe: Path, pids: Path) -> None:
 
 def rank_killed_before_rendezvous(recipe: Path, pids: Path) -> None:
     """Run a rank; the second one is killed before the two are connected."""
-    from hf_lm.workflows import train
+    from hf_lm.planning import agreement
 
-    find = train.latest_checkpoint
+    connect = agreement.connect
 
     def kill_second(*args: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
-        return find(*args, **options)
+        return connect(*args, **options)
 
-    train.latest_checkpoint = kill_second
+    agreement.connect = kill_second
     rank(recipe, pids)
 
 
@@ -135,9 +137,12 @@ def spoiled_rank(
     rank(recipe, pids)
 
 
-def run_of(base: Path, name: str, **training: Any) -> Run:
+def run_of(base: Path, name: str, data: Mapping[str, Any] | None = None, **training: Any) -> Run:
     """Write the recipe of a run of two processes, and return the run."""
-    changes = {"training": {"max_steps": STEPS, "micro_batch_size": 4, **training}}
+    changes = {
+        "data": data or {},
+        "training": {"max_steps": STEPS, "micro_batch_size": 4, **training},
+    }
     recipe = write_recipe(base / f"{name}.json", name, changes)
     pids = base / f"{name}-pids"
     pids.mkdir()
@@ -341,3 +346,47 @@ def test_no_process_outlives_accelerate_launch(tmp_path: Path) -> None:
     assert not list(verify(folder / f"checkpoint-{newest_step(folder)}"))
     assert not count_lost_steps(folder)
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
+
+
+EPOCHS = {  # sources of text, each with a number of steps that is more than two passes over it
+    "files": ({"source": "corpus/00[0-3].txt"}, 20),
+    "mixture": (
+        {
+            "source": [
+                {"source": "corpus/00[0-3].txt", "weight": 1},
+                {"source": "corpus/01[0-3].txt", "weight": 2},
+            ]
+        },
+        30,
+    ),
+    "stream": ({"source": "corpus/00[0-3].txt", "streaming": True}, 20),
+}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("kind", EPOCHS)
+def test_a_run_resumed_in_any_of_three_epochs_ends_in_the_same_bits(
+    kind: str, world_size: int, tmp_path: Path
+) -> None:
+    data, steps = EPOCHS[kind]
+    training = {"max_steps": steps, "save_steps": 2, "save_total_limit": None, "eval_steps": 50}
+    run = run_of(tmp_path, "run", data, **training)
+    if world_size == 1:
+        run = Run(run_recipe, run.arguments[:1], run.folder, run.home)
+    expected = run_uninterrupted(run)
+    epoch_of = {
+        int(path.name.split("-")[1]): json.loads((path / "trainer_state.json").read_text())["epoch"]
+        for path in run.folder.glob("checkpoint-*")
+    }
+    assert kind == "stream" or max(epoch_of.values()) > 2
+    for stop in (steps - 2, steps // 2, 2):
+        for step in epoch_of:
+            if step > stop:
+                shutil.rmtree(run.folder / f"checkpoint-{step}", ignore_errors=True)
+        shutil.rmtree(run.folder / "model")
+        (run.folder / "status.json").write_text('{"state": "stopped", "reason": ""}')
+        process = run.start()
+        assert wait_for_end(process, run)
+        assert process.exitcode == 0, run.tail()
+        assert run.weights_hash() == expected.weights_hash
+        assert rows_of(run.folder) == expected.rows

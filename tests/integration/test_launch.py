@@ -12,12 +12,16 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LAUNCH = (str(Path(sys.executable).with_name("accelerate")), "launch")
-TWO = {  # arguments of run_recipe that start two processes
-    "launcher": (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-    "ACCELERATE_USE_CPU": "true",
-    "OMP_NUM_THREADS": "1",
-}
 ROOT = Path(__file__).parents[2]
+
+
+def processes(count: int) -> dict[str, Any]:
+    """Return the arguments of run_recipe that start some processes on this CPU."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count))
+    return {"launcher": launcher, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+TWO = processes(2)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -51,23 +55,34 @@ def test_the_shipped_accelerate_file_runs(
     run_recipe(write_recipe(), launcher=(*LAUNCH, "--config_file", file))
 
 
-def test_two_processes_give_the_same_losses_as_one(
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_the_losses_of_one_over_the_ends_of_epochs(
+    count: int,
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
 ) -> None:
-    changes = {"training__logging_steps": 1, "training__micro_batch_size": 4}
+    changes = {
+        "training__logging_steps": 1,
+        "training__micro_batch_size": 4,
+        "training__max_steps": None,
+        "training__max_epochs": 3,
+        "data__source": "corpus/00*.txt",
+    }
     run_recipe(write_recipe(output_dir="one", **changes))
-    run_recipe(write_recipe(output_dir="two", **changes), **TWO)
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert [row["step"] for row in one] == [row["step"] for row in two]
-    for first, second in zip(one, two, strict=True):
+    run_recipe(write_recipe(output_dir="many", **changes), **processes(count))
+    one, many = rows(tmp_path / "one"), rows(tmp_path / "many")
+    blocks = json.loads((tmp_path / "one" / "provenance.json").read_text())["text"]["train"]
+    assert blocks["blocks"] % 8  # the last step of an epoch is not whole
+    assert [row["step"] for row in one] == [row["step"] for row in many]
+    for first, second in zip(one, many, strict=True):
         assert first.keys() == second.keys()
-        for name in {"loss", "grad_norm", "eval_loss", "eval_bits_per_byte", "tokens"} & set(first):
+        assert first["tokens"] == second["tokens"]
+        for name in {"loss", "grad_norm", "eval_loss", "eval_bits_per_byte"} & set(first):
             assert first[name] == pytest.approx(second[name], rel=1e-5), name
-    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "many")]
     assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-5)
-    assert metrics[0]["tokens"] == metrics[1]["tokens"]
+    assert metrics[0]["train_tokens"] == metrics[1]["train_tokens"]
 
 
 def test_a_run_of_two_processes_resumes_bit_for_bit(

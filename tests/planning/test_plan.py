@@ -84,16 +84,23 @@ def test_micro_batches_follow_from_memory_and_processes() -> None:
     assert (fixed.micro_batch_size, fixed.accumulation) == (8, 4)
 
 
+@pytest.mark.parametrize(
+    ("world_size", "micro", "expected"), [(1, 12, 8), (4, 16, 8), (32, 16, 1), (2, 5, 4)]
+)
+def test_a_micro_batch_size_is_the_most_blocks_for_any_number_of_processes(
+    world_size: int, micro: int, expected: int
+) -> None:
+    made = plan(max_steps=1, world_size=world_size, micro_batch_size=micro)
+    assert made.micro_batch_size == expected
+    assert made.tokens_per_step == 512
+
+
 @pytest.mark.promise("16", "57")
 @pytest.mark.parametrize(
     ("keys", "rule"),
     [
         ({"world_size": 3}, r"cannot be divided between 3 processes; use a multiple of 48"),
         ({"blocks": 20}, r"32 blocks of 16 tokens per step, but the training text has only 20"),
-        (
-            {"micro_batch_size": 16, "world_size": 4},
-            r"micro_batch_size = 16: does not divide the 8",
-        ),
     ],
 )
 def test_steps_that_cannot_be_divided_are_refused_with_numbers(

@@ -127,8 +127,15 @@ def test_changed_content_is_refused_with_both_values(name: str, key: str, tmp_pa
     before, now = {"data": "a", "tokenizer": "b", "world_size": 1}, {}
     now = {**before, name: "other"}
     with pytest.raises(MismatchError, match=f"{name} was {before[name]}, is now other"):
-        check_same_content(tmp_path, before, now, ())
-    assert check_same_content(tmp_path, before, now, [key]) == [key]
+        check_same_content(tmp_path, before, now, (), streaming=False)
+    assert check_same_content(tmp_path, before, now, [key], streaming=False) == [key]
+
+
+def test_another_number_of_processes_is_not_offered_for_a_stream(tmp_path: Path) -> None:
+    before, now = {"world_size": 2}, {"world_size": 1}
+    with pytest.raises(MismatchError, match="world_size was 2, is now 1") as caught:
+        check_same_content(tmp_path, before, now, ["world_size"], streaming=True)
+    assert "--accept-change" not in str(caught.value)
 
 
 @pytest.mark.promise("86")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hf_lm.system.processes import is_main_process, launched, local_world_size, rank, world_size
+from hf_lm.system.launcher import launched
+from hf_lm.system.processes import is_main_process, local_world_size, rank, world_size
 
 
 def test_process_without_a_launcher_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from transformers import TrainerCallback
 
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.errors import StoppedError
+from hf_lm.planning import agreement
 from hf_lm.planning.hardware import detect_hardware
 from hf_lm.recipe import make_recipe
 from hf_lm.run_dir.directory import RunDirectory
 from hf_lm.system import signals
 from hf_lm.training.trainer import LMTrainer
-from hf_lm.workflows import train
 from recipes import TINY
 
 
@@ -185,18 +185,16 @@ def test_signal_outside_training_stops_immediately() -> None:
 
 
 @pytest.mark.promise("90")
-def test_single_process_handles_signals_while_it_finds_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_single_process_handles_signals_while_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     def send_signal(cpu: bool) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
     def run() -> None:
         with pytest.raises(StoppedError), signals.signals_as_errors():
-            train.latest_checkpoint(CheckpointStore(tmp_path), detect_hardware(TRAINING))
+            agreement.connect(detect_hardware(TRAINING), TRAINING)
 
-    monkeypatch.setattr(train, "PartialState", send_signal)
+    monkeypatch.setattr(agreement, "PartialState", send_signal)
     assert in_child(run) == 0
 
 

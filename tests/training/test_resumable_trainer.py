@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from trainers import (
 from transformers import AutoModelForCausalLM
 
 from hf_lm.checkpoints.manifest import RNG_STATE, WEIGHTS
+from hf_lm.checkpoints.state import parameter_names, restore_optimizer
 from hf_lm.checkpoints.store import CheckpointStore
+from hf_lm.checkpoints.validation import state_of_rank
 from hf_lm.errors import CheckpointError, MismatchError
 
 AXES: dict[str, dict[str, Any]] = {
@@ -167,14 +171,82 @@ def test_a_changed_learning_rate_is_used_when_resuming(tmp_path: Path) -> None:
     assert decays == {0.3, 0.0}
 
 
-@pytest.mark.promise("97")
-def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
+def test_a_run_on_files_continues_with_fewer_processes(tmp_path: Path) -> None:
+    """Random generators start anew; the blocks of each step are the same."""
     stopped(tmp_path, {}, 4)
     path = tmp_path / "checkpoint-3" / "state.json"
     state = json.loads(path.read_text())
     path.write_text(json.dumps({**state, "ranks": state["ranks"] * 2}))
-    with pytest.raises(MismatchError, match="world_size was 2, is now 1"):
-        trainer_of(tmp_path, {}).train_from(tmp_path / "checkpoint-3")
+    trainer = trainer_of(tmp_path, {})
+    notes: list[str] = []
+    trainer.notify = notes.append
+    trainer.train_from(tmp_path / "checkpoint-3")
+    assert "2 processes wrote checkpoint-3, 1 continue it: random generators start anew" in notes[0]
+    whole = continued(tmp_path / "whole", {})
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name])
+
+
+@pytest.mark.promise("97")
+def test_a_stream_is_not_continued_with_fewer_processes() -> None:
+    ranks = [{"loss": 1.0, "python": [], "numpy": {}}] * 2
+    with pytest.raises(MismatchError, match="world_size was 2, is now 1: a position in a stream"):
+        state_of_rank(ranks, Path("checkpoint-3"), rank=0, world_size=1, streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [("adamw", "adam", 28), ("adamw", "muon", 20), ("muon", "adamw", 20), ("sgd", "adamw", 0)],
+)
+def test_another_optimizer_keeps_the_moments_that_it_has_in_common(
+    before: str, after: str, kept: int, tmp_path: Path
+) -> None:
+    stopped(tmp_path, {"optimizer": before, "matrix_learning_rate": 0.01}, 4)
+    trainer = trainer_of(tmp_path, {"optimizer": after, "matrix_learning_rate": 0.01})
+    notes: list[str] = []
+    trainer.notify = notes.append
+    trainer.train_from(tmp_path / "checkpoint-3")
+    moments = load_file(tmp_path / "checkpoint-3" / "optimizer.safetensors")
+    total = len({name.split(".")[0] for name in moments})
+    expected = [f"{total - kept} of {total} parameters have no state"] if kept < total else []
+    assert [note.split(" for this")[0] for note in notes] == expected
+    assert trainer.state.global_step == RESUME_STEPS
+    assert math.isfinite(trainer.state.log_history[-1].get("loss", 0.0))
+
+
+def test_moments_follow_the_names_of_parameters_when_their_order_changes(tmp_path: Path) -> None:
+    """With muon, embeddings come first; with adamw, all matrices are in the order of the model."""
+    stopped(tmp_path, {"optimizer": "adamw"}, 4)
+    saved = load_file(tmp_path / "checkpoint-3" / "optimizer.safetensors")
+    names = json.loads((tmp_path / "checkpoint-3" / "state.json").read_text())["parameters"]
+    trainer = trainer_of(tmp_path, {"optimizer": "muon", "matrix_learning_rate": 0.01})
+    optimizer = trainer.create_optimizer()
+    now = parameter_names(trainer.model, optimizer)
+    assert now != names
+    restore_optimizer(optimizer, saved, names=now, saved_names=names)
+    parameters = dict(trainer.model.named_parameters())
+    for number, name in enumerate(names):
+        state = optimizer.state.get(parameters[name])
+        assert not state or torch.equal(state["exp_avg"], saved[f"{number}.exp_avg"])
+
+
+def test_the_best_evaluation_between_two_saves_is_saved(tmp_path: Path) -> None:
+    axis = {"eval_steps": 1, "save_steps": 4, "save_total_limit": 1, "load_best_model_at_end": True}
+    trainer = trainer_of(tmp_path, axis)
+    losses = iter([5.0, 4.0, 1.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5])
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        weights[trainer.state.global_step] = state
+        return {"loss": next(losses), "perplexity": 1.0, "accuracy": 0.0, "bits_per_byte": 1.0}
+
+    trainer.hooks = replace(trainer.hooks, evaluate=evaluate)
+    trainer.train_from(None)
+    assert trainer.state.best_global_step == 3
+    assert (tmp_path / "checkpoint-3").is_dir()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, weights[3][name])
 
 
 @pytest.mark.promise("86", "88")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_lm.data.mixture import MixtureSampler
+from hf_lm.data.mixture import MixtureOrder
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
@@ -26,6 +26,8 @@ COUNTS = "counts.json"
 # Flags in the highest bits of an id: it is in the loss, and a conversation starts with it.
 LOSS_BIT, START_BIT = 1 << 29, 1 << 30
 IDS = LOSS_BIT - 1  # mask of the bits below the flags: the id itself
+
+NO_BLOCK = -1  # the index of a row that is not in the loss: a process has no block of a step
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Blocks(NamedTuple):
     Attributes:
         splits: "train" and "validation"; each row has "input_ids" [T+1].
         counts: counts of each split whose text was read completely.
-        sampler: the order of the training blocks of a mixture; None means any random order.
+        order: the order of the training blocks of a mixture; None means any random order.
     """
 
     splits: Mapping[str, Any]
     counts: Mapping[str, SplitCounts]
-    sampler: MixtureSampler | None = None
+    order: MixtureOrder | None = None
 
     def provenance(self) -> dict[str, object]:
         """Return the counts in the form that provenance.json stores."""
@@ -82,6 +84,10 @@ class BlockDataset(TorchDataset):
         self.chunks = [c.flatten().to_numpy().reshape(-1, c.type.list_size) for c in chunks]
         self.starts = [0, *accumulate(len(chunk) for chunk in self.chunks)]
 
+    def __reduce__(self) -> tuple[type[BlockDataset], tuple[Dataset]]:
+        """Open the files again in another process; the arrays would be copied with all tokens."""
+        return BlockDataset, (self.dataset,)
+
     def __len__(self) -> int:
         return self.starts[-1]
 
@@ -89,7 +95,12 @@ class BlockDataset(TorchDataset):
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
-        """Return the rows of a batch; a DataLoader calls this once per batch."""
+        """Return the rows of a batch; a DataLoader calls this once per batch.
+
+        The row of NO_BLOCK has the ids of block 0 and the number NO_BLOCK.
+        """
+        if indices[0] == NO_BLOCK:
+            return [{**self[0], "number": NO_BLOCK}]
         starts, chunks = self.starts, self.chunks
         located = ((index, bisect_right(starts, index) - 1) for index in indices)
         return [
@@ -114,7 +125,7 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
         seed: seeds the order of a mixture.
 
     Returns:
-        The blocks of both splits, their counts, and the sampler of a mixture.
+        The blocks of both splits, their counts, and the order of a mixture.
 
     Raises:
         DataError: a split, or a source of a mixture, does not fill one block.
@@ -125,7 +136,7 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
     is_mixture = len(weights) > 1
     names = [f"train-{n}" for n in range(len(weights))] if is_mixture else ["train"]
     sources = [Dataset.from_file(str(folder / f"{name}.arrow")) for name in names]
-    sampler = None
+    order = None
     empty_sources = [n for n, source in enumerate(sources) if not len(source)]
     if empty_sources:
         raise DataError(
@@ -133,12 +144,12 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
             "weights"
         )
     if is_mixture:
-        sampler = MixtureSampler([len(source) for source in sources], weights, seed=seed)
+        order = MixtureOrder([len(source) for source in sources], weights, seed=seed)
     splits = {
         "train": BlockDataset(concatenate_datasets(sources)),
         "validation": BlockDataset(Dataset.from_file(str(folder / "validation.arrow"))),
     }
-    return Blocks(splits, counts, sampler)
+    return Blocks(splits, counts, order)
 
 
 def require_blocks(counts: Mapping[str, SplitCounts], data: DataRecipe) -> None:

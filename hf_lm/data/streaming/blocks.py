@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -120,11 +121,17 @@ def open_pass(
     number: int,
     readers: int,
 ) -> IterableDataset:
-    """Open a reader's share of a source as rows of token ids, in the order of one pass."""
-    rows, shard = source.rows, {"number": number, "readers": readers}
-    if rows.num_shards >= readers:
-        rows = rows.shard(num_shards=readers, index=number)
-        shard = {"number": 0, "readers": 1}
+    """Open a reader's share of a source as rows of token ids, in the order of one pass.
+
+    Readers with more shards than others would be in their first pass when others are in their
+    second one. So the shards are divided into as many equal groups as possible, and the readers of
+    a group take every n-th document of it.
+    """
+    rows = source.rows
+    groups = math.gcd(rows.num_shards, readers)
+    if groups > 1:
+        rows = rows.shard(num_shards=groups, index=number % groups)
+    shard = {"number": number // groups, "readers": readers // groups}
     order = (*shuffle, number_of_pass)
     batches = rows.map(
         shuffle_window,

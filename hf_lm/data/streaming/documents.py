@@ -2,8 +2,8 @@
 
 WINDOW neighbouring documents are read and permuted, then the next ones. A shuffle buffer would lose
 its content when a run is resumed; with windows, at most one window is read again. At the end of the
-documents another pass begins, in another order. Readers divide a source by its shards, or by
-documents if it has too few shards.
+documents another pass begins, in another order. Readers divide a source by its shards as far as
+all of them get as many, and then by documents.
 """
 
 from __future__ import annotations

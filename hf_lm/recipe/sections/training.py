@@ -22,8 +22,9 @@ class TrainingRecipe(Section):
     )
     micro_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
-        description="blocks that a process trains on at once; gradient accumulation follows from "
-        "it; auto: the most that fit the memory, found by trial on a GPU",
+        description="blocks that a process trains on at once, at most: the largest number that "
+        "divides its blocks of a step; gradient accumulation follows from it; auto: the most that "
+        "fit the memory, found by trial on a GPU",
     )
     optimizer: Literal["auto", "muon", "adamw", "adam", "sgd"] = Field(
         "auto",

@@ -84,9 +84,9 @@ REFUSED = {
     "do_train": "a run trains and evaluates; `hf-lm evaluate` evaluates alone",
     "do_eval": "a run trains and evaluates; `hf-lm evaluate` evaluates alone",
     "do_predict": "a run trains and evaluates; `hf-lm evaluate` evaluates alone",
-    "deepspeed": "sharding is chosen in the file given to `accelerate launch --config_file`",
-    "fsdp": "sharding is chosen in the file given to `accelerate launch --config_file`",
-    "fsdp_config": "sharding is chosen in the file given to `accelerate launch --config_file`",
+    "deepspeed": "hf_lm trains with DDP alone, which needs no setting",
+    "fsdp": "hf_lm trains with DDP alone, which needs no setting",
+    "fsdp_config": "hf_lm trains with DDP alone, which needs no setting",
     "accelerator_config": "placement is chosen in the file given to `accelerate launch`",
 } | dict.fromkeys(
     (

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.data.blocks import grouping
+from hf_lm.data.blocks.tokenization import Tokenize
 from hf_lm.data.load import load_blocks, load_documents
 from hf_lm.data.prefetch import prefetch
 from hf_lm.data.streaming import documents as stream
 from hf_lm.data.streaming import reader as endless
-from hf_lm.data.streaming.blocks import StreamShard
+from hf_lm.data.streaming.blocks import StreamShard, open_pass
 from hf_lm.data.streaming.reader import BlockStream
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import DataError, MismatchError
@@ -156,6 +157,27 @@ def test_a_pass_has_every_token_once_whatever_the_number_of_readers(
         first_pass = own[: own.index(own[0], 1)] if own[0] in own[1:] else own
         found += list(dict.fromkeys([*first_pass, *own]))
     assert Counter(found) == Counter(texts)
+
+
+@pytest.mark.parametrize(("files", "readers"), [(14, 8), (8, 8), (16, 4), (6, 4), (3, 8)])
+def test_readers_see_the_same_number_of_documents_whatever_the_number_of_files(
+    files: int, readers: int, tmp_path: Path, tokenizer: Any
+) -> None:
+    """A reader with fewer files would be in its second pass when others are in their first."""
+    texts = [f"{number:04}" for number in range(files * readers * 2)]
+    write_texts(tmp_path / "a", texts, files=files)
+    data = recipe_of(str(tmp_path / "a"), validation={"source": str(tmp_path / "a")})
+    (source,) = stream.StreamedDocuments(data, find_corpus(data)).train
+    tokenize = Tokenize(tokenizer, append_eos=True, cores=1)
+    shares = []
+    for number in range(readers):
+        rows = open_pass(
+            0, source=source, tokenize=tokenize, shuffle=(0, 0), number=number, readers=readers
+        )
+        ids = [token for row in rows for token in row["input_ids"]]
+        shares.append(tokenizer.decode(ids).split(EOS)[:-1])
+    assert Counter(text for share in shares for text in share) == Counter(texts)
+    assert {len(share) for share in shares} == {len(texts) // readers}
 
 
 @settings(max_examples=25, deadline=None)
