@@ -7,7 +7,7 @@ checkpoints by time, and accepts damaged or missing files silently.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class ResumableTrainer(Trainer):
         self.writer = AsyncWriter(checkpoints, notify=notify)
         self.restored: dict[str, Any] = {}  # state.json of the checkpoint to resume from
         self.restored_step = 0
-        self.restored_rank: dict[str, Any] = {}  # the part of it that belongs to this process
+        self.restored_rank: Mapping[str, Any] = {}  # the part of it that belongs to this process
         super().__init__(**trainer_args)
         self.stopping = StopOnSignal(self.all_reduce_max)
         self.callback_handler.callbacks.insert(0, self.stopping)  # others read should_save after it
