@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_lm import __version__
-from hf_lm.system.launcher import check_launcher
+from hf_lm.system.launch import check_launcher
 from hf_lm.terminal.exit_code import run_command
 
 if TYPE_CHECKING:

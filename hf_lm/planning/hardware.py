@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from hf_lm.recipe import TrainingRecipe
-from hf_lm.system.launcher import is_set, launched
+from hf_lm.system.launch import is_set, launched
 from hf_lm.system.processes import (
     local_rank,
     local_world_size,

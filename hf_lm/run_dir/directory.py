@@ -23,7 +23,7 @@ from hf_lm.run_dir.compatibility import check_same_content, check_same_recipe, n
 from hf_lm.run_dir.lock import LOCK, lock_directory
 from hf_lm.run_dir.log import TrainingLog
 from hf_lm.system.files import fsync, json_safe, replace_directory, size_of, write_atomically
-from hf_lm.system.launcher import wait_for_main_process
+from hf_lm.system.launch import wait_for_main_process
 from hf_lm.system.processes import is_main_process, rank
 from hf_lm.system.signals import raise_lost_signal
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from hf_lm.errors import StoppedError
-from hf_lm.system.launcher import end_with_launcher, launched
+from hf_lm.system.launch import end_with_launcher, launched
 
 # SLURM announces the end of a job with SIGUSR1; a closed terminal or launcher sends SIGHUP.
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)

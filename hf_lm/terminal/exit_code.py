@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hf_lm.errors import EXIT_INTERRUPTED, EXIT_IO, EXIT_TERMINATED, HfLmError
-from hf_lm.system.launcher import wait_for_main_process
+from hf_lm.system.launch import wait_for_main_process
 from hf_lm.system.processes import is_main_process, rank
 from hf_lm.system.signals import signals_as_errors
 from hf_lm.terminal.streams import SafeStream

@@ -246,9 +246,8 @@ class ResumableTrainer(Trainer):
             )
             if "python" not in self.restored_rank:
                 self.notify(
-                    f"{len(self.restored['ranks'])} processes wrote {checkpoint.name}, "
-                    f"{self.args.world_size} continue it: random generators start anew, so dropout "
-                    "differs from a run that was not stopped"
+                    f"another number of processes wrote {checkpoint.name}: random generators start "
+                    "anew, so dropout differs from a run that was not stopped"
                 )
             if "stream" in self.restored_rank:
                 cast("Any", self.train_dataset).load_state_dict(self.restored_rank["stream"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from hf_lm.system.launcher import check_launcher
+from hf_lm.system.launch import check_launcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,7 +27,7 @@ from hf_lm.planning.plan import Plan
 from hf_lm.recipe import Recipe
 from hf_lm.run_dir.directory import METRICS, RunDirectory, TrainResult
 from hf_lm.system.files import Write, text_file, unwrap_os_errors
-from hf_lm.system.launcher import use_precision
+from hf_lm.system.launch import use_precision
 from hf_lm.terminal.console import console, show_note
 from hf_lm.terminal.progress import ProgressBar
 from hf_lm.tokenizer import token_bytes, tokenizer_texts

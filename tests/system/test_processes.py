@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_lm.system.launcher import launched
+from hf_lm.system.launch import launched
 from hf_lm.system.processes import is_main_process, local_world_size, rank, world_size
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hf_lm.recipe import load_recipe
 from hf_lm.run import main, train
-from hf_lm.system.launcher import is_set, use_precision
+from hf_lm.system.launch import is_set, use_precision
 
 
 @pytest.mark.parametrize(
