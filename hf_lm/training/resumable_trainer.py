@@ -288,10 +288,8 @@ class ResumableTrainer(Trainer):
             with invalid_checkpoint_errors(Path(checkpoint)):
                 moments = read_tensors(Path(checkpoint) / OPTIMIZER)
                 names = parameter_names(self.accelerator.unwrap_model(self.model), self.optimizer)
-                saved_names = self.restored.get("parameters", names)
-                fresh = restore_optimizer(
-                    self.optimizer, moments, names=names, saved_names=saved_names
-                )
+                saved = self.restored.get("parameters", names)
+                fresh = restore_optimizer(self.optimizer, moments, names=names, saved_names=saved)
                 if fresh:
                     self.notify(
                         f"{len(fresh)} of {len(names)} parameters have no state for this optimizer "
