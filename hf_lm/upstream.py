@@ -45,6 +45,7 @@ SOURCE = {  # what the file of a class or module has to contain
     ),
     "transformers.TrainingArguments": ("_n_gpu",),  # 1: nn.DataParallel scales a loss wrongly
     "transformers.PreTrainedConfig": ("_attn_implementation",),
+    "transformers.integrations.peft": ("_hf_peft_config_loaded",),  # whether adapters are saved
     "torch.nn.Module": ("_compiled_call_impl",),  # whether a block is compiled
     "accelerate.optimizer.AcceleratedOptimizer": ("self.optimizer",),
     "torch.utils.data.dataloader": ("exited unexpectedly",),
@@ -66,6 +67,12 @@ PEER_LOST = re.compile(  # gloo and NCCL
     r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited"
 )
 OS_ERROR = re.compile(r"os error (\d+)")  # safetensors and tokenizers, which are written in Rust
+
+PEFT_WARNINGS = (
+    "Model (has|with) `tie_word_embeddings=True`",  # of a wrong merge; merge_adapter does it right
+    "fan_in_fan_out is set to",  # peft corrects it for each layer
+    "Setting `save_embedding_layers` to `True`",  # the embeddings are saved beside their adapter
+)
 
 
 def check_upstream() -> None:

@@ -9,6 +9,7 @@ that did arrive changes nothing.
 from __future__ import annotations
 
 import fnmatch
+import json
 import mmap
 import os
 import shutil
@@ -22,9 +23,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, logging
 from huggingface_hub.utils import disable_progress_bars
 
-from hf_lm.errors import HfLmError, UploadError
+from hf_lm.errors import HfLmError, RecipeError, UploadError
 from hf_lm.hub.retry import DEADLINE, retry, safe_error_message
 from hf_lm.recipe import HubRecipe
+from hf_lm.system.files import read_json
 
 ALLOWED_FILES = (
     *("README.md", "recipe.json", "metrics.json", "provenance.json", "loss.png"),
@@ -102,6 +104,22 @@ def stage_files(model: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_adapter_base(model: Path) -> None:
+    """Check that others can load what adapters belong to.
+
+    Raises:
+        RecipeError: it is a folder of this machine.
+    """
+    path = model / "adapter_config.json"
+    base = read_json(path)["base_model_name_or_path"] if path.is_file() else None
+    if base and Path(base).is_absolute():
+        raise RecipeError(
+            f"{path}: base_model_name_or_path = {json.dumps(base)}: is a folder of this machine, "
+            "so others cannot load the adapters; train with model.lora.merge, or publish the base "
+            "first and name its Hub id as model.pretrained"
+        )
 
 
 def check_no_token(folder: Path) -> None:

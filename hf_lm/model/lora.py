@@ -6,13 +6,27 @@ model keeps its class, its own weights are frozen, and only the adapters are sav
 
 from __future__ import annotations
 
-import tempfile
+import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_lm.recipe import LoraRecipe
+from hf_lm.upstream import PEFT_WARNINGS
+
+
+@contextmanager
+def expected_peft_warnings() -> Iterator[None]:
+    """Ignore warnings of peft that need nothing from the user."""
+    with warnings.catch_warnings():
+        for message in PEFT_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
@@ -28,21 +42,40 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
         task_type="CAUSAL_LM",
     )
     config.fan_in_fan_out = model.config.model_type == "gpt2"  # its weights are [inputs, outputs]
-    model.add_adapter(config)
+    with expected_peft_warnings():
+        model.add_adapter(config)
     added: Any = model.peft_config["default"]
     added.target_modules = sorted(added.target_modules)  # a set would be saved in random order
 
 
-def merge_adapter(model: PreTrainedModel, pretrained: PreTrainedModel) -> PreTrainedModel:
-    """Add the adapter of one model to the weights of a pretrained one, and return that.
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Add the adapter of a model to its weights, and remove it, in place.
 
-    Args:
-        model: with the trained adapter.
-        pretrained: the weights that the adapter was trained on.
+    A matrix that an adapted layer shares with another one, as tied embeddings do, becomes two:
+    the other layer was trained without the adapter.
     """
-    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with tempfile.TemporaryDirectory() as adapter, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
-        model.save_pretrained(adapter)
-        return PeftModel.from_pretrained(pretrained, adapter).merge_and_unload()
+    names = [name for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    weights = [getattr(layer, "weight", None) for layer in model.modules()]
+    for name in names:
+        adapted: Any = model.get_submodule(name)
+        layer = adapted.get_base_layer()
+        if sum(weight is layer.weight for weight in weights) > 2:  # the layer and its wrapper
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+            model.config.tie_word_embeddings = False
+        adapted.merge()
+        model.set_submodule(name, layer)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+
+
+def adapter_base(name: str) -> str | None:
+    """Return the model that an adapter belongs to; None if a folder or Hub id is no adapter."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        path = find_adapter_config_file(name)
+    except Exception:  # the Hub cannot be reached, or has no such model
+        return None
+    return json.loads(Path(path).read_text())["base_model_name_or_path"] if path else None

@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -104,8 +105,11 @@ def use_linear_cross_entropy(model: PreTrainedModel) -> None:
     """Make a model compute its loss without logits when it is called with `shift_labels`.
 
     The Trainer calls it so; every other call, the class and the weights stay the same. The logits
-    of the model have to be a plain product. The loss stays inside `forward`, as DDP needs it.
+    of the model have to be a plain product: nothing changes if an adapter is on the output matrix.
+    The loss stays inside `forward`, as DDP needs it.
     """
+    if type(model.get_output_embeddings()) is not nn.Linear:
+        return
     stock = type(model).forward
 
     @wraps(stock)  # generate() and the Trainer read the signature

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_lm.errors import RecipeError, one_line
-from hf_lm.model.lora import merge_adapter
+from hf_lm.model.lora import adapter_base, expected_peft_warnings, merge_adapter
 from hf_lm.recipe import ModelRecipe
 
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout")
@@ -49,7 +49,13 @@ def pretrained_config(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the loader raises OSError, ValueError, KeyError and more
-        raise RecipeError(f"{key}: {one_line(error)}") from None
+        rule = one_line(error)
+        if base := adapter_base(name):
+            rule = (
+                f"holds adapters, not a model; their base is {base}: fine-tune that, or make one "
+                "model of both with model.lora.merge"
+            )
+        raise RecipeError(f"{key}: {rule}") from None
     problems = []
     if known > config.vocab_size:
         problems.append(
@@ -74,13 +80,14 @@ def load_pretrained(name: str, config: PreTrainedConfig | None = None) -> Any:
         RecipeError: there is no such model, or a file is damaged.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with expected_peft_warnings():
+            return AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except Exception as error:  # as above, and the errors of safetensors for a damaged file
         raise RecipeError(f"model.pretrained = {json.dumps(name)}: {one_line(error)}") from None
 
@@ -90,7 +97,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Any,
     *,
-    base: str | None = None,
+    merge: bool = False,
 ) -> None:
     """Save the files that `AutoModelForCausalLM` and `AutoTokenizer` load, and nothing else.
 
@@ -98,12 +105,13 @@ def save_model(
         model: the trained model.
         tokenizer: its tokenizer.
         folder: the directory to write to.
-        base: the pretrained weights to merge adapters into; None saves adapters as they are, with
-            the name of the weights they belong to.
+        merge: add adapters to the weights of the model first; otherwise they are saved as they are,
+            with the name of the weights they belong to.
     """
-    if base:
-        model = merge_adapter(model, load_pretrained(base))
+    if merge:
+        merge_adapter(model)
     model.config.use_cache = True  # the Trainer sets it to false, which makes generate() slow
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.save_pretrained(folder)
+    with expected_peft_warnings():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

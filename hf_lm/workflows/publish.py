@@ -33,13 +33,15 @@ def publish(run: str | Path, *, overrides: Sequence[str] = ()) -> str:
 
     Raises:
         DataError: the directory does not hold a finished run.
-        RecipeError: `hub.model_id` is missing, or the token may not write there.
+        RecipeError: `hub.model_id` is missing, the token may not write there, or the model is
+            adapters of a base that others do not have.
         UploadError: the Hub did not take the model; the model is where it was.
 
     Example:
         >>> publish("runs/small", overrides=["hub.model_id=USER/small"])
     """
     from hf_lm.hub.access import check_write_access
+    from hf_lm.hub.upload import check_adapter_base
     from hf_lm.recipe import load_recipe
 
     run_dir = RunDirectory(Path(run).absolute())
@@ -48,6 +50,7 @@ def publish(run: str | Path, *, overrides: Sequence[str] = ()) -> str:
     recipe = load_recipe(run_dir.path / RECIPE, overrides=overrides)
     if recipe.hub.model_id is None:
         raise RecipeError("hub.model_id: is not set; add --set hub.model_id=USER/NAME")
+    check_adapter_base(run_dir.model)
     with run_dir.lock():
         check_write_access(recipe.hub)
         return publish_run(run_dir, recipe)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.data.blocks.dataset import Blocks
 from hf_lm.data.collator import make_collate
+from hf_lm.errors import HfLmError
 from hf_lm.evaluation.evaluate import evaluate
 from hf_lm.evaluation.generate import generate_samples
 from hf_lm.model.build import compile_blocks
@@ -38,6 +39,8 @@ from hf_lm.training.optimizer import build_optimizer
 from hf_lm.training.schedule import build_lr_schedule
 from hf_lm.training.trainer import LMTrainer, TrainerHooks, build_trainer
 from hf_lm.workflows.publish import start_background_uploads, write_card
+
+SAVED_LOSS_ERROR = 0.02  # relative; weights that are rounded to bf16 differ by less
 
 
 class RunContext(NamedTuple):
@@ -193,11 +196,10 @@ def make_trainer(
 
 def save_and_evaluate(context: RunContext, hooks: TrainerHooks, trainer: LMTrainer) -> TrainResult:
     """Save the model, load it as a user would, and evaluate it in fp32."""
-    run_dir, lora = context.run_dir, context.recipe.model.lora
+    run_dir = context.run_dir
     seconds, tokens = trainer.throughput.seconds, trainer.update_token_count()
-    base = context.recipe.model.pretrained if lora and lora.merge else None
     with unwrap_os_errors(run_dir.model):
-        run_dir.save_model(partial(save_model, context.model, context.tokenizer, base=base))
+        run_dir.save_model(partial(save_checked, context))
     trainer.accelerator.wait_for_everyone()
     model = load_pretrained(str(run_dir.model)).to(trainer.args.device)
     tokens_per_second = tokens / seconds
@@ -215,3 +217,29 @@ def save_and_evaluate(context: RunContext, hooks: TrainerHooks, trainer: LMTrain
     if run_dir.is_main_process:
         write_card(run_dir, context.recipe, run_dir.model)
     return TrainResult(run_dir.model, metrics, hooks.generate_samples(model))
+
+
+def save_checked(context: RunContext, folder: Path) -> None:
+    """Save the model, and check that it has the loss of the trained one when it is loaded.
+
+    Raises:
+        HfLmError: it has another loss.
+    """
+    recipe = context.recipe
+    score = partial(
+        evaluate,
+        blocks=[context.blocks.splits["validation"][0]],
+        recipe=recipe.evaluation,
+        collate=make_collate(recipe.data, context.tokenizer, split="validation"),
+        token_bytes=token_bytes(context.tokenizer),
+    )
+    trained = score(context.model)["loss"]
+    merge = recipe.model.lora is not None and recipe.model.lora.merge
+    save_model(context.model, context.tokenizer, folder, merge=merge)
+    saved = score(load_pretrained(str(folder)).to(context.model.device))["loss"]
+    if abs(saved - trained) > SAVED_LOSS_ERROR * max(1.0, trained):
+        raise HfLmError(
+            f"the saved model has loss {saved:.4f} on the first validation block, and the trained "
+            f"one {trained:.4f}: a defect of hf_lm or of the class of the model; please report it; "
+            "the checkpoints of the run are whole"
+        )

@@ -359,7 +359,14 @@ EPOCHS = {  # sources of text, each with a number of steps that is more than two
         },
         30,
     ),
-    "stream": ({"source": "corpus/00[0-3].txt", "streaming": True}, 20),
+    "stream": (
+        {
+            "source": "corpus/00[0-3].txt",
+            "streaming": True,
+            "validation": {"source": "corpus/02*.txt"},
+        },
+        20,
+    ),
 }
 
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from hf_lm import cli
+from hf_lm.model.pretrained import save_model
 from hf_lm.recipe import load_recipe
 from hf_lm.run import main
 from recipes import TINY, merged, write_corpus
@@ -179,3 +181,89 @@ def test_adapters_that_others_could_not_load_are_refused(
     sets = [part for setting in settings for part in ("--set", setting)]
     assert main([str(path), *sets]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["wte", "embed_tokens", "lm_head"])
+def test_a_merged_adapter_of_tied_embeddings_gives_the_trained_loss(
+    target: str, write_recipe: Callable[..., Path], tmp_path: Path, base: Path
+) -> None:
+    """Merging into the shared matrix would change the layer that has no adapter."""
+    embeddings = AutoModelForCausalLM.from_pretrained(base / "model").get_input_embeddings()
+    names = {"GPT2LMHeadModel": "wte", "LlamaForCausalLM": "embed_tokens"}
+    config = json.loads((base / "model" / "config.json").read_text())
+    if target not in ("lm_head", names[config["architectures"][0]]):
+        return
+    lora = {**LORA, "target_modules": [target], "merge": True}
+    path = write_recipe(model__lora=lora, training__learning_rate=0.02, training__max_steps=24)
+    assert tuned(path, base) == 0
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["loss"] == pytest.approx(rows(run)[-1]["eval_loss"], abs=1e-4)
+    first, last = (rows(run)[number]["eval_loss"] for number in (0, -1))
+    assert last < first - 0.001
+    saved = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert not saved.config.tie_word_embeddings
+    is_embedding_changed = not torch.equal(saved.get_input_embeddings().weight, embeddings.weight)
+    is_head_changed = not torch.equal(saved.get_output_embeddings().weight, embeddings.weight)
+    assert (is_embedding_changed, is_head_changed) == (target != "lm_head", target == "lm_head")
+
+
+def test_an_adapter_on_the_output_matrix_beside_others_is_trained(
+    write_recipe: Callable[..., Path], tmp_path: Path, base: Path
+) -> None:
+    lora = {**LORA, "target_modules": ["lm_head", "c_attn", "q_proj"]}
+    path = write_recipe(model__lora=lora, training__learning_rate=0.02)
+    assert tuned(path, base) == 0
+    adapter = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
+    assert all(value.any() for name, value in adapter.items() if "lora_B" in name)
+    assert any("lm_head" in name for name in adapter)
+    log = rows(tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["loss"] == pytest.approx(log[-1]["eval_loss"], abs=1e-4)
+
+
+def test_a_saved_model_of_another_loss_ends_the_run(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def save_damaged(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+        for weight in model.parameters():
+            weight.data.mul_(3)
+        save_model(model, tokenizer, folder, **options)
+
+    monkeypatch.setattr("hf_lm.workflows.train.save_model", save_damaged)
+    assert tuned(write_recipe(), tiny_run) == 1
+    assert "the saved model has loss" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_adapters_are_not_taken_for_a_model(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    base: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert tuned(write_recipe(model__lora=LORA, output_dir="adapters"), base) == 0
+    capsys.readouterr()
+    assert main([str(write_recipe()), "--from", str(tmp_path / "adapters" / "model")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"holds adapters, not a model; their base is {base / 'model'}" in line
+
+
+def test_adapters_of_a_local_base_are_not_published(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    base: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They name a folder of this machine, which others do not have and should not see."""
+    assert tuned(write_recipe(model__lora=LORA), base) == 0
+    capsys.readouterr()
+    command = ["publish", str(tmp_path / "run"), "--set", "hub.model_id=u/m"]
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is a folder of this machine" in line
+    assert "model.lora.merge" in line
