@@ -36,15 +36,17 @@ Figures = dict[str, Any]
 
 def long_run(dropout: float = 0.0) -> Kernels:
     """Choose the kernels of the measured model as for a run of unlimited length."""
+    from hf_lm.model.build import build_model
+    from hf_lm.model.config import Vocabulary
     from hf_lm.planning.hardware import detect_hardware
     from hf_lm.planning.kernels import choose_kernels
     from hf_lm.recipe import ModelRecipe, Recipe
 
-    recipe = Recipe(model=ModelRecipe(dropout=dropout))
+    shape = ModelRecipe(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, dropout=dropout)
+    recipe, vocabulary = Recipe(model=shape), Vocabulary(VOCABULARY, 0, 0)
+    model = build_model(shape, vocabulary, block_size=BLOCK, meta=True)
     precision = detect_hardware(recipe.training).precision
-    return choose_kernels(
-        recipe, device="cpu", precision=precision, model_type="gpt2", flops=math.inf
-    )
+    return choose_kernels(recipe, model, device="cpu", precision=precision, flops=math.inf)
 
 
 def turns(steps: int) -> Figures:

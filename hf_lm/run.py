@@ -71,6 +71,7 @@ def train(
             from hf_lm.workflows.train import RunContext, train_and_evaluate
 
             hardware = stages.require_hardware(recipe.training)
+            stages.check_model(recipe)
             text, tokenizer = stages.load_text(recipe, corpus, scan)
             blocks = stages.load_blocks(recipe, text, tokenizer, hardware)
             model, plan, kernels = stages.plan_and_build(

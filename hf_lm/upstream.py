@@ -44,6 +44,7 @@ SOURCE = {  # what the file of a class or module has to contain
         "self.optimizer_cls_and_kwargs",
     ),
     "transformers.TrainingArguments": ("_n_gpu",),  # 1: nn.DataParallel scales a loss wrongly
+    "transformers.AutoModelForCausalLM": ("_model_mapping",),  # which classes are causal models
     "transformers.PreTrainedConfig": ("_attn_implementation",),
     "transformers.integrations.peft": ("_hf_peft_config_loaded",),  # whether adapters are saved
     "torch.nn.Module": ("_compiled_call_impl",),  # whether a block is compiled

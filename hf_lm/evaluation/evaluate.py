@@ -56,7 +56,7 @@ def evaluate(
     size = recipe.batch_size
     if size == "auto":
         length = len(blocks[0]["input_ids"]) - 1
-        block_bytes = 4 * length * model.config.vocab_size  # of the logits
+        block_bytes = 4 * length * model.config.get_text_config().vocab_size  # of the logits
         size = min(LOGIT_BYTES[model.device.type] // block_bytes, BATCH_TOKENS // length) or 1
     table = torch.from_numpy(token_bytes).to(model.device)
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]

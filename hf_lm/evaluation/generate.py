@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.errors import RecipeError
 from hf_lm.evaluation.evaluate import evaluation_mode
+from hf_lm.model.attention import FUSED, PLAIN
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # slightly sharper than the model's own distribution
 
@@ -51,7 +52,8 @@ def generate_samples(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
     samples = []
     with evaluation_mode(model), eager_mode(model):
-        model.set_attn_implementation("sdpa")  # our implementations do not support a cache
+        if model.config._attn_implementation in (FUSED, PLAIN):
+            model.set_attn_implementation("sdpa")  # ours do not support a cache
         for prompt in prompts:
             torch.manual_seed(seed)
             ids = prompt_ids(tokenizer, prompt, limit=max(1, context_length(model) - 1), chat=chat)
@@ -89,7 +91,7 @@ def generate_ids(model: Any, ids: list[int], *, max_new_tokens: int, **sampling:
 
 def context_length(model: PreTrainedModel) -> int:
     """Return the number of tokens that a model can see at once."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def prompt_ids(

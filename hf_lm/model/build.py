@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,15 +62,12 @@ def build_model(
         model = load_pretrained(recipe.pretrained, config)
     else:
         with torch.device("meta") if meta else nullcontext():
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-            scale_residual(model)
+            model = AutoModelForCausalLM.from_config(config)
+    if not recipe.pretrained:
+        scale_residual(model)
     resize_embeddings(model, vocabulary.size)
     model.config.architectures = [type(model).__name__]
-    _, bos, eos, pad = vocabulary
-    model.config.bos_token_id, model.config.eos_token_id = bos, eos
-    model.generation_config = GenerationConfig(
-        bos_token_id=bos, eos_token_id=eos, pad_token_id=eos if pad is None else pad
-    )
+    set_special_tokens(model, vocabulary, keep=bool(recipe.pretrained))
     # transformers derives the loss from the class name, and GPT2LMHeadModel does not contain
     # "ForCausalLM": the Trainer would count one target per block too many, and the loss would be
     # (T-1)/T of the right value.
@@ -77,10 +75,42 @@ def build_model(
     if recipe.lora:
         set_seed(seed)
         add_lora(model, recipe.lora)
-    if config.model_type in FAMILIES:
+    if has_fast_paths(config):
         use_linear_cross_entropy(model)
         model.set_attn_implementation(attention)
     return model
+
+
+def has_fast_paths(config: PreTrainedConfig) -> bool:
+    """Return whether a model is of a family whose fast paths are tested, without special attention.
+
+    A published model of such a family may declare sliding windows for some layers, which our
+    attention does not have.
+    """
+    windows = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    return config.model_type in FAMILIES and not windows
+
+
+def set_special_tokens(model: PreTrainedModel, vocabulary: Vocabulary, *, keep: bool) -> None:
+    """Set the special tokens of a model and of its generation.
+
+    Args:
+        model: the model.
+        vocabulary: the special tokens of the tokenizer.
+        keep: keep the other tokens that end a text of a published model, such as the end of a turn,
+            and its settings of sampling.
+    """
+    _, bos, eos, pad = vocabulary
+    generation: Any = model.generation_config if keep else GenerationConfig()
+    for config in (model.config.get_text_config(), generation):
+        known = config.eos_token_id if keep else None
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        all_eos = [*known, *([eos] if eos not in known else [])]
+        config.eos_token_id = all_eos if len(all_eos) > 1 else all_eos[0]
+        config.bos_token_id = config.bos_token_id if keep and bos is None else bos
+    if not keep or generation.pad_token_id is None:
+        generation.pad_token_id = eos if pad is None else pad
+    model.generation_config = generation
 
 
 def native_config(
@@ -99,6 +129,9 @@ def native_config(
         n_layer=layers,
         n_head=heads,
         n_inner=recipe.n_inner,
+        n_kv_head=recipe.n_kv_head,
+        head_dim=recipe.head_dim,
+        rope_theta=recipe.rope_theta,
         dropout=recipe.dropout,
         pad_vocab_to_multiple_of=recipe.pad_vocab_to_multiple_of,
         tie_word_embeddings=recipe.tie_word_embeddings,

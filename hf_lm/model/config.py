@@ -56,6 +56,9 @@ class GPTConfig(GPT2Config):
         family: "gpt2", "qwen3", "llama" or "arcee".
         dropout: one number for every place where the family has dropout.
         pad_vocab_to_multiple_of: embedding rows are rounded up to a multiple of this.
+        n_kv_head: heads of keys and values; None is n_head. These three are not in gpt2.
+        head_dim: width of a head; None is n_embd/n_head.
+        rope_theta: base of the rotary positions.
 
     Raises:
         ValueError: the numbers do not fit each other.
@@ -64,6 +67,9 @@ class GPTConfig(GPT2Config):
     family: str = "gpt2"
     dropout: float = 0.0
     pad_vocab_to_multiple_of: int | None = None
+    n_kv_head: int | None = None
+    head_dim: int | None = None
+    rope_theta: float = 10_000.0
     # The same function as GPT-2's "gelu_new", in one fused kernel instead of eight operations.
     activation_function: str = "gelu_pytorch_tanh"
 
@@ -83,8 +89,13 @@ class GPTConfig(GPT2Config):
         if self.family not in FAMILIES:
             raise ValueError(f"family = {self.family!r}: must be one of {', '.join(FAMILIES)}")
         unit = self.n_head if self.family == "gpt2" else 2 * self.n_head
-        if min(self.n_layer, self.n_head, self.n_embd) < 1 or self.n_embd % unit:
+        is_whole = bool(self.head_dim) or self.n_embd % unit == 0
+        if min(self.n_layer, self.n_head, self.n_embd) < 1 or not is_whole:
             raise ValueError(f"n_embd = {self.n_embd} must be a positive multiple of {unit}")
+        if self.n_head % (self.n_kv_head or 1):
+            raise ValueError(f"n_kv_head = {self.n_kv_head} must divide n_head = {self.n_head}")
+        if self.head_dim and self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even, for rotary positions")
         for name in ("bos_token_id", "eos_token_id"):
             token = getattr(self, name)
             if isinstance(token, int) and not 0 <= token < self.vocab_size:
@@ -122,8 +133,9 @@ class GPTConfig(GPT2Config):
             intermediate_size=self.inner,
             num_hidden_layers=self.n_layer,
             num_attention_heads=self.n_head,
-            num_key_value_heads=self.n_head,
-            head_dim=self.n_embd // self.n_head,
+            num_key_value_heads=self.n_kv_head or self.n_head,
+            head_dim=self.head_dim or self.n_embd // self.n_head,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             max_position_embeddings=self.n_positions,
             attention_dropout=self.dropout,
         )

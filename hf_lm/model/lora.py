@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_lm.recipe import LoraRecipe
 from hf_lm.upstream import PEFT_WARNINGS
@@ -41,7 +42,8 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> None:
         target_modules="all-linear" if modules == "auto" else [*modules],
         task_type="CAUSAL_LM",
     )
-    config.fan_in_fan_out = model.config.model_type == "gpt2"  # its weights are [inputs, outputs]
+    # Weights of Conv1D are [inputs, outputs].
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     with expected_peft_warnings():
         model.add_adapter(config)
     added: Any = model.peft_config["default"]

@@ -126,3 +126,8 @@ def use_linear_cross_entropy(model: PreTrainedModel) -> None:
         return CausalLMOutput(loss=mean_loss(hidden, weight, shift_labels, count))
 
     model.forward = MethodType(forward, model)
+
+
+def has_linear_loss(model: PreTrainedModel) -> bool:
+    """Return whether `use_linear_cross_entropy` has changed a model."""
+    return "forward" in vars(model)

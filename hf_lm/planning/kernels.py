@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import NamedTuple
 
+from transformers import PreTrainedModel
+
 from hf_lm.model.attention import FUSED, PLAIN
-from hf_lm.model.config import FAMILIES
+from hf_lm.model.build import has_fast_paths
+from hf_lm.model.loss import has_linear_loss
 from hf_lm.recipe import Recipe
 
 COMPILED_FLOPS = 3e13  # a shorter run (5 minutes on a CPU) does not regain the time of compiling
@@ -31,29 +34,29 @@ class Kernels(NamedTuple):
 
 
 def choose_kernels(
-    recipe: Recipe, *, device: str, precision: str, model_type: str, flops: float
+    recipe: Recipe, model: PreTrainedModel, *, device: str, precision: str, flops: float
 ) -> Kernels:
     """Choose the fastest kernels for a recipe; a resumed run gets the same ones.
 
     Args:
         recipe: the recipe, with `training.compile`, `data.document_mask` and `model.dropout`.
+        model: the model of the recipe; its weights may be on the meta device.
         device: "cpu" or "cuda".
         precision: of matrix products.
-        model_type: the model type of transformers.
         flops: FLOPs of the whole run, to judge whether compiling pays.
     """
-    attention, attention_reason = choose_attention(recipe, device, precision, model_type)
+    stock = str(model.config.get_text_config()._attn_implementation)
+    attention, attention_reason = stock, "attention of transformers (another family)"
+    if has_fast_paths(model.config):
+        attention, attention_reason = choose_attention(recipe, device, precision)
+    model_type = model.config.model_type
     compiled, compile_reason = choose_compile(recipe, device, precision, model_type, flops)
-    loss = "loss without logits" if model_type in FAMILIES else "loss from logits"
+    loss = "loss without logits" if has_linear_loss(model) else "loss from logits"
     return Kernels(attention, compiled, (attention_reason, compile_reason, loss))
 
 
-def choose_attention(
-    recipe: Recipe, device: str, precision: str, model_type: str
-) -> tuple[str, str]:
+def choose_attention(recipe: Recipe, device: str, precision: str) -> tuple[str, str]:
     """Return the name of an attention implementation and the reason for it."""
-    if model_type not in FAMILIES:
-        return "sdpa", "attention of transformers (another family)"
     is_bf16, has_dropout = precision == "bf16", recipe.model.dropout > 0
     if recipe.data.document_mask:  # transformers makes the mask only for its own implementations
         name = "eager" if device == "cpu" and is_bf16 else "sdpa"

@@ -134,7 +134,10 @@ def apply_override(raw: dict[str, Any], override: str) -> list[Problem]:
 
 def use_pretrained(raw: dict[str, Any], pretrained: str) -> None:
     """Turn a raw recipe into one that fine-tunes a model, with that model's tokenizer."""
-    kept_keys = {"model": ("dropout", "lora"), "tokenizer": ("add_tokens", "chat_template")}
+    kept_keys = {
+        "model": ("dropout", "lora", "save_dtype"),
+        "tokenizer": ("add_tokens", "chat_template"),
+    }
     for name, keys in kept_keys.items():
         section = raw.get(name)
         section = section if isinstance(section, dict) else {}

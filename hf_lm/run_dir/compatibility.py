@@ -21,7 +21,7 @@ IGNORED_KEYS = {
     *("$schema", "hf_lm_version", "name", "output_dir", "data.num_proc", "hub"),
     *("training.logging_steps", "training.save_steps", "training.save_total_limit"),
     *("training.report_to", "training.dataloader_num_workers", "training.dataloader_pin_memory"),
-    "training.skip_nonfinite_steps",
+    *("training.skip_nonfinite_steps", "model.save_dtype"),
     *("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.batch_size"),
 }
 

@@ -91,6 +91,7 @@ def plan_without_training(
 ) -> CheckResult:
     """Plan a run from a sample of its text."""
     from hf_lm.data.estimate import sample_counts, sample_documents
+    from hf_lm.model.pretrained import pretrained_notes
     from hf_lm.planning.hardware import detect_hardware
     from hf_lm.recipe import warnings
     from hf_lm.tokenizer import build_tokenizer
@@ -98,6 +99,7 @@ def plan_without_training(
 
     stages.prepare_libraries(recipe, corpus)
     hardware = detect_hardware(recipe.training)
+    stages.check_model(recipe)
     sample = sample_documents(recipe.data, corpus, scan)
     default = recipe.model.pretrained or corpus.tokenizer
     tokenizer = build_tokenizer(recipe.tokenizer, sample.documents, default=default)
@@ -117,7 +119,7 @@ def plan_without_training(
             *summary.run_rows(recipe, plan, hardware, kernels),
         ],
         notes=[
-            *(*warnings(recipe), *scan.notes, *sample.notes),
+            *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *sample.notes),
             *(f"not on this machine: {line}" for line in shortfalls),
         ],
         shortfalls=shortfalls,

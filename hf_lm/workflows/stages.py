@@ -93,6 +93,19 @@ def require_hardware(training: TrainingRecipe) -> Hardware:
     return with_common_memory(hardware)
 
 
+def check_model(recipe: Recipe) -> None:
+    """Check pretrained weights before any text is tokenized.
+
+    Raises:
+        RecipeError: they cannot be trained as the recipe asks.
+    """
+    if recipe.model.pretrained is not None:
+        from hf_lm.model.probe import check_pretrained
+
+        separates = recipe.data.document_mask or recipe.data.train_on == "completion"
+        check_pretrained(recipe.model.pretrained, separates=separates)
+
+
 def load_text(
     recipe: Recipe, corpus: Corpus, scan: Scan
 ) -> tuple[LoadedText, PreTrainedTokenizerBase]:
@@ -162,9 +175,9 @@ def plan_run(
     )
     kernels = choose_kernels(
         recipe,
+        model,
         device=hardware.device,
         precision=hardware.precision,
-        model_type=model.config.model_type,
         flops=plan.flops,
     )
     return plan, kernels

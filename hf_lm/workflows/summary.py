@@ -37,6 +37,8 @@ def show_plan(
         provenance: what its weights depend on, compared with the run in the same directory.
         notes: other notes.
     """
+    from hf_lm.model.pretrained import pretrained_notes
+
     recipe = context.recipe
     show_rows(
         recipe.name,
@@ -45,7 +47,7 @@ def show_plan(
             *run_rows(recipe, context.plan, context.hardware, context.kernels),
         ],
         notes=[
-            *(*warnings(recipe), *scan.notes, *notes),
+            *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *notes),
             *numerics_changes(context.run_dir.provenance, provenance),
         ],
     )

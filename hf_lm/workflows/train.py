@@ -20,7 +20,8 @@ from hf_lm.evaluation.evaluate import evaluate
 from hf_lm.evaluation.generate import generate_samples
 from hf_lm.model.build import compile_blocks
 from hf_lm.model.dropout import replace_dropout
-from hf_lm.model.pretrained import load_pretrained, save_model
+from hf_lm.model.pretrained import load_pretrained, saved_dtype
+from hf_lm.model.saving import save_model
 from hf_lm.planning.costs import flops_per_token
 from hf_lm.planning.hardware import Hardware, keep_freed_memory, peak_memory
 from hf_lm.planning.kernels import Kernels
@@ -235,7 +236,8 @@ def save_checked(context: RunContext, folder: Path) -> None:
     )
     trained = score(context.model)["loss"]
     merge = recipe.model.lora is not None and recipe.model.lora.merge
-    save_model(context.model, context.tokenizer, folder, merge=merge)
+    dtype = saved_dtype(recipe.model)
+    save_model(context.model, context.tokenizer, folder, merge=merge, dtype=dtype)
     saved = score(load_pretrained(str(folder)).to(context.model.device))["loss"]
     if abs(saved - trained) > SAVED_LOSS_ERROR * max(1.0, trained):
         raise HfLmError(

@@ -14,7 +14,8 @@ from hf_lm.errors import RecipeError
 from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.model.build import build_model, compile_blocks, transformer_blocks
 from hf_lm.model.config import FAMILIES, Vocabulary
-from hf_lm.model.pretrained import load_pretrained, save_model
+from hf_lm.model.pretrained import load_pretrained
+from hf_lm.model.saving import save_model
 from hf_lm.recipe import ModelRecipe, TokenizerRecipe, TrainTokenizer
 from hf_lm.tokenizer import build_tokenizer
 from recipes import CORPUS

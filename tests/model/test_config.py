@@ -40,6 +40,14 @@ def test_modern_families_have_as_many_key_heads_as_query_heads(family: str) -> N
     assert native.num_key_value_heads == 4
 
 
+@pytest.mark.parametrize("family", MODERN)
+def test_heads_of_keys_their_width_and_the_rotary_base_are_set(family: str) -> None:
+    config = GPTConfig(**STATE_JSON, family=family, n_kv_head=2, head_dim=16, rope_theta=5e5)
+    native = config.to_native()
+    assert (native.num_key_value_heads, native.head_dim) == (2, 16)
+    assert native.rope_parameters["rope_theta"] == 5e5
+
+
 def test_a_gated_mlp_has_two_thirds_of_the_width() -> None:
     assert GPTConfig(**STATE_JSON).inner == 192
     assert GPTConfig(**STATE_JSON, family="qwen3").inner == 128

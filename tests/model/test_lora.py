@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_lm import cli
-from hf_lm.model.pretrained import save_model
+from hf_lm.model.saving import save_model
 from hf_lm.recipe import load_recipe
 from hf_lm.run import main
 from recipes import TINY, merged, write_corpus

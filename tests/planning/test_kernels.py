@@ -1,14 +1,42 @@
 """The fast way is chosen without a setting, for a reason that the plan tells."""
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from hf_lm.model.attention import FUSED, PLAIN
+from hf_lm.model.build import build_model
+from hf_lm.model.config import Vocabulary
 from hf_lm.planning import kernels
 from hf_lm.planning.kernels import COMPILED_FLOPS, Kernels, choose_kernels
-from hf_lm.recipe import Recipe
+from hf_lm.recipe import ModelRecipe, Recipe
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+
+
+@cache
+def tiny(family: Any) -> PreTrainedModel:
+    """A model without weights."""
+    network = ModelRecipe(family=family, n_layer=1, n_head=2, n_embd=8)
+    return build_model(network, Vocabulary(50, 0, 0), block_size=8, meta=True)
+
+
+@cache
+def published(config: type[PreTrainedConfig], **changes: Any) -> PreTrainedModel:
+    """A model as it may be published, without weights."""
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config(vocab_size=50, **shape, **changes))
 
 
 def chosen(recipe: dict[str, Any] | None = None, **changes: Any) -> Kernels:
@@ -16,7 +44,7 @@ def chosen(recipe: dict[str, Any] | None = None, **changes: Any) -> Kernels:
     given = {
         "device": "cpu",
         "precision": "fp32",
-        "model_type": "qwen3",
+        "model": tiny("qwen3"),
         "flops": 2 * COMPILED_FLOPS,
     }
     made = Recipe.model_validate_json(json.dumps(recipe or {}))
@@ -37,7 +65,16 @@ MASKED, DROPS = {"data": {"document_mask": True}}, {"model": {"dropout": 0.1}}
         (MASKED, {}, "sdpa"),
         (MASKED, {"precision": "bf16"}, "eager"),
         (MASKED, {"precision": "bf16", "device": "cuda"}, "sdpa"),
-        ({}, {"model_type": "gemma3_text"}, "sdpa"),
+        ({}, {"model": published(Gemma3TextConfig)}, "sdpa"),
+        (
+            {},
+            {
+                "model": published(
+                    Qwen3Config, use_sliding_window=True, sliding_window=4, max_window_layers=1
+                )
+            },
+            "sdpa",
+        ),
     ],
 )
 def test_attention_follows_from_device_precision_and_family(
@@ -50,8 +87,8 @@ def test_blocks_are_compiled_if_it_pays(monkeypatch: Any) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: name)
     assert chosen().compile
     assert not chosen(flops=COMPILED_FLOPS / 2).compile
-    assert not chosen(model_type="gpt2").compile
-    assert chosen(model_type="gpt2", precision="bf16").compile
+    assert not chosen(model=tiny("gpt2")).compile
+    assert chosen(model=tiny("gpt2"), precision="bf16").compile
     assert not chosen(DROPS).compile
     assert chosen(DROPS, flops=1, device="cuda").compile
     assert chosen({"training": {"compile": True}}, flops=1).compile
@@ -67,4 +104,4 @@ def test_every_kernel_has_a_reason() -> None:
         "not compiled (the run is too short)",
         "loss without logits",
     )
-    assert "loss from logits" in chosen(model_type="gemma3_text").reasons[2]
+    assert "loss from logits" in chosen(model=published(Gemma3TextConfig)).reasons[2]

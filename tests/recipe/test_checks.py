@@ -35,7 +35,7 @@ def test_a_rule_is_not_reported_when_one_of_its_keys_is_invalid(
     "keys",
     [
         {"training.tokens_per_step": 100},
-        {"training.micro_batch_size": 3},
+        {"model.n_kv_head": 2},
         {"training.max_epochs": 1.0},
         {"model.size": "small"},
         {"tokenizer.pretrained": "USER/NAME"},

@@ -126,15 +126,17 @@ SINGLE = {
         {"training.micro_batch_size": "big"},
         r'micro_batch_size = "big": is a string, expected a whole number or "auto"$',
     ),
-    "16 divide": (
-        {"training.micro_batch_size": 3},
-        r"= 3: does not divide the 8 blocks .* use one of 1, 2, 4, 8",
-    ),
     "17": ({"model.n_embd": 33}, r"n_embd = 33: is not a multiple of 2.*use 32 or 34"),
     "17 rotary": (
         {"model.family": "qwen3", "model.n_embd": 18},
         r"n_embd = 18: is not a multiple of 4",
     ),
+    "17 shared": (
+        {"model.family": "llama", "model.n_head": 4, "model.n_kv_head": 3},
+        r"n_kv_head = 3: does not divide model.n_head = 4",
+    ),
+    "17 gpt2": ({"model.n_kv_head": 1}, r"n_kv_head = 1: is not in gpt2; remove it"),
+    "17 odd": ({"model.family": "qwen3", "model.head_dim": 7}, r"head_dim = 7: must be even"),
     "18": ({"model.n_head": 0}, r"n_head = 0: must be > 0"),
     "19": ({"model.n_layer": 0}, r"n_layer = 0: must be > 0"),
     "20": ({"model.n_positions": 8}, r"data.block_size = 16: is more than model.n_positions = 8"),

@@ -46,6 +46,7 @@ REFUSED = {
         f"model.{key}"
         for key in (
             *("family", "size", "n_layer", "n_head", "n_embd", "n_inner", "n_positions", "dropout"),
+            *("n_kv_head", "head_dim", "rope_theta"),
             *("tie_word_embeddings", "pad_vocab_to_multiple_of", "pretrained", "lora"),
         )
     ),

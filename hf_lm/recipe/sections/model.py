@@ -52,6 +52,17 @@ class ModelRecipe(Section):
     n_inner: int | None = Field(
         None, gt=0, description="width of the MLP; null: 4·n_embd, or 8/3·n_embd if it is gated"
     )
+    n_kv_head: int | None = Field(
+        None,
+        gt=0,
+        description="heads of keys and values, which query heads share; null: n_head; not in gpt2",
+    )
+    head_dim: int | None = Field(
+        None, gt=0, description="width of a head; null: n_embd/n_head; not in gpt2"
+    )
+    rope_theta: float = Field(
+        10_000.0, gt=0, description="base of the rotary positions; not in gpt2"
+    )
     n_positions: int | None = Field(
         None, gt=0, description="longest context in tokens; null: data.block_size"
     )
@@ -64,6 +75,11 @@ class ModelRecipe(Section):
         None, min_length=1, description="folder or Hub id of the model to fine-tune"
     )
     lora: LoraRecipe | None = Field(None, description="train adapters instead of its weights")
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="type of the saved weights; auto: that of the pretrained weights, otherwise "
+        "fp32; training and checkpoints are in fp32",
+    )
 
     @property
     def shape(self) -> Shape:

@@ -17,7 +17,9 @@ from hf_lm.recipe.validation.data_checks import check_additions, check_data, che
 from hf_lm.recipe.validation.extra_args import argument_problems
 
 FROM_SCRATCH = tuple(
-    name for name in ModelRecipe.model_fields if name not in ("pretrained", "dropout", "lora")
+    name
+    for name in ModelRecipe.model_fields
+    if name not in ("pretrained", "dropout", "lora", "save_dtype")
 )
 
 # transformers from this version on refuses a peft below this one, when an adapter is added.
@@ -83,22 +85,13 @@ def check_rates(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def check_batch(recipe: Recipe) -> Iterator[Conflict]:
-    """Check that a step is a whole number of blocks and of micro-batches."""
-    training, block_size = recipe.training, recipe.data.block_size
-    tokens, micro_batch_size = training.tokens_per_step, training.micro_batch_size
+    """Check that a step is a whole number of blocks."""
+    tokens, block_size = recipe.training.tokens_per_step, recipe.data.block_size
     blocks, rest = divmod(tokens, block_size)
     if rest:
         near = " or ".join(str(n * block_size) for n in (blocks, blocks + 1) if n)
         rule = f"is not a multiple of data.block_size = {block_size}; use {near}"
         yield conflict("training.tokens_per_step", rule, tokens, other_keys="data.block_size")
-    elif micro_batch_size != "auto" and blocks % micro_batch_size:
-        divisors = ", ".join(str(n) for n in range(1, blocks + 1) if blocks % n == 0)
-        rule = (
-            f"does not divide the {blocks} blocks of training.tokens_per_step; use one of "
-            f"{divisors}"
-        )
-        keys = "training.tokens_per_step data.block_size"
-        yield conflict("training.micro_batch_size", rule, micro_batch_size, other_keys=keys)
 
 
 def check_model(recipe: Recipe) -> Iterator[Conflict]:
@@ -116,9 +109,10 @@ def check_model(recipe: Recipe) -> Iterator[Conflict]:
         if model.size and value is not None:
             rule = f'is set by model.size = "{model.size}"; remove one of them'
             yield conflict(f"model.{name}", rule, value, other_keys="model.size")
+    yield from check_heads(model)
     _, heads, width = model.shape
     unit = heads if model.family == "gpt2" else 2 * heads  # rotary positions need an even width
-    if width % unit:
+    if width % unit and not model.head_dim:
         below, above = width // unit * unit, (width // unit + 1) * unit
         near = " or ".join(str(n) for n in (below, above) if n)
         rule = f"is not a multiple of {unit}, as model.n_head = {heads} requires; use {near}"
@@ -131,6 +125,25 @@ def check_model(recipe: Recipe) -> Iterator[Conflict]:
         )
         value = recipe.data.block_size
         yield conflict("data.block_size", rule, value, other_keys="model.n_positions")
+
+
+def check_heads(model: ModelRecipe) -> Iterator[Conflict]:
+    """Check the keys about attention that families with rotary positions have."""
+    if model.family == "gpt2":
+        for name in ("n_kv_head", "head_dim", "rope_theta"):
+            value = getattr(model, name)
+            if value != ModelRecipe.model_fields[name].default:
+                rule = 'is not in gpt2; remove it, or set model.family, for example to "qwen3"'
+                yield conflict(f"model.{name}", rule, value, other_keys="model.family")
+        return
+    heads = model.shape.n_head
+    if model.n_kv_head and heads % model.n_kv_head:
+        rule = f"does not divide model.n_head = {heads}, whose heads share them"
+        keys = "model.n_head model.size"
+        yield conflict("model.n_kv_head", rule, model.n_kv_head, other_keys=keys)
+    if model.head_dim and model.head_dim % 2:
+        rule = "must be even, for rotary positions"
+        yield conflict("model.head_dim", rule, model.head_dim)
 
 
 def check_lora(recipe: Recipe) -> Iterator[Conflict]:
