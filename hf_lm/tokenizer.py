@@ -29,6 +29,8 @@ EOS = "<|endoftext|>"  # GPT-2's only special token: it ends a document and begi
 
 VOCAB_SIZE = 8192
 
+TRANSFORMERS_FILES = ("tokenizer_config.json", "config.json")  # they name a tokenizer's class
+
 TRAIN_BYTES = 200 * 2**20  # more text hardly changes the merges; training on it takes about 45 s
 
 
@@ -58,7 +60,8 @@ def build_tokenizer(
     """
     pretrained = recipe.pretrained or (None if recipe.train else default)
     if pretrained:
-        return extend_tokenizer(load_tokenizer(pretrained), recipe)
+        tokenizer = load_tokenizer(pretrained, special=recipe.special_tokens)
+        return extend_tokenizer(tokenizer, recipe)
     if not documents:
         raise RecipeError("tokenizer.train: prepared blocks come with their tokenizer; remove it")
     train = recipe.train or TrainTokenizer()
@@ -102,23 +105,50 @@ def texts_of(documents: Iterable[Mapping[str, str]]) -> Iterator[str]:
     return (row["text"] for row in documents)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, special: Mapping[str, str] | None = None) -> Any:
     """Load a tokenizer from a directory or the Hub; its own code is never run.
+
+    Args:
+        name: a directory or a Hub id.
+        special: special tokens that it has not declared, such as "eos_token"; a new one is added.
 
     Raises:
         RecipeError: it cannot be loaded, or has no end-of-text token.
     """
+    key = f"tokenizer.pretrained = {json.dumps(name)}"
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: Any = load_bare_tokenizer(Path(name)) or AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False
+        )
     except Exception as error:  # the loaders raise OSError, ValueError, KeyError and more
-        reason = one_line(error, limit=200)
-        raise RecipeError(f"tokenizer.pretrained = {json.dumps(name)}: {reason}") from None
+        raise RecipeError(f"{key}: {one_line(error, limit=200)}") from None
+    tokenizer.add_special_tokens(dict(special or {}))
     if tokenizer.eos_token_id is None:
         raise RecipeError(
-            f"tokenizer.pretrained = {json.dumps(name)}: has no end-of-text token, so a model "
-            "cannot learn to stop; use one with an eos_token"
+            f"{key}: has no end-of-text token, so a model cannot learn to stop; name one in "
+            "tokenizer.eos_token"
         )
     return tokenizer
+
+
+def load_bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Load the files of the tokenizers library from a folder without transformers' own file.
+
+    GPT-2's vocab.json and merges.txt are byte-level BPE. GPT-2's end-of-text token is recognized.
+    """
+    if not folder.is_dir() or any((folder / n).is_file() for n in TRANSFORMERS_FILES):
+        return None
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if (folder / "tokenizer.json").is_file():
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif vocabulary.is_file() and merges.is_file():
+        backend = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    else:
+        return None
+    special = {"bos_token": EOS, "eos_token": EOS} if backend.token_to_id(EOS) is not None else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def first_bytes(texts: Iterable[str]) -> Iterator[str]:
@@ -171,6 +201,35 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return backend
 
 
+def document_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that a tokenizer itself puts before a text, such as Llama's and Gemma's BOS.
+
+    A model that was trained with them expects them at the start of each document.
+    """
+    try:
+        whole = tokenizer("a")["input_ids"]
+        text = tokenizer("a", add_special_tokens=False)["input_ids"]
+    except Exception:  # a character vocabulary without this letter, which begins with nothing
+        return []
+    starts = range(len(whole) - len(text) + 1)
+    return whole[: next((n for n in starts if whole[n : n + len(text)] == text), 0)]
+
+
+def unknown_character(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """Return the first character of a text that a tokenizer cannot encode, or None."""
+    for character in dict.fromkeys(text):
+        try:
+            tokenizer(character, add_special_tokens=False)
+        except Exception:  # tokenizers raises a bare Exception
+            return character
+    return None
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the largest id plus 1: a vocabulary may have gaps, which `len()` does not count."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the bytes of text of each token [V]; special tokens have none.
 
@@ -181,17 +240,45 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     byte_level = "ByteLevel" in decoder_kinds(tokenizer)
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
-    sizes = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    written = {i for i, token in added if not token.special}  # as in the text, in any vocabulary
+    sizes = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     for token, i in tokenizer.get_vocab().items():
         if i in special:
             continue
-        if byte_level and all(character in alphabet for character in token):
+        if i in written:
+            sizes[i] = len(token.encode())
+        elif byte_level and all(character in alphabet for character in token):
             sizes[i] = len(token)
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             sizes[i] = 1
         else:
             sizes[i] = len(token.replace("\u2581", " ").encode())  # sentencepiece's space
     return sizes
+
+
+# What tokenizers change: accents as two characters, wide and joined letters, capitals, white space.
+CHANGEABLE_TEXT = (
+    "Cafe\u0301 \u00c9t\u00e9 \uff21\uff11 \ufb01n ABC",
+    "def f(x):\n\treturn  x  # two\u00a0spaces\n\n",
+    " \u4f60\u597d, \ud55c\uad6d \u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600 \u2603 \u221e ",
+)
+
+
+def spells_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokens of a text have as many bytes as the text.
+
+    Byte-level tokens do. WordPiece drops white space, Unigram adds a space in front, and
+    normalizers change letters. A tokenizer that refuses a character spells all others.
+    """
+    sizes = token_bytes(tokenizer)
+    for text in CHANGEABLE_TEXT:
+        try:
+            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        except Exception:  # a character vocabulary, which has no token for some of them
+            continue
+        if sizes[ids].sum() != len(text.encode()):
+            return False
+    return True
 
 
 def byte_characters() -> set[str]:

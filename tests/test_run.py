@@ -296,8 +296,10 @@ def test_an_unknown_hub_name_says_that_offline_mode_is_on(
 ) -> None:
     with pytest.raises(DataError, match=r"no/where: not found locally .*offline mode is on"):
         train(load_recipe(write_recipe(data__source="no/where")))
-    with pytest.raises(RecipeError, match=r'tokenizer.pretrained = "no/where"'):
+    with pytest.raises(RecipeError, match=r'model.pretrained = "no/where"'):
         train(load_recipe(write_recipe(model={"pretrained": "no/where"}, tokenizer={})))
+    with pytest.raises(RecipeError, match=r'tokenizer.pretrained = "no/where"'):
+        train(load_recipe(write_recipe(tokenizer={"pretrained": "no/where"})))
     assert not (tmp_path / "run").exists()
 
 
@@ -359,7 +361,10 @@ def test_twelve_mistakes_give_twelve_lines_within_two_seconds(
     assert all(line.startswith(f"{path}: ") for line in lines)
 
 
-def test_only_the_main_process_prints_errors(
+def test_a_process_that_fails_alone_prints_its_number(
     write_recipe: Callable[..., Path], run_recipe: Callable[..., CompletedProcess[str]]
 ) -> None:
-    assert run_recipe(write_recipe(seed=-1), code=2, RANK="1").stderr == ""
+    """It waits for the launcher first, which ends it if the main process has failed, too."""
+    (line,) = run_recipe(write_recipe(seed=-1), code=2, RANK="1").stderr.splitlines()
+    assert line.startswith("process 1: ")
+    assert line.endswith("seed = -1: must be >= 0")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, NO_BLOCK, START_BIT
 from hf_lm.model.loss import IGNORE_INDEX
 from hf_lm.recipe import DataRecipe
+from hf_lm.tokenizer import document_prefix
 
 
 def collate(
@@ -22,6 +23,7 @@ def collate(
     *,
     separator: int | None = None,
     padding: int | None = None,
+    prefix: Sequence[int] = (),
     marked: bool = False,
     numbered: bool = False,
 ) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def collate(
         separator: the end-of-text id; positions restart after it, and transformers masks documents
             by the positions.
         padding: the end-of-text id; one that follows another is padding and is not predicted.
+        prefix: ids that begin a document; they are given, and not predicted.
         marked: whether LOSS_BIT and START_BIT of the ids say what is in the loss and where a
             document starts.
         numbered: whether to return the numbers of the blocks.
@@ -54,6 +57,8 @@ def collate(
         is_start[:, 1:] = inputs[:, :-1] == separator
     if padding is not None:
         targets[(inputs == padding) & (targets == padding)] = IGNORE_INDEX
+    for token in prefix:
+        targets[targets == token] = IGNORE_INDEX
     numbers = [row["number"] for row in rows] if numbered else []
     if NO_BLOCK in numbers:
         targets, numbers = torch.full_like(targets, IGNORE_INDEX), []
@@ -79,10 +84,14 @@ def make_collate(
     """Return the collator of a split; validation blocks have no padding and no numbers."""
     eos, is_marked = tokenizer.eos_token_id, data.train_on == "completion"
     has_padding = data.grouping == "best_fit" and split == "train" and not is_marked
+    prefix = [] if is_marked else document_prefix(tokenizer)
+    if eos in prefix:  # OPT begins and ends a text with one token: two of them separate texts
+        prefix, has_padding = [token for token in prefix if token != eos], True
     return partial(
         collate,
         separator=eos if data.document_mask else None,
         padding=eos if has_padding else None,
+        prefix=prefix,
         marked=is_marked,
         numbered=split == "train",
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hf_lm.data.streaming.blocks import StreamShard
 from hf_lm.data.text.documents import Documents, fingerprint
 from hf_lm.data.text.holdout import Holdout
 from hf_lm.data.text.scan import Scan, scan_documents
 from hf_lm.data.text.sources import Corpus
+from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 if TYPE_CHECKING:
@@ -177,3 +178,24 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     splits, counts = blocks_in_memory(Documents(data, corpus, texts, Holdout(0)), tokenizer, data)
     require_blocks({"train": counts["train"]}, data)
     return splits["train"]
+
+
+def text_tokens(data: DataRecipe, corpus: Corpus, tokenizer: Any, *, limit: int) -> int:
+    """Count the tokens of a corpus up to a limit.
+
+    Raises:
+        DataError: there are fewer than two, so that none is predicted.
+    """
+    from hf_lm.data.blocks.build import make_tokenize
+    from hf_lm.data.text.hub_datasets import hub_texts
+
+    texts, _ = hub_texts(data, corpus)
+    documents = Documents(data, corpus, texts, Holdout(0))
+    tokenize, tokens = make_tokenize(tokenizer, data), 0
+    for batch in documents.batches():
+        tokens += len(tokenize(cast("Any", batch))["input_ids"])
+        if tokens >= limit:
+            break
+    if tokens < 2:
+        raise DataError("the text has fewer than two tokens, so none can be predicted; add text")
+    return tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from hf_lm.recipe import EvaluationRecipe
 # which took 1.8 GB for a model of 0.7 M parameters.
 BATCH_TOKENS = 2**14
 
-Rows = Sequence[dict[str, np.ndarray]]
+Rows = Sequence[dict[str, Any]]
 Collate = Callable[[Rows], dict[str, torch.Tensor]]
 
 
@@ -64,7 +65,7 @@ def evaluate(
         rows = [
             row
             for span in spans[rank::world_size]
-            for row in score(model, collate([blocks[index] for index in span]), table)
+            for row in score_blocks(model, [blocks[index] for index in span], collate, table)
         ]
     if world_size > 1:
         from accelerate.utils import gather_object
@@ -73,6 +74,14 @@ def evaluate(
     metric = metric_class()(keep_in_memory=True)
     metric.add_batch(**{name: [row[name] for row in rows] for name in rows[0]})
     return metric.compute()
+
+
+def score_blocks(
+    model: PreTrainedModel, blocks: Rows, collate: Collate, table: torch.Tensor
+) -> Iterator[dict[str, float | int]]:
+    """Yield the sums of each block; its own "bytes" count where ids do not tell them."""
+    for block, sums in zip(blocks, score(model, collate(blocks), table), strict=True):
+        yield {**sums, "bytes": block["bytes"]} if "bytes" in block else sums
 
 
 def score(

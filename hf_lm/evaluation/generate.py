@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.errors import RecipeError
 from hf_lm.evaluation.evaluate import evaluation_mode
 from hf_lm.model.attention import FUSED, PLAIN
+from hf_lm.tokenizer import document_prefix, unknown_character
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # slightly sharper than the model's own distribution
 
@@ -97,18 +98,23 @@ def context_length(model: PreTrainedModel) -> int:
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, limit: int, chat: bool = False
 ) -> list[int]:
-    """Return the last `limit` ids of a prompt; an empty one begins a document.
+    """Return the last `limit` ids of a prompt, which begins a document as the tokenizer does.
 
     Raises:
         RecipeError: the tokenizer has no token for a character, or has no chat template.
     """
+    prefix = document_prefix(tokenizer)
     if not prompt:
-        return [tokenizer.eos_token_id]
+        return prefix or [tokenizer.eos_token_id]
     try:
         if chat:
             message = {"role": "user", "content": prompt}
             rendered: Any = tokenizer.apply_chat_template([message], add_generation_prompt=True)
             return rendered["input_ids"][-limit:]
-        return tokenizer(prompt, add_special_tokens=False)["input_ids"][-limit:]
-    except Exception as error:  # tokenizers raises bare Exception for a character it does not know
-        raise RecipeError(f"prompt {prompt!r}: the tokenizer cannot encode it: {error}") from None
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return [*prefix, *ids][-limit:]
+    except Exception as error:  # tokenizers raises a bare Exception for an unknown character
+        reason = str(error)
+        if character := unknown_character(tokenizer, prompt):
+            reason = f"it has no token for {character!r} (U+{ord(character):04X})"
+        raise RecipeError(f"prompt {prompt!r}: the tokenizer cannot encode it: {reason}") from None

@@ -90,6 +90,7 @@ def plan_without_training(
     recipe: Recipe, run_dir: RunDirectory, corpus: Corpus, scan: Scan
 ) -> CheckResult:
     """Plan a run from a sample of its text."""
+    from hf_lm.data.blocks.byte_counts import bytes_note
     from hf_lm.data.estimate import sample_counts, sample_documents
     from hf_lm.model.pretrained import pretrained_notes
     from hf_lm.planning.hardware import detect_hardware
@@ -120,6 +121,7 @@ def plan_without_training(
         ],
         notes=[
             *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *sample.notes),
+            *bytes_note(tokenizer, recipe.data),
             *(f"not on this machine: {line}" for line in shortfalls),
         ],
         shortfalls=shortfalls,

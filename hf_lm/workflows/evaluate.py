@@ -46,6 +46,9 @@ def evaluate(
     name = str(model)
     check_model_path(name)
     recipe = find_evaluation_recipe(name, source, overrides)
+    fits_text = source is not None and "block_size" not in recipe.data.model_fields_set
+    if fits_text:  # the context of the model is not known yet: any text is long enough
+        recipe = with_block_size(recipe, 1)
     corpus = find_corpus(recipe.data)
     scan = scan_documents(recipe.data, corpus, whole=source is not None)
     if not corpus.local:
@@ -55,14 +58,15 @@ def evaluate(
         tokenizer.chat_template = recipe.tokenizer.chat_template
 
     from hf_lm.data.collator import make_collate
+    from hf_lm.data.load import text_tokens
     from hf_lm.evaluation import evaluate as evaluation
     from hf_lm.evaluation.generate import context_length
     from hf_lm.tokenizer import token_bytes
 
-    if source is not None and "block_size" not in recipe.data.model_fields_set:
-        size = min(context_length(network), LONGEST_BLOCK)
-        data = recipe.data.model_copy(update={"block_size": size})
-        recipe = recipe.model_copy(update={"data": data})
+    if fits_text:
+        longest = min(context_length(network), LONGEST_BLOCK)
+        tokens = text_tokens(recipe.data, corpus, tokenizer, limit=longest + 1)
+        recipe = with_block_size(recipe, min(longest, tokens - 1))
     return evaluation.evaluate(
         network,
         load_evaluation_blocks(recipe, corpus, scan, tokenizer, is_whole=source is not None),
@@ -70,6 +74,12 @@ def evaluate(
         collate=make_collate(recipe.data, tokenizer, split="validation"),
         token_bytes=token_bytes(tokenizer),
     )
+
+
+def with_block_size(recipe: Recipe, block_size: int) -> Recipe:
+    """Return a recipe with another `data.block_size`."""
+    data = recipe.data.model_copy(update={"block_size": block_size})
+    return recipe.model_copy(update={"data": data})
 
 
 def load_evaluation_blocks(

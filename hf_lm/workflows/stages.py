@@ -109,13 +109,22 @@ def check_model(recipe: Recipe) -> None:
 def load_text(
     recipe: Recipe, corpus: Corpus, scan: Scan
 ) -> tuple[LoadedText, PreTrainedTokenizerBase]:
-    """Load the documents of the recipe and the tokenizer for them."""
+    """Load the documents of the recipe and the tokenizer for them.
+
+    Raises:
+        RecipeError: the tokenizer cannot be loaded, or cannot encode a prompt.
+    """
     from hf_lm.data.load import load_documents
+    from hf_lm.evaluation.generate import prompt_ids
     from hf_lm.tokenizer import build_tokenizer
 
     text = load_documents(recipe.data, corpus, scan)
     default = recipe.model.pretrained or corpus.tokenizer
-    return text, build_tokenizer(recipe.tokenizer, text.documents, default=default)
+    tokenizer = build_tokenizer(recipe.tokenizer, text.documents, default=default)
+    is_chat = recipe.data.train_on == "completion" and tokenizer.chat_template is not None
+    for prompt in recipe.evaluation.prompts:  # they are used at the first evaluation
+        prompt_ids(tokenizer, prompt, limit=1, chat=is_chat)
+    return text, tokenizer
 
 
 def load_blocks(
@@ -148,7 +157,7 @@ def build_model(recipe: Recipe, vocabulary: Vocabulary, **options: Any) -> PreTr
         vocabulary,
         block_size=recipe.data.block_size,
         seed=recipe.seed,
-        added=len(recipe.tokenizer.add_tokens),
+        added=len(recipe.tokenizer.add_tokens) + len(recipe.tokenizer.special_tokens),
         **options,
     )
 

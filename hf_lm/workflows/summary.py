@@ -37,6 +37,7 @@ def show_plan(
         provenance: what its weights depend on, compared with the run in the same directory.
         notes: other notes.
     """
+    from hf_lm.data.blocks.byte_counts import bytes_note
     from hf_lm.model.pretrained import pretrained_notes
 
     recipe = context.recipe
@@ -48,6 +49,7 @@ def show_plan(
         ],
         notes=[
             *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *notes),
+            *bytes_note(context.tokenizer, recipe.data),
             *numerics_changes(context.run_dir.provenance, provenance),
         ],
     )

@@ -41,6 +41,7 @@ REFUSED = {
         )
     ),
     *("tokenizer.pretrained", "tokenizer.train"),
+    *("tokenizer.eos_token", "tokenizer.bos_token", "tokenizer.pad_token"),
     *("tokenizer.add_tokens", "tokenizer.chat_template"),
     *(
         f"model.{key}"

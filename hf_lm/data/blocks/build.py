@@ -22,14 +22,16 @@ from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.data.blocks.byte_counts import count_block_bytes, counts_bytes
 from hf_lm.data.blocks.chat_tokenization import TokenizeCompletions
-from hf_lm.data.blocks.dataset import COUNTS, LOSS_BIT, BlockDataset, SplitCounts, table_of
+from hf_lm.data.blocks.dataset import BYTES, COUNTS, LOSS_BIT, BlockDataset, SplitCounts, table_of
 from hf_lm.data.blocks.grouping import Group, Grouper, make_grouper
 from hf_lm.data.blocks.tokenization import Tokenize, id_type
 from hf_lm.data.cache import build_once, key_of
 from hf_lm.data.prefetch import prefetch
 from hf_lm.data.text.documents import Documents, Progress, subsets
 from hf_lm.recipe import DataRecipe
+from hf_lm.tokenizer import vocabulary_size
 
 WRITTEN_ROWS = 10_000  # blocks per Arrow record batch
 
@@ -57,7 +59,7 @@ def make_groupers(
             "concat" if subset == "validation" and is_text else data.grouping,
             block_size=data.block_size,
             eos=eos if isinstance(eos, int) else 0,
-            dtype=id_type(len(tokenizer)) if is_text else np.int32,
+            dtype=id_type(vocabulary_size(tokenizer)) if is_text else np.int32,
             drop_long_documents=not is_text,
         )
         for subset in names
@@ -143,11 +145,14 @@ def blocks_in_memory(
     rows = block_rows(documents, tokenize, groupers)
     for subset, blocks in counter.iterate(rows):
         split_blocks[split_of(subset)].append(blocks)
-    splits = {
-        split: BlockDataset(Dataset(table_of(np.concatenate(blocks))))
-        for split, blocks in split_blocks.items()
-    }
-    return splits, counter.count_splits()
+    counts, splits = counter.count_splits(), {}
+    for split, blocks in split_blocks.items():
+        block_bytes = None
+        if counts_bytes(tokenizer, data) and data.grouping == "concat":
+            texts = (row["text"] for row in documents[split])
+            block_bytes = count_block_bytes(texts, tokenizer, data, counts[split].blocks)
+        splits[split] = BlockDataset(Dataset(table_of(np.concatenate(blocks))), block_bytes)
+    return splits, counts
 
 
 def build_blocks(
@@ -189,6 +194,10 @@ def build_blocks(
         rows = counter.iterate(block_rows(documents, tokenize, groupers))
         schema = table_of(np.empty((0, data.block_size + 1), tokenize.dtype)).schema
         write_arrow_files(folder, rows, names=list(groupers), schema=schema)
+        if counts_bytes(tokenizer, data):
+            texts = (row["text"] for row in documents["validation"])
+            blocks = counter.counts["validation"].blocks
+            np.save(folder / BYTES, count_block_bytes(texts, tokenizer, data, blocks))
         counts = {split: asdict(counts) for split, counts in counter.count_splits().items()}
         (folder / COUNTS).write_text(json.dumps(counts))
 

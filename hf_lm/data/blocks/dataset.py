@@ -22,6 +22,7 @@ from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
+BYTES = "validation-bytes.npy"  # if they do not follow from the ids
 
 # Flags in the highest bits of an id: it is in the loss, and a conversation starts with it.
 LOSS_BIT, START_BIT = 1 << 29, 1 << 30
@@ -76,17 +77,18 @@ class BlockDataset(TorchDataset):
 
     Args:
         dataset: has the fixed-size list column "input_ids".
+        block_bytes: [B], the bytes of text that each block predicts; rows have them as "bytes".
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, block_bytes: np.ndarray | None = None) -> None:
+        self.dataset, self.block_bytes = dataset, block_bytes
         chunks = dataset.data.column("input_ids").chunks
         self.chunks = [c.flatten().to_numpy().reshape(-1, c.type.list_size) for c in chunks]
         self.starts = [0, *accumulate(len(chunk) for chunk in self.chunks)]
 
-    def __reduce__(self) -> tuple[type[BlockDataset], tuple[Dataset]]:
+    def __reduce__(self) -> tuple[type[BlockDataset], tuple[Dataset, np.ndarray | None]]:
         """Open the files again in another process; the arrays would be copied with all tokens."""
-        return BlockDataset, (self.dataset,)
+        return BlockDataset, (self.dataset, self.block_bytes)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -103,10 +105,14 @@ class BlockDataset(TorchDataset):
             return [{**self[0], "number": NO_BLOCK}]
         starts, chunks = self.starts, self.chunks
         located = ((index, bisect_right(starts, index) - 1) for index in indices)
-        return [
+        rows: list[dict[str, object]] = [
             {"input_ids": chunks[chunk][index - starts[chunk]], "number": index}
             for index, chunk in located
         ]
+        if self.block_bytes is not None:
+            for row, index in zip(rows, indices, strict=True):
+                row["bytes"] = int(self.block_bytes[index])
+        return rows
 
 
 def table_of(blocks: np.ndarray) -> pa.Table:
@@ -147,7 +153,10 @@ def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, see
         order = MixtureOrder([len(source) for source in sources], weights, seed=seed)
     splits = {
         "train": BlockDataset(concatenate_datasets(sources)),
-        "validation": BlockDataset(Dataset.from_file(str(folder / "validation.arrow"))),
+        "validation": BlockDataset(
+            Dataset.from_file(str(folder / "validation.arrow")),
+            np.load(folder / BYTES) if (folder / BYTES).is_file() else None,
+        ),
     }
     return Blocks(splits, counts, order)
 

@@ -17,7 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.errors import DataError
 from hf_lm.system.processes import usable_cores
+from hf_lm.tokenizer import document_prefix, unknown_character, vocabulary_size
 
 PIECE = 64 * 2**10  # characters that a core encodes at once: 32 k and 256 k were 8 % slower
 SAFE_CUT = re.compile(r"\S\n(?=\S)")  # a line end between words, where tokenizers split anyway
@@ -43,7 +45,8 @@ class Tokenize:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, append_eos: bool, cores: int | None = None
     ) -> None:
-        self.tokenizer, self.dtype = tokenizer, id_type(len(tokenizer))
+        self.tokenizer, self.dtype = tokenizer, id_type(vocabulary_size(tokenizer))
+        self.prefix = np.asarray(document_prefix(tokenizer), self.dtype)
         self.eos_ids = [tokenizer.eos_token_id] if append_eos else []
         # Tokenizers written in Python hold its lock, so more threads would not help.
         self.cores = (cores or usable_cores()) if tokenizer.is_fast else 1
@@ -74,7 +77,7 @@ class Tokenize:
         return {"input_ids": ids, "ends": ends}
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, with the end-of-text id if it is appended."""
+        """Return the ids of each text, begun as its tokenizer begins it, and with end-of-text."""
         text_pieces = [self.split_text(text) for text in texts]
         batches = list(batched([piece for pieces in text_pieces for piece in pieces]))
         if len(batches) > 1 and self.cores > 1:
@@ -85,11 +88,30 @@ class Tokenize:
         piece_ids = iter(encoded)
         eos_ids = np.asarray(self.eos_ids, self.dtype)
         return [
-            np.concatenate([*(next(piece_ids) for _ in pieces), eos_ids]) for pieces in text_pieces
+            np.concatenate([self.prefix, *(next(piece_ids) for _ in pieces), eos_ids])
+            for pieces in text_pieces
         ]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, encoded by the calling thread."""
+        """Return the ids of each text, encoded by the calling thread.
+
+        Raises:
+            DataError: the tokenizer has no token for a character.
+        """
+        try:
+            return self.encode_pieces(texts)
+        except Exception as error:  # tokenizers raises a bare Exception
+            for text in texts:
+                if character := unknown_character(self.tokenizer, text):
+                    raise DataError(
+                        f"character {character!r} (U+{ord(character):04X}), in the text "
+                        f"{excerpt(text, character)!r}: the tokenizer has no token for it; remove "
+                        'it, or train a tokenizer of kind "bpe" or "byte", which knows every one'
+                    ) from error
+            raise
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text."""
         if self.backend is None:
             encoded: Sequence[Sequence[int]] = self.tokenizer(
                 list(texts),
@@ -123,6 +145,12 @@ class Tokenize:
         except Exception:  # the tokenizer's alphabet may lack a character of the probe
             return False
         return np.array_equal(whole, np.concatenate(lines))
+
+
+def excerpt(text: str, character: str) -> str:
+    """Return a character with what stands around it in a text."""
+    place = text.index(character)
+    return " ".join(text[max(0, place - 30) : place + 30].split())
 
 
 def cut_before(text: str, start: int, limit: int) -> int:

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.blocks.build import make_groupers
+from hf_lm.data.blocks.byte_counts import count_block_bytes, counts_bytes
 from hf_lm.data.blocks.dataset import BlockDataset, Blocks, SplitCounts, table_of
 from hf_lm.data.blocks.grouping import Grouper
 from hf_lm.data.blocks.tokenization import Tokenize
@@ -160,10 +161,12 @@ def first_blocks(
     """
     grouper = make_groupers(["validation"], tokenizer, data)["validation"]
     rows_of_ids: list[np.ndarray] = []
+    texts: list[str] = []
     documents = size = tokens = 0
     for row in rows:
         ids = tokenize({"text": [row["text"]]})
         rows_of_ids += list(grouper.add(ids["input_ids"], ids["ends"]))
+        texts.append(row["text"])
         documents, tokens = documents + 1, tokens + len(ids["input_ids"])
         size += len(row["text"].encode())
         if len(rows_of_ids) >= count:
@@ -173,4 +176,7 @@ def first_blocks(
     blocks = np.stack(rows_of_ids[:count])
     unused = tokens - 1 - blocks.shape[0] * data.block_size
     counts = SplitCounts(documents, size, tokens, len(blocks), max(0, unused), 0)
-    return BlockDataset(Dataset(table_of(blocks))), counts
+    block_bytes = None
+    if counts_bytes(tokenizer, data):
+        block_bytes = count_block_bytes(texts, tokenizer, data, len(blocks))
+    return BlockDataset(Dataset(table_of(blocks)), block_bytes), counts

@@ -25,6 +25,16 @@ class TokenizerRecipe(Section):
     train: TrainTokenizer | None = Field(
         None, description="train one instead; a model from scratch gets a trained bpe by default"
     )
+    eos_token: str | None = Field(
+        None,
+        min_length=1,
+        description="end-of-text token of a pretrained tokenizer that declares none, or another "
+        "one; it is added if it is new",
+    )
+    bos_token: str | None = Field(
+        None, min_length=1, description="the same for the token that begins a text"
+    )
+    pad_token: str | None = Field(None, min_length=1, description="the same for padding")
     add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         description="special tokens to add to a pretrained tokenizer, such as those of a chat "
@@ -36,3 +46,9 @@ class TokenizerRecipe(Section):
         description="Jinja template that renders messages, instead of the tokenizer's own, or the "
         "path of a .jinja file",
     )
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens that the recipe names, by the names that transformers has."""
+        names = ("eos_token", "bos_token", "pad_token")
+        return {name: token for name in names if (token := getattr(self, name))}

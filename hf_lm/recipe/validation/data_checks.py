@@ -115,7 +115,8 @@ def check_tokenizer(recipe: Recipe) -> Iterator[Conflict]:
 def check_additions(recipe: Recipe) -> Iterator[Conflict]:
     """Check that tokens and a template are added to a pretrained tokenizer and can be trained."""
     tokenizer, model = recipe.tokenizer, recipe.model
-    for name in ("add_tokens", "chat_template"):
+    names = ("eos_token", "bos_token", "pad_token", "add_tokens", "chat_template")
+    for name in names:
         if getattr(tokenizer, name) and not (tokenizer.pretrained or model.pretrained):
             rule = "is for a pretrained tokenizer; set model.pretrained or remove it"
             keys = "model.pretrained tokenizer.pretrained"

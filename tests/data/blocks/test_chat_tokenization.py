@@ -473,6 +473,9 @@ def test_added_tokens_and_the_template_are_saved_with_the_model(talks: Path, bas
     assert read_json(talks / "run", "recipe")["tokenizer"] == {
         "pretrained": None,
         "train": None,
+        "eos_token": None,
+        "bos_token": None,
+        "pad_token": None,
         "add_tokens": list(TURNS),
         "chat_template": SMOLLM2,
     }
