@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.run import add_overrides, add_run_options, run_from_options
+from hf_lm.run import add_overrides, add_run_options, add_traceback_option, run_from_options
 from hf_lm.terminal.exit_code import run_command
+from hf_lm.terminal.streams import SafeStream
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
     add_model_commands(commands)
     add_hub_commands(commands)
+    for command in commands.choices.values():
+        add_traceback_option(command)
     return root
 
 
@@ -180,7 +183,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.model, source=options.source, overrides=options.overrides
     )
     if options.json:
-        sys.stdout.write(json.dumps(metrics) + "\n")
+        SafeStream("stdout").write(json.dumps(metrics) + "\n")
         return
     from hf_lm.evaluation.metrics import metric_rows
     from hf_lm.terminal.console import show_rows
@@ -203,7 +206,7 @@ def generate(options: argparse.Namespace) -> None:
     )
     separator = "\n" if options.chat else ""
     for prompt, text in zip(prompts, texts, strict=True):
-        sys.stdout.write(f"{prompt}{separator}{text}\n")
+        SafeStream("stdout").write(f"{prompt}{separator}{text}\n")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -242,7 +245,8 @@ def reproduce(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `hf-lm` command and return its exit code."""
     options = parser().parse_args(arguments)
-    return run_command(partial(options.handler, options))
+    command = partial(options.handler, options)
+    return run_command(command, show_traceback=options.show_traceback)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ class HfLmError(Exception):
     """An error that the user can fix; `exit_code` says which kind.
 
     HfLmError
+    ├── UnexpectedError  1   an exception that nobody foresaw; its traceback is in a file
     ├── RecipeError      2   the recipe cannot be run as written
     ├── DataError        2   the text cannot be trained on
     ├── CheckpointError  3   no checkpoint of the run is valid
@@ -25,6 +26,10 @@ class HfLmError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class UnexpectedError(HfLmError):
+    """An exception that nobody foresaw; it is the cause, and its traceback is in a file."""
 
 
 class RecipeError(HfLmError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hf_lm import __version__
 from hf_lm.system.launch import check_launcher
-from hf_lm.terminal.exit_code import run_command
+from hf_lm.terminal.exit_code import run_command, unexpected_as_error
 
 if TYPE_CHECKING:
     from hf_lm.recipe import Recipe
@@ -97,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"hf_lm {__version__}")
     add_run_options(parser)
-    return run_command(partial(run_from_options, parser.parse_args(arguments)))
+    add_traceback_option(parser)
+    options = parser.parse_args(arguments)
+    command = partial(run_from_options, options)
+    return run_command(command, show_traceback=options.show_traceback)
 
 
 def run_from_options(options: argparse.Namespace) -> None:
@@ -114,7 +117,8 @@ def run_from_options(options: argparse.Namespace) -> None:
         result = check(recipe)
         console.show_rows(result.title, result.rows, notes=result.notes)
     else:
-        train(recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock)
+        with unexpected_as_error(recipe.folder):
+            train(recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -151,6 +155,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="take over a folder that a run on another machine seems to hold",
     )
     return parser
+
+
+def add_traceback_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that shows where an error came from; every command has it."""
+    parser.add_argument(
+        "--traceback",
+        dest="show_traceback",
+        action="store_true",
+        help="if it fails, print the traceback, for developers",
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser, help_text: str) -> None:

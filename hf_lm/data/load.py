@@ -50,6 +50,7 @@ class LoadedText(NamedTuple):
         fields: dict[str, Any] = {"commits": list(self.commits)}
         if self.scan:
             fields |= {"duplicates": self.scan.duplicates, "overlap": self.scan.overlap}
+            fields |= {"text_notes": list(self.scan.notes)}
         return fields
 
 

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 MAX_LENGTH = 2_000  # characters of a sample or a name
 
+# Marks that turn the direction of text around, with which a name can look like another.
+DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
 
 def printable(text: object) -> str:
-    """Replace control characters, and cut a text to the length that a page can show."""
+    """Replace control characters, and cut a text to the length that a page can show.
+
+    Spaces of any kind and joiners are kept: they are in names of files and in many languages.
+    """
     clean = "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
+        "\N{REPLACEMENT CHARACTER}" if is_control(c) and c not in "\n\t" else c for c in str(text)
     )
     return clean if len(clean) <= MAX_LENGTH else f"{clean[:MAX_LENGTH]} …"
 
 
+def is_control(character: str) -> bool:
+    """Return whether a character controls its surroundings, or stands for nothing."""
+    kind = unicodedata.category(character)
+    return (
+        kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in DIRECTIONS
+    )
+
+
+def one_row(text: object) -> str:
+    """Return a text on one line."""
+    return re.sub(r"[ \n\t]+", " ", printable(text)).strip(" ")
+
+
 def plain(text: object) -> str:
     """Format a text as one line in which no character is Markdown or HTML markup."""
-    line = " ".join(printable(text).split())
+    line = one_row(text)
     return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", line)
 
 
 def code(text: object) -> str:
     """Format a text as one line of inline code, with more backticks than the text contains."""
-    line = " ".join(printable(text).split()).replace("|", "\N{BROKEN BAR}")
+    line = one_row(text).replace("|", "\N{BROKEN BAR}")
     ticks = "`" * (longest_backtick_run(line) + 1)
     space = " " if "`" in line else ""
     return f"{ticks}{space}{line}{space}{ticks}" if line else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ EMBEDDED = "python-stdlib"
 ALWAYS_PATH = {("output_dir",)}
 TEMPLATE = ("tokenizer", "chat_template")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
-DATA_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (
+    *(".txt", ".md", ".py", ".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv"),
+    *(".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip"),
+)
 
 
 def is_path(text: str, folder: Path) -> bool:
@@ -105,7 +109,10 @@ def set_default_output_dir(raw: dict[str, object], folder: Path) -> None:
 
 def invalid_path_reason(text: str) -> str | None:
     """Return why a text cannot be a path on any file system; None if it can."""
-    if not text.isprintable():
+    kinds = {unicodedata.category(character) for character in text}
+    if "Cs" in kinds:
+        return "contains bytes that are not UTF-8"
+    if "Cc" in kinds:  # Others, such as the narrow spaces of macOS screenshots, are in file names.
         return "contains a control character"
     if any(len(part.encode()) > 255 for part in text.split("/")):
         return "has a part longer than 255 bytes"

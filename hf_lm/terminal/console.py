@@ -22,6 +22,8 @@ console = Console(
     file=cast("TextIO", SafeStream("stdout")),
     force_jupyter=False,
     highlight=False,
+    markup=False,  # a path may be "run-[x]", and text is never markup
+    emoji=False,
     soft_wrap=True,
     quiet=not is_main_process(),
 )

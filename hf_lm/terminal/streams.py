@@ -48,10 +48,14 @@ class SafeStream:
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write a text and flush it; after the first failure, discard it."""
+        """Write a text and flush it; after the first failure, discard it.
+
+        Characters that the encoding of the stream lacks are replaced.
+        """
         if self.stream is not None:
+            encoding = self.encoding
             try:
-                self.stream.write(text)
+                self.stream.write(text.encode(encoding, "replace").decode(encoding))
                 self.stream.flush()
             except (OSError, ValueError):
                 self.silence()

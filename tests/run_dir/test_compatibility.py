@@ -37,6 +37,9 @@ REFUSED = {
                 "text_template",
                 "on_bad_bytes",
                 "train_on",
+                "on_missing_text",
+                "encoding",
+                "delimiter",
             ),
         )
     ),

@@ -134,3 +134,9 @@ def test_only_the_main_process_shows_progress() -> None:
     bar.on_train_begin(None, state, TrainerControl())
     bar.on_log(None, state, TrainerControl(), logs={"loss": 1.0, "learning_rate": 1.0})
     assert out.getvalue() == ""
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path, capsys: Any) -> None:
+    for name in ("run-[x]", "run-[/b]", ":smile:"):
+        summary.console.console.print(f"already complete: {name}; start over with --fresh")
+        assert f"complete: {name};" in capsys.readouterr().out

@@ -120,6 +120,8 @@ class TokenizeCompletions:
                     "the tokenizer has no chat template for messages; set tokenizer.chat_template, "
                     'or give "prompt" and "completion" as text',
                 )
+            if parsed.tools:
+                raise conversation_error(text, 'has "tools", which need a chat template')
             prompt, completion = (values[name] for name in PAIR)
             return prompt + completion, [(len(prompt), len(prompt + completion))]
         try:
@@ -141,16 +143,18 @@ class TokenizeCompletions:
                 conversation differently when more messages follow.
         """
         if self.marks_generation:
-            text, spans = self.render(parsed.messages, return_assistant_tokens_mask=True)
+            text, spans = self.render(
+                parsed.messages, parsed.tools, return_assistant_tokens_mask=True
+            )
             num_earlier = sum(m["role"] == ASSISTANT for m in parsed.messages[: parsed.first])
             if len(spans) <= num_earlier:
                 raise DataError("the chat template marks nothing of it as generated")
             return text, spans[num_earlier:]
-        text, _ = self.render(parsed.messages)
+        text, _ = self.render(parsed.messages, parsed.tools)
         spans = []
         for n in parsed.in_loss:
-            before, _ = self.render(parsed.messages[:n], add_generation_prompt=True)
-            after, _ = self.render(parsed.messages[: n + 1])
+            before, _ = self.render(parsed.messages[:n], parsed.tools, add_generation_prompt=True)
+            after, _ = self.render(parsed.messages[: n + 1], parsed.tools)
             if not (after.startswith(before) and text.startswith(after)):
                 raise DataError(
                     f"the chat template renders its message {n + 1} differently if it is the last, "
@@ -160,10 +164,23 @@ class TokenizeCompletions:
             spans.append((len(before), len(after)))
         return text, spans
 
-    def render(self, messages: list[dict[str, Any]], **options: bool) -> tuple[str, Spans]:
-        """Render messages with the chat template, in the sandbox of transformers."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None = None,
+        **options: bool,
+    ) -> tuple[str, Spans]:
+        """Render messages with the chat template, in the sandbox of transformers.
+
+        Raises:
+            DataError: there are tools, and the template does not use them.
+        """
+        if tools and "tools" not in str(self.template):
+            raise DataError('the chat template has no place for its "tools"; remove that column')
         variables: dict[str, Any] = {**options, **self.tokenizer.special_tokens_map}
-        rendered: Any = render_jinja_template([messages], chat_template=self.template, **variables)
+        rendered: Any = render_jinja_template(
+            [messages], tools=tools, chat_template=self.template, **variables
+        )
         texts, spans = rendered
         return texts[0], spans[0] if spans else []
 

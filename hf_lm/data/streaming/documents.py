@@ -16,7 +16,7 @@ import numpy as np
 from datasets import IterableDataset, concatenate_datasets
 
 from hf_lm.data.text.documents import local_documents
-from hf_lm.data.text.formats import Report
+from hf_lm.data.text.files.report import Report
 from hf_lm.data.text.holdout import HASHES, content_hash
 from hf_lm.data.text.hub_datasets import open_hub
 from hf_lm.data.text.sources import Corpus, Source, SourceFile

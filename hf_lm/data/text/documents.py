@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from hf_lm.data.text.columns import columns_of
-from hf_lm.data.text.formats import Report, read_documents
+from hf_lm.data.text.files.report import Report
+from hf_lm.data.text.formats import read_documents
 from hf_lm.data.text.holdout import Holdout, content_hash
 from hf_lm.data.text.sources import EMBEDDED, Corpus, Source
 from hf_lm.errors import DataError
@@ -21,6 +22,8 @@ from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
 
 SPLITS = ("train", "validation")
+
+MAX_SIZES = 1_000  # documents: with more, the share that is held out is near what was asked
 
 BATCH_BYTES = 8 * 2**20  # of text tokenized at once: 4 MB was 3 % slower on two cores
 
@@ -53,6 +56,9 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     ]
     how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
     how += [] if data.train_on == "text" else [data.train_on]
+    # Keys of later versions count where they are not as before, so that older text stays the same.
+    later = {name: getattr(data, name) for name in ("on_missing_text", "encoding", "delimiter")}
+    how += [[k, v] for k, v in later.items() if v != DataRecipe.model_fields[k].default]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -61,15 +67,10 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
 def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterator[str]:
     """Yield the documents of a local source; report each file that changed while it was read."""
     columns = columns_of(data)
-    on_bad_bytes = "skip" if source.name == EMBEDDED else data.on_bad_bytes
+    if source.name == EMBEDDED:  # its encoding is known, and some files are not valid on purpose
+        data = data.model_copy(update={"on_bad_bytes": "skip", "encoding": "utf-8"})
     for file in source.files:
-        yield from read_documents(
-            file.path,
-            columns=columns,
-            sample_by=data.sample_by,
-            on_bad_bytes=on_bad_bytes,
-            report=report,
-        )
+        yield from read_documents(file.path, data=data, columns=columns, report=report)
         if sha256(file.path) != file.sha256:
             report.problem(str(file.path), "changed while it was being read; run again")
         if report.full:
@@ -89,6 +90,7 @@ class DocumentReader:
         report: problems and counts of the documents read so far.
         duplicates: documents that were skipped because their text is in the same split already.
         seen: the content hashes of each split.
+        sizes: bytes of the first MAX_SIZES training documents, by content hash.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class DocumentReader:
         self.data, self.corpus, self.hub, self.limit = data, corpus, hub, limit
         self.report, self.duplicates = Report(), 0
         self.seen: dict[str, set[int]] = {split: set() for split in SPLITS}
+        self.sizes: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[Document]:
         train = first_of(self.documents("train"), self.data.max_documents, self.data.max_bytes)
@@ -114,13 +117,28 @@ class DocumentReader:
                     self.duplicates += 1
                     continue
                 seen.add(value)
+                if split == "train" and len(self.sizes) <= MAX_SIZES:
+                    self.sizes[value] = len(raw)
                 yield Document(split, position, text, value, len(raw))
 
     def texts(self, source: Source, split: str) -> Iterator[str]:
         """Yield the texts of a source that are not empty."""
         if source.local:
-            return local_documents(source, self.data, self.report)
-        return (text for text in self.hub.get((split, source.name), ()) if text and text.strip())
+            yield from local_documents(source, self.data, self.report)
+            return
+        for number, text in enumerate(self.hub.get((split, source.name), ())):
+            if self.report.full:
+                return
+            if isinstance(text, str):
+                if text.strip():
+                    yield text
+                else:
+                    self.report.empty += 1
+            elif text is None and self.data.on_missing_text == "skip":
+                self.report.missing += 1
+            else:
+                rule = f"its text is {'null' if text is None else type(text).__name__}"
+                self.report.problem(f"{source.name}: row {number}", rule)
 
     @property
     def overlap(self) -> int:

@@ -36,26 +36,29 @@ def choose_holdout(hashes: set[int], text: str, holdout: float | None) -> Holdou
         holdout: the share to hold out; None holds nothing out.
 
     Raises:
-        DataError: there is one document, of one line, so it cannot be cut.
+        DataError: there is one document of one character, so it cannot be cut.
     """
     if holdout is None or not hashes:
         return Holdout(0)
     if len(hashes) == 1:
-        return Holdout(0, line_end_near(text, round(len(text) * (1 - holdout))))
+        return Holdout(0, cut_near(text, round(len(text) * (1 - holdout))))
     return Holdout(min(max(int(holdout * HASHES), min(hashes) + 1), max(hashes)))
 
 
-def line_end_near(text: str, goal: int) -> int:
-    """Return the position after the line end that is nearest to `goal`, inside the text.
+def cut_near(text: str, goal: int) -> int:
+    """Return a position inside the text near `goal` at which it can be cut.
+
+    That is after the nearest line end; in a text of one line, after the nearest space; without
+    any, between two characters.
 
     Raises:
-        DataError: the text is one line.
+        DataError: the text has one character.
     """
-    ends = [text.rfind("\n", 0, goal) + 1, text.find("\n", goal) + 1]
-    ends = [end for end in ends if 0 < end < len(text)]
-    if not ends:
-        raise DataError(
-            "the text is one line of one document, so nothing can be held out; add documents, or "
-            "set data.validation.source"
-        )
-    return min(ends, key=lambda end: abs(end - goal))
+    for mark in ("\n", " "):
+        ends = [text.rfind(mark, 0, goal) + 1, text.find(mark, goal) + 1]
+        ends = [end for end in ends if 0 < end < len(text)]
+        if ends:
+            return min(ends, key=lambda end: abs(end - goal))
+    if len(text) < 2:
+        raise DataError("the text is one character, so nothing can be held out")
+    return min(max(goal, 1), len(text) - 1)

@@ -42,17 +42,18 @@ def open_hub(name: str, data: DataRecipe, *, split: str) -> tuple[Any, str]:
             rows: Any = builder.as_streaming_dataset(split=keys.split or data.split)
         else:
             builder.download_and_prepare()
-            rows = builder.as_dataset(split=keys.split or data.split)
+            rows = cast("Any", builder.as_dataset(split=keys.split or data.split))
     except Exception as error:  # the loader raises a dozen types, from many libraries
         raise DataError(unreachable_message(name, error)) from None
     check_revision(name, str(builder.hash), commit or revision)
     columns = columns_of(data)
-    missing = columns.missing(rows.column_names) if rows.column_names else None
+    fields = [*(rows.column_names or ()), *nested_fields(rows.features)]
+    missing = columns.missing(fields) if rows.column_names else None
     if missing:
         raise DataError(f"{name}: {missing}")
     names = columns.chosen(rows.column_names or ())
     rows = rows.select_columns([*names])
-    if columns != TextColumns((data.text_column,)):
+    if columns != TextColumns((data.text_column,)) or data.text_column not in names:
         # map() would write a dataset on the disk a second time.
         rows = rows if data.streaming else cast("Dataset", rows).to_iterable_dataset()
         others = [column for column in names if column != "text"]
@@ -60,6 +61,14 @@ def open_hub(name: str, data: DataRecipe, *, split: str) -> tuple[Any, str]:
     elif names != ("text",):
         rows = rows.rename_column(data.text_column, "text")
     return rows, str(builder.hash)
+
+
+def nested_fields(features: Any) -> list[str]:
+    """Return the names of fields in columns that are structures, such as "data.text"."""
+    structures = {
+        name: value for name, value in (features or {}).items() if isinstance(value, dict)
+    }
+    return [f"{name}.{field}" for name, value in structures.items() for field in value]
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
@@ -87,7 +96,7 @@ def join_columns(row: dict[str, Any], *, columns: Columns) -> dict[str, Any]:
     """Join the columns of a row to one text; a row without a valid text gets None."""
     try:
         return {"text": columns.text(row)}
-    except ValueError:
+    except (KeyError, ValueError):
         return {"text": None}
 
 

@@ -17,13 +17,21 @@ from functools import partial
 from pathlib import Path
 
 from hf_lm.data.cache import build_once, cache_root, is_whole, key_of
-from hf_lm.data.text.documents import SPLITS, DocumentReader, HubTexts, Progress, fingerprint
+from hf_lm.data.text.documents import (
+    MAX_SIZES,
+    SPLITS,
+    DocumentReader,
+    HubTexts,
+    Progress,
+    fingerprint,
+)
 from hf_lm.data.text.holdout import Holdout, choose_holdout
 from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 SCAN = "scan.json"
+FAR_FROM_GOAL = 2  # times more or less held-out text than asked is worth a note
 
 
 @dataclass(frozen=True)
@@ -115,14 +123,15 @@ def scan_now(
         if report:
             report(1, document.size)
     is_complete = corpus.local or bool(hub)
-    if not reader.report.problems and is_complete:
-        reader.report.problems += too_little(count, sum(sizes.values()), data, corpus)
-    if reader.report.problems:
-        raise DataError(reader.report.problems)
+    problems = reader.report.problems
+    if not problems and is_complete:
+        problems = [*too_little(count, sum(sizes.values()), data, corpus)]
+    if problems:
+        raise DataError(problems)
     holdout = Holdout(0)
     if is_complete and not whole:
         holdout = choose_holdout(reader.seen["train"], first, data.validation.holdout)
-    notes = (*corpus.notes, *scan_notes(reader))
+    notes = (*corpus.notes, *scan_notes(reader), *holdout_notes(reader, data, holdout))
     return Scan(
         documents=count,
         train_bytes=sizes["train"],
@@ -150,13 +159,30 @@ def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Itera
 def scan_notes(reader: DocumentReader) -> Iterator[str]:
     """Yield what the user should know about text that was accepted."""
     report = reader.report
+    yield from report.notes
+    if report.missing:
+        yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:
         yield f"{report.empty:,} empty documents were skipped"
     if report.bad_bytes:
-        yield f"{report.bad_bytes:,} documents that are not UTF-8 were replaced or skipped"
+        yield f"{report.bad_bytes:,} documents with invalid bytes were replaced or skipped"
     if report.control_characters:
         yield f"{report.control_characters:,} control characters were kept"
     if reader.duplicates:
         yield f"{reader.duplicates:,} duplicate documents were skipped (data.deduplicate)"
     if reader.overlap:
         yield f"{reader.overlap:,} validation documents are in the training text, too"
+
+
+def holdout_notes(reader: DocumentReader, data: DataRecipe, holdout: Holdout) -> Iterator[str]:
+    """Yield a note if a few long documents make the held-out share other than what was asked."""
+    sizes, goal = reader.sizes, data.validation.holdout
+    if goal is None or data.streaming or holdout.cut is not None or not 1 < len(sizes) <= MAX_SIZES:
+        return
+    held_out = sum(size for value, size in sizes.items() if value < holdout.hash_threshold)
+    share = held_out / sum(sizes.values())
+    if not goal / FAR_FROM_GOAL <= share <= goal * FAR_FROM_GOAL:
+        yield (
+            f"{share:.0%} of the text is held out, data.validation.holdout asks for {goal:.0%}, "
+            f'because there are {len(sizes)} documents; data.sample_by = "paragraph" divides them'
+        )

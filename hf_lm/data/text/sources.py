@@ -6,7 +6,6 @@ second.
 
 from __future__ import annotations
 
-import glob
 import os
 import sysconfig
 from collections import Counter
@@ -14,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_lm.data.text.formats import archive_kind
+from hf_lm.data.text.files.compression import OPENERS, compression_of
+from hf_lm.data.text.folders import Found, find_files
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
@@ -25,19 +25,6 @@ PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wro
 # Test directories differ between distributions, pydoc_data is generated prose, and installed
 # packages are not the standard library.
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
-
-MAX_FILES = 100_000  # a glob that matches more is a typo, or needs a Hub dataset
-
-SUFFIXES = frozenset(
-    f".{name}"
-    for names in (
-        "txt text md markdown rst tex html xml jsonl json csv parquet",
-        "py pyi c h cc cpp hpp cu rs go java kt scala js jsx ts tsx css rb php pl lua r jl hs ml",
-        "swift m sh sql toml yaml yml ini cfg",
-    )
-    for name in names.split()
-)
-KNOWN_SUFFIXES = ".txt .md .py .jsonl .json .csv .parquet and other text suffixes"
 
 
 @dataclass(frozen=True)
@@ -57,11 +44,15 @@ class Source:
         name: the path, glob or Hub id.
         weight: its weight in a mixture; None if sources are read one after the other.
         files: its local files; empty for a Hub dataset.
+        notes: what was left out of a folder.
+        has_splits: True for a Hub dataset, and for a folder of which one split is read.
     """
 
     name: str
     weight: float | None = None
     files: tuple[SourceFile, ...] = ()
+    notes: tuple[str, ...] = ()
+    has_splits: bool = False
 
     @property
     def local(self) -> bool:
@@ -129,9 +120,9 @@ def find_corpus(data: DataRecipe) -> Corpus:
     problems: list[str] = []
     entries = data.source if isinstance(data.source, tuple) else (data.source,)
     train = tuple(
-        find_source(entry, None, problems)
+        find_source(entry, data.split, problems)
         if isinstance(entry, str)
-        else find_source(entry.source, entry.weight, problems)
+        else find_source(entry.source, data.split, problems, weight=entry.weight)
         for entry in entries
     )
     keys = data.validation
@@ -140,16 +131,35 @@ def find_corpus(data: DataRecipe) -> Corpus:
         source = keys.source if keys.source is not None else data.source
         entries = source if isinstance(source, tuple) else (source,)
         names = [entry if isinstance(entry, str) else entry.source for entry in entries]
-        validation = tuple(find_source(name, None, problems) for name in names)
-        if keys.source is None and any(source.local for source in validation):
-            problems.append(
-                "data.validation: names a split of a Hub dataset, and data.source is local text; "
-                'give it a source, or {"holdout": 0.05}'
-            )
+        split = keys.split or ("validation" if keys.source is None else "train")
+        validation = tuple(find_source(name, split, problems) for name in names)
+    problems += [*keys_without_effect(data, train, validation)]
     if problems:
         raise DataError(problems)
     is_deduplicated = data.deduplicate and not data.streaming
-    return Corpus(train, validation, tuple(repeated_files(train, deduplicate=is_deduplicated)))
+    notes = dict.fromkeys(note for source in (*train, *validation) for note in source.notes)
+    return Corpus(train, validation, (*notes, *repeated_files(train, deduplicate=is_deduplicated)))
+
+
+def keys_without_effect(
+    data: DataRecipe, train: tuple[Source, ...], validation: tuple[Source, ...]
+) -> Iterator[str]:
+    """Yield a problem for each key about splits or the Hub that none of the sources has use for."""
+    for section, sources, keys in (
+        ("data", train, data),
+        ("data.validation", validation, data.validation),
+    ):
+        if not sources or any(not source.files for source in sources):
+            continue  # a Hub dataset, or a source with a problem of its own
+        for name in ("config", "split", "revision"):
+            value, is_split = getattr(keys, name), name == "split"
+            is_used = is_split and any(source.has_splits for source in sources)
+            if value != type(keys).model_fields[name].default and not is_used:
+                has = "no splits" if is_split else "local text only"
+                yield (
+                    f'{section}.{name} = "{value}": has no effect, because {sources[0].name} has '
+                    f"{has}; remove it"
+                )
 
 
 def check_foreign_directory(folder: Path) -> None:
@@ -171,19 +181,26 @@ def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterato
             yield f"{path} is listed {count} times and counts {once}"
 
 
-def find_source(name: str, weight: float | None, problems: list[str]) -> Source:
+def find_source(
+    name: str, split: str, problems: list[str], *, weight: float | None = None
+) -> Source:
     """Find the files of a source, and add what is wrong with them to the problems."""
     if name == EMBEDDED:
-        paths = embedded_files()
+        found = Found(embedded_files(), [])
     elif not Path(name).is_absolute():
-        return Source(name, weight)  # a Hub id: the paths of a recipe are absolute
+        return Source(name, weight, has_splits=True)  # a Hub id: paths of a recipe are absolute
     else:
-        paths = matching_files(Path(name), problems)
-    file_problems = [problem for path in paths if (problem := file_problem(path))]
+        try:
+            found = find_files(Path(name), split)
+        except DataError as error:
+            problems += error.problems
+            return Source(name, weight)
+    file_problems = [problem for path in found.paths if (problem := file_problem(path))]
     problems += file_problems
     if file_problems:
         return Source(name, weight)
-    return Source(name, weight, tuple(SourceFile(p, p.stat().st_size, sha256(p)) for p in paths))
+    files = tuple(SourceFile(path, path.stat().st_size, sha256(path)) for path in found.paths)
+    return Source(name, weight, files, tuple(found.notes), found.has_splits)
 
 
 def embedded_files() -> list[Path]:
@@ -198,33 +215,6 @@ def embedded_files() -> list[Path]:
     )
 
 
-def matching_files(pattern: Path, problems: list[str]) -> list[Path]:
-    """Return the files that a path, directory or glob stands for, sorted by name."""
-    name = str(pattern)
-    if pattern.is_dir():
-        paths = [p for p in pattern.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        paths = [p for p in paths if not is_hidden(p.relative_to(pattern))]
-        if not paths:
-            problems.append(f"{name}: no data file in this folder ({KNOWN_SUFFIXES})")
-    elif os.path.lexists(pattern) or not glob.has_magic(name):
-        paths = [pattern]
-    else:
-        root = Path(pattern.anchor)
-        matches = root.glob(str(pattern.relative_to(root)))
-        paths = [p for p in matches if p.is_file() and not p.name.startswith(".")]
-        if not paths:
-            problems.append(f"{name}: no file matches (current folder: {Path.cwd()})")
-    if len(paths) > MAX_FILES:
-        problems.append(f"{name}: {len(paths):,} files, at most {MAX_FILES:,} are read")
-        return []
-    return sorted(paths)
-
-
-def is_hidden(path: Path) -> bool:
-    """Return whether a part of a path starts with a dot or is __pycache__."""
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-
-
 def file_problem(path: Path) -> str | None:
     """Return why a file cannot be read as data; None if it can."""
     if not path.exists():
@@ -234,7 +224,8 @@ def file_problem(path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return f"{path}: is empty"
-        kind = archive_kind(path)
+        kind = compression_of(path)
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    return f"{path}: is {kind}-compressed; unpack it first" if kind else None
+    is_archive = kind is not None and kind not in OPENERS
+    return f"{path}: is {kind}-compressed; unpack it first" if is_archive else None

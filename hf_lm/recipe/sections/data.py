@@ -45,7 +45,7 @@ class Validation(Section):
         None, description="a separate source, as in `data.source`, without weights"
     )
     config: str | None = Field(None, description="configuration of a Hub dataset")
-    split: str | None = Field(None, description="split of a Hub dataset")
+    split: str | None = Field(None, description="split of a Hub dataset or a folder")
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
 
 
@@ -59,10 +59,14 @@ class DataRecipe(Section):
         'or each {"source": …, "weight": …}, which are mixed',
     )
     config: str | None = Field(None, description="configuration of a Hub dataset")
-    split: str = Field("train", min_length=1, description="split of a Hub dataset to train on")
+    split: str = Field(
+        "train", min_length=1, description="split to train on, of a Hub dataset or a folder"
+    )
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
     text_column: str = Field(
-        "text", min_length=1, description="column or JSON key that holds the text"
+        "text",
+        min_length=1,
+        description='column or JSON key that holds the text; "data.text" is a nested one',
     )
     text_template: str | None = Field(
         None, min_length=1, description='text from several columns, such as "{title}\\n\\n{body}"'
@@ -77,7 +81,17 @@ class DataRecipe(Section):
         "document", description="what one document is in a text file: the file, a paragraph, a line"
     )
     on_bad_bytes: Literal["error", "replace", "skip"] = Field(
-        "error", description="what to do with a document that is not UTF-8"
+        "error", description="what to do with a document that is not valid in its encoding"
+    )
+    on_missing_text: Literal["skip", "error"] = Field(
+        "skip", description="what to do with a row whose text is null or absent"
+    )
+    encoding: str = Field(
+        "utf-8", description='encoding of the files, such as "cp1252" or "utf-16"'
+    )
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(
+        None,
+        description="what separates the columns of a CSV file; null: found from its first rows",
     )
     deduplicate: bool = Field(
         True, description="skip documents whose text was read before; has no effect on a stream"

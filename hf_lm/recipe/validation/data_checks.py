@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 
 from hf_lm.recipe.sections.data import DataRecipe, WeightedSource, template_fields
@@ -23,6 +24,9 @@ def check_data(recipe: Recipe) -> Iterator[Conflict]:
     if validation.holdout is None and not separate:
         rule = 'is empty; give {"holdout": 0.05} or {"source": …} or {"split": …}'
         yield conflict("data.validation", rule)
+    if not is_encoding(data.encoding):
+        rule = 'is no encoding of text that Python knows; "utf-8", "cp1252" and "utf-16" are usual'
+        yield conflict("data.encoding", rule, data.encoding)
     for name in ("document_mask", "grouping"):
         if getattr(data, name) in (True, "best_fit") and not data.append_eos:
             rule = "finds documents by their end-of-text token; set data.append_eos to true"
@@ -32,6 +36,16 @@ def check_data(recipe: Recipe) -> Iterator[Conflict]:
         yield from check_stream(recipe)
     if data.train_on == "completion":
         yield from check_completion(recipe)
+
+
+def is_encoding(name: str) -> bool:
+    """Return whether Python can decode text from an encoding of this name."""
+    try:
+        b"".decode(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def check_sources(data: DataRecipe) -> Iterator[Conflict]:

@@ -1,6 +1,7 @@
 """All text is read once before anything heavy; no document is on both sides of the split."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,32 @@ def test_a_single_document_is_cut_at_the_nearest_line_end(copies: int, tmp_path:
     assert train + held == text
     assert train.endswith("\n")
     assert abs(len(held) - 0.1 * len(text)) < 8
-    with pytest.raises(DataError, match="nothing can be held out"):
-        scanned(data_recipe(write(tmp_path / "b.txt", "a single line of text")))
+
+
+@pytest.mark.parametrize(
+    ("text", "held_out"),
+    [
+        ("one two three four five six seven eight nine ten", "ten"),
+        ("a single line", "line"),
+        ("没有空格的文字也能被切开", "开"),
+        ("ab", "b"),
+    ],
+)
+def test_a_text_of_one_line_is_cut_at_a_space_or_else_between_characters(
+    text: str, held_out: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.txt", text)
+    found = splits(data_recipe(file, block_size=1, validation={"holdout": 0.1}))
+    assert found["validation"] == [held_out]
+    assert found["train"] == [text.removesuffix(held_out)]
+
+
+def test_a_held_out_share_far_from_what_was_asked_is_told(tmp_path: Path) -> None:
+    for name, size in (("a", 10), ("b", 10), ("c", 900)):
+        write(tmp_path / f"{name}.txt", f"{name} " * size)
+    notes = scanned(data_recipe(tmp_path, validation={"holdout": 0.1})).notes
+    assert len(notes) == 1
+    assert re.match(r"\d+% of the text is held out, data.validation.holdout asks for 10%", notes[0])
 
 
 def test_nothing_is_held_out_if_there_is_a_validation_source(tmp_path: Path) -> None:

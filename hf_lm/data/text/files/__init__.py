@@ -1,0 +1,1 @@
+"""The readers of each kind of data file."""

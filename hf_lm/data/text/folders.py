@@ -1,0 +1,188 @@
+"""Find the data files that a path, a folder or a glob stands for.
+
+Folders follow the conventions of `datasets`: files named train…, validation… or test… are splits,
+README.md beside tables is the card of a dataset, and what `save_to_disk` wrote is read as such.
+What is in a folder and is not read is counted by its kind.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hf_lm.data.text.formats import READERS, is_data_file, plain_suffix
+from hf_lm.errors import DataError
+
+MAX_FILES = 100_000  # a glob that matches more is a typo, or needs a Hub dataset
+KNOWN_SUFFIXES = ".txt .md .py .jsonl .json .csv .tsv .parquet .arrow and other text suffixes"
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+FIRST_WORD = re.compile(r"[A-Za-z]+(?=$|[-_.0-9 ])")
+
+SAVED_SPLITS, SAVED_STATE = "dataset_dict.json", "state.json"  # files of `save_to_disk`
+
+
+class Found(NamedTuple):
+    """The files of a source.
+
+    Attributes:
+        paths: the files in the order in which they are read.
+        notes: what was left out.
+        has_splits: True if the files are those of one split.
+    """
+
+    paths: list[Path]
+    notes: list[str]
+    has_splits: bool = False
+
+
+def find_files(pattern: Path, split: str) -> Found:
+    """Return the files that a path, folder or glob stands for.
+
+    Args:
+        pattern: an absolute path; a glob if there is no such file and it has *, ? or [.
+        split: the split to read, of a folder with splits.
+
+    Raises:
+        DataError: there are none, or too many.
+    """
+    if pattern.is_dir():
+        found = folder_files(pattern, split)
+    elif os.path.lexists(pattern) or not glob.has_magic(str(pattern)):
+        found = Found([pattern], [])
+    else:
+        found = Found(sorted(matching_files(pattern)), [])
+        if not found.paths:
+            raise DataError(f"{pattern}: no file matches (current folder: {Path.cwd()})")
+    if len(found.paths) > MAX_FILES:
+        raise DataError(f"{pattern}: {len(found.paths):,} files, at most {MAX_FILES:,} are read")
+    return found
+
+
+def matching_files(pattern: Path) -> Iterator[Path]:
+    """Yield the files that match a glob; folders that exist are taken as they are written."""
+    root = Path(pattern.anchor)
+    parts = pattern.relative_to(root).parts
+    while parts and (root / parts[0]).is_dir():
+        root, parts = root / parts[0], parts[1:]
+    if "**" not in parts:
+        paths: Iterable[Path] = root.glob(str(Path(*parts)))
+    else:
+        # Path.glob does not enter linked folders before Python 3.13.
+        from fsspec.utils import glob_translate
+
+        match = re.compile(glob_translate(str(Path(*parts)))).match
+        paths = (p for p in walk(root) if match(str(p.relative_to(root))))
+    return (path for path in paths if path.is_file() and not path.name.startswith("."))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield all files under a folder; linked folders are entered, each real folder once."""
+    entered = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(name)
+        if place in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        folders.sort()
+        yield from (Path(name, file) for file in files)
+
+
+def folder_files(folder: Path, split: str) -> Found:
+    """Return the data files of a folder and its subfolders, sorted by name."""
+    if (folder / SAVED_SPLITS).is_file() or (folder / SAVED_STATE).is_file():
+        return saved_files(folder, split)
+    everything = sorted(walk(folder))
+    hidden = [path for path in everything if is_hidden(path.relative_to(folder))]
+    visible = sorted(set(everything) - set(hidden))
+    paths = [path for path in visible if is_data_file(path) and path.is_file()]
+    unread = Counter(plain_suffix(p) or "no suffix" for p in visible if p not in set(paths))
+    notes = [f"{folder.name}/: files that were not read: {counted(unread)}"] if unread else []
+    if hidden:
+        notes.append(f"{folder.name}/: hidden files that were not read: {len(hidden):,}")
+    card = folder / "README.md"
+    if card in paths and any(plain_suffix(path) in READERS for path in paths):
+        paths.remove(card)
+        notes.append(f"{folder.name}/: README.md is the card of its tables and was not read")
+    splits = splits_of(paths, folder)
+    if not splits:
+        if not paths:
+            raise DataError(f"{folder}: no data file in this folder ({KNOWN_SUFFIXES})")
+        return Found(paths, notes)
+    others = Counter({name: len(files) for name, files in splits.items() if name != split})
+    if others:
+        notes.append(f"{folder.name}/: split {split}; files of others: {counted(others)}")
+    return Found(chosen_split(splits, split, folder), notes, has_splits=True)
+
+
+def counted(counts: Counter[str]) -> str:
+    """Format counts by kind."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+
+
+def splits_of(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each split; empty if the names say nothing about splits.
+
+    The first word of a file's name counts, or that of the folder at the top: "train-0.parquet",
+    "test/a.txt". A folder without training files has no splits, and neither has one in which a
+    file belongs to none: it is a folder of text in which somebody wrote tests.
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        parts = path.relative_to(folder).parts
+        parts = parts[1:] if parts[0] == "data" and len(parts) > 1 else parts
+        is_code = plain_suffix(path) not in (*READERS, ".txt", ".text")
+        match = None if is_code else FIRST_WORD.match(parts[0])
+        split = SPLIT_OF_WORD.get(match.group().lower()) if match else None
+        if split is None:
+            return {}
+        splits.setdefault(split, []).append(path)
+    return splits if "train" in splits and len(splits) > 1 else {}
+
+
+def chosen_split(splits: dict[str, list[Path]], split: str, folder: Path) -> list[Path]:
+    """Return the files of a split.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if split not in splits:
+        known = ", ".join(f'"{name}"' for name in splits)
+        raise DataError(f'{folder}: has no split "{split}"; it has {known}')
+    return splits[split]
+
+
+def saved_files(folder: Path, split: str) -> Found:
+    """Return the Arrow files of a dataset, or of one split of several, that was saved to a disk.
+
+    Raises:
+        DataError: a file of `save_to_disk` cannot be read, or there is no such split.
+    """
+    try:
+        if (folder / SAVED_SPLITS).is_file():
+            names = json.loads((folder / SAVED_SPLITS).read_text())["splits"]
+            splits = {name: saved_files(folder / name, split).paths for name in names}
+            others = ", ".join(name for name in names if name != split)
+            notes = [f"{folder.name}/: split {split}; not read: {others}"] if others else []
+            return Found(chosen_split(splits, split, folder), notes, has_splits=True)
+        state = json.loads((folder / SAVED_STATE).read_text())
+        return Found([folder / item["filename"] for item in state["_data_files"]], [])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: is a saved dataset that cannot be read: {error!r}") from None
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a part of a path starts with a dot or is __pycache__."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)

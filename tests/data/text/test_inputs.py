@@ -1,0 +1,408 @@
+"""Files as people have them are read as what they are, and what is left out is counted."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import TEXT, data_recipe, read, scan_error, scanned, write, write_jsonl
+
+from hf_lm.data.text.files.tables import find_delimiter
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.run import main
+
+INPUTS = Path(__file__).parents[2] / "fixtures" / "inputs"
+
+REPORTS = [
+    json.loads(line)["text"]
+    for line in gzip.decompress((INPUTS / "reports.jsonl.gz").read_bytes()).splitlines()
+]
+ROWS = [{"text": text} for text in REPORTS]
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda raw: pa.Codec("zstd").compress(raw, asbytes=True),
+}
+
+
+def test_the_inputs_that_people_have_give_their_reports() -> None:
+    assert len(REPORTS) == 24
+    for name, keys in (
+        ("tabs.tsv", {}),
+        ("semicolon.csv", {}),
+        ("nested.jsonl", {"text_column": "data.text"}),
+        ("columns.json", {}),
+        ("saved_dataset", {}),
+    ):
+        assert read(data_recipe(INPUTS / name, **keys)) == REPORTS, name
+    (text,) = read(data_recipe(INPUTS / "latin.txt", encoding="cp1252"))
+    assert "nothing unusual – café happened." in text
+    assert "".join(read(data_recipe(INPUTS / "one_line.txt"))).startswith("report 0 the pump")
+    assert scanned(data_recipe(INPUTS / "one_line.txt")).cut
+
+
+def test_what_a_folder_has_beside_text_is_counted() -> None:
+    corpus = find_corpus(data_recipe(INPUTS / "mixed_folder"))
+    assert [file.path.name for file in corpus.train[0].files] == ["more.jsonl.gz", "notes.txt"]
+    assert corpus.notes == ("mixed_folder/: files that were not read: 1 .pdf, 1 .xlsx",)
+
+
+@pytest.mark.parametrize("name", ["nulls.jsonl", "nulls.parquet"])
+def test_rows_without_text_are_counted_or_refused_by_every_route(name: str) -> None:
+    data = data_recipe(INPUTS / name)
+    texts = read(data)
+    assert set(texts) < set(REPORTS)
+    assert f"{24 - len(texts)} rows without text were left out (data.on_missing_text)" in (
+        scanned(data).notes
+    )
+    error = scan_error(data_recipe(INPUTS / name, on_missing_text="error"))
+    assert "its text is null (data.on_missing_text)" in error
+    assert error.count("\n") == 0
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.md", "a.tsv"])
+def test_compressed_files_are_read_as_their_content(name: str, suffix: str, tmp_path: Path) -> None:
+    contents = {
+        ".jsonl": "\n".join(json.dumps(row) for row in ROWS),
+        ".json": json.dumps(ROWS),
+        ".csv": "text\n" + "".join(f'"{text}"\n' for text in REPORTS),
+        ".tsv": "text\tid\n" + "".join(f"{text}\t1\n" for text in REPORTS),
+    }
+    raw = contents.get(Path(name).suffix, "\n".join(REPORTS)).encode()
+    write(tmp_path / name, raw)
+    write(tmp_path / f"{name}{suffix}", COMPRESS[suffix](raw))
+    write(tmp_path / f"x-{name}", COMPRESS[suffix](raw))  # its name does not tell
+    expected = read(data_recipe(tmp_path / name))
+    assert expected == read(data_recipe(tmp_path / f"{name}{suffix}"))
+    assert expected == read(data_recipe(tmp_path / f"x-{name}"))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_file_that_grows_without_end_is_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_lm.data.text.files.compression.ALWAYS_READ", 2**16)
+    path = write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](b"a " * 2**22))
+    error = scan_error(data_recipe(path))
+    assert "unpacks to over " in error
+    assert "more than 300 times its size" in error
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_damaged_compressed_file_is_one_line(suffix: str, share: float, tmp_path: Path) -> None:
+    raw = COMPRESS[suffix](os.urandom(2000).hex().encode() * 3)
+    path = write(tmp_path / f"a.txt{suffix}", raw[: int(len(raw) * share)])
+    assert "a.txt" in scan_error(data_recipe(path))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoted", [True, False])
+def test_the_delimiter_of_a_table_is_found_or_given(
+    mark: str, quoted: bool, tmp_path: Path
+) -> None:
+    cells = [f"a line of words {i}" for i in range(30)]
+    if quoted:
+        cells = [f'"{cell}, with; every\t| mark and a ""quote"""' for cell in cells]
+    text = f"id{mark}text\n" + "".join(f"{i}{mark}{cell}\n" for i, cell in enumerate(cells))
+    path = write(tmp_path / "a.csv", text)
+    expected = [cell[1:-1].replace('""', '"') if quoted else cell for cell in cells]
+    assert read(data_recipe(path)) == expected
+    assert read(data_recipe(path, delimiter=mark)) == expected
+    note = "a.csv: its columns are separated by "
+    assert any(line.startswith(note) for line in scanned(data_recipe(path)).notes) == (mark != ",")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.lists(st.text("abc ,;|\t\"'", max_size=8), min_size=2, max_size=2),
+        min_size=3,
+        max_size=12,
+    ),
+    mark=st.sampled_from([",", ";", "\t", "|"]),
+)
+def test_quoted_tables_give_their_delimiter(rows: list[list[str]], mark: str) -> None:
+    quoted = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
+    assert find_delimiter(f"id{mark}text\n" + "\n".join(quoted)) == mark
+
+
+def test_a_table_of_one_column_may_contain_any_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text\none; two | three\nfour; five\n")
+    assert read(data_recipe(path)) == ["one; two | three", "four; five"]
+
+
+ONE_LINE: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
+    "more cells than columns": (
+        "a.csv",
+        "id,text\n1,one, two\n",
+        {},
+        "a.csv:2: has more cells than the header (2)",
+    ),
+    "a used column twice": (
+        "a.csv",
+        "text,text\none,two\n",
+        {},
+        'a.csv: has several columns "text"; rename all but one',
+    ),
+    "nested column": (
+        "a.jsonl",
+        '{"data": {"text": "x"}}\n' * 3,
+        {},
+        'a.jsonl:1: has no "text"; set data.text_column to one of "data.text" (2 more places',
+    ),
+    "wrong nested column": (
+        "a.jsonl",
+        '{"data": {"text": "x"}}',
+        {"text_column": "data.body"},
+        'has no "data.body"; set data.text_column to one of "data.text"',
+    ),
+    "column of numbers": (
+        "a.jsonl",
+        '{"text": 1}\n' * 200_000,
+        {},
+        'a.jsonl:1: "text" is int, expected a string (199,999 more places like it)',
+    ),
+    "wrong column of a table": (
+        "a.csv",
+        "body\n" + "x\n" * 5_000,
+        {},
+        'has no "text"; set data.text_column to one of "body" (4,999 more places like it)',
+    ),
+    "wrong encoding": ("a.txt", b"\xff\xff\xff", {"encoding": "ascii"}, "is not ascii (data.enc"),
+    "not in cp1252": ("a.txt", b"a \x81", {"encoding": "cp1252"}, "is not cp1252 (data.encoding)"),
+    "latin without a key": (
+        "a.txt",
+        b"caf\xe9 " * 9,
+        {},
+        'it looks like Latin-1: set data.encoding to "cp1252"',
+    ),
+    "utf-16 without a key": (
+        "a.txt",
+        ("ab " * 99).encode("utf-16"),
+        {},
+        'it looks like UTF-16: set data.encoding to "utf-16"',
+    ),
+    "split of a file": (
+        "a.txt",
+        TEXT,
+        {"split": "test"},
+        'data.split = "test": has no effect, because ',
+    ),
+    "revision of a file": (
+        "a.txt",
+        TEXT,
+        {"revision": "main"},
+        "a.txt has local text only; remove it",
+    ),
+    "columns of other lengths": ("a.json", '{"text": ["a", "b"], "id": [1]}', {}, '"text" is list'),
+    "zip": ("a.zip", b"PK\x03\x04" + b"x" * 99, {}, "a.zip: is zip-compressed; unpack it first"),
+    "binary as text": ("a.parquet", b"PAR1" + b"\x00" * 99, {}, "is not a Parquet file"),
+    "arrow": ("a.arrow", b"ARROW1" + b"\x00" * 99, {}, "is not an Arrow file"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LINE)
+def test_what_cannot_be_read_is_one_line_with_its_remedy(name: str, tmp_path: Path) -> None:
+    file, content, keys, expected = ONE_LINE[name]
+    error = scan_error(data_recipe(write(tmp_path / file, content), **keys))
+    assert expected in error
+    assert error.count("\n") == 0
+
+
+READ: dict[str, tuple[str, str | bytes, dict[str, Any], list[str]]] = {
+    "json lines named json": ("a.json", '{"text": "x"}\n{"text": "y"}\n', {}, ["x", "y"]),
+    "pretty objects": ("a.json", '{\n "text": "x"\n}\n\n{\n "text": "y"\n}', {}, ["x", "y"]),
+    "columns": ("a.json", '{"text": ["x", "y"], "id": [1, 2]}', {}, ["x", "y"]),
+    "one object": ("a.json", '{"text": "x"}', {}, ["x"]),
+    "strings": ("a.json", '["x", "y"]', {}, ["x", "y"]),
+    "ndjson": ("a.ndjson", '{"text": "x"}\n', {}, ["x"]),
+    "jsonlines": ("a.jsonlines", '{"text": "x"}\n', {}, ["x"]),
+    "jsonl by content": ("a.dump", '{"text": "x"}\n{"text": "y"}', {}, ["x", "y"]),
+    "unknown text": ("a.corpus", "x\ny", {}, ["x\ny"]),
+    "no suffix": ("corpus", "x\ny", {}, ["x\ny"]),
+    "upper case": ("A.JSONL", '{"text": "x"}', {}, ["x"]),
+    "jsonl with a mark": ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}', {}, ["x"]),
+    "jsonl with crlf": ("a.jsonl", '{"text": "x"}\r\n{"text": "y"}\r\n', {}, ["x", "y"]),
+    "jsonl with empty lines": ("a.jsonl", '\n{"text": "x"}\n\n', {}, ["x"]),
+    "some rows lack it": ("a.jsonl", '{"id": 1}\n{"text": "x"}\n{"text": null}', {}, ["x"]),
+    "a dot in a name": ("a.jsonl", '{"a.b": "x"}', {"text_column": "a.b"}, ["x"]),
+    "deeply nested": ("a.jsonl", '{"a": {"b": {"c": "x"}}}', {"text_column": "a.b.c"}, ["x"]),
+    "nested null": ("a.jsonl", '{"a": null}\n{"a": {"b": "x"}}', {"text_column": "a.b"}, ["x"]),
+    "csv with crlf": ("a.csv", 'text\r\n"x\r\ny"\r\nz\r\n', {}, ["x\ny", "z"]),
+    "csv with a mark": ("a.csv", b"\xef\xbb\xbftext\nx\n", {}, ["x"]),
+    "csv with short rows": ("a.csv", "id,text\n1\n2,x\n", {}, ["x"]),
+    "csv with empty lines": ("a.csv", "text\n\nx\n\n", {}, ["x"]),
+    "csv with an unused column twice": ("a.csv", "a,a,text\n1,2,x\n", {}, ["x"]),
+    "csv in cp1252": ("a.csv", b"text\ncaf\xe9\n", {"encoding": "cp1252"}, ["café"]),
+    "jsonl in utf-16": (
+        "a.jsonl",
+        '{"text": "né"}\n{"text": "y"}'.encode("utf-16"),
+        {"encoding": "utf-16"},
+        ["né", "y"],
+    ),
+    "text in utf-16-le": (
+        "a.txt",
+        "x\r\né".encode("utf-16-le"),
+        {"encoding": "utf-16-le"},
+        ["x\né"],
+    ),
+    "text in shift-jis": ("a.txt", "日本".encode("shift-jis"), {"encoding": "shift-jis"}, ["日本"]),
+    "text in gb18030": ("a.txt", "中文".encode("gb18030"), {"encoding": "gb18030"}, ["中文"]),
+    "replaced in ascii": (
+        "a.txt",
+        b"a \xff",
+        {"encoding": "ascii", "on_bad_bytes": "replace"},
+        ["a \ufffd"],
+    ),
+    "lone surrogate": (
+        "a.jsonl",
+        '{"text": "a \\ud800 b"}\n{"text": "\\ud83d\\ude00"}',
+        {"on_bad_bytes": "replace"},
+        ["a \ufffd b", "\U0001f600"],
+    ),
+    "lone surrogate left out": (
+        "a.jsonl",
+        '{"text": "a \\ud800 b"}\n{"text": "c"}',
+        {"on_bad_bytes": "skip"},
+        ["c"],
+    ),
+    "gzip without its suffix": ("a.txt", gzip.compress(b"x y"), {}, ["x y"]),
+    "two gzip members": ("a.txt.gz", gzip.compress(b"x ") + gzip.compress(b"y"), {}, ["x y"]),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_people_have_is_read_as_it_is_meant(name: str, tmp_path: Path) -> None:
+    file, content, keys, expected = READ[name]
+    assert read(data_recipe(write(tmp_path / file, content), **keys)) == expected
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(REPORTS, pa.binary()),
+        pa.array(REPORTS, pa.large_binary()),
+        pa.array(REPORTS, pa.large_string()),
+        pa.array(REPORTS).dictionary_encode(),
+    ],
+    ids=["binary", "large binary", "large string", "dictionary"],
+)
+def test_text_of_every_arrow_type_is_read(column: Any, tmp_path: Path) -> None:
+    table = pa.table({"text": column})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    assert read(data_recipe(tmp_path / "a.parquet")) == REPORTS
+    assert read(data_recipe(tmp_path / "a.arrow")) == REPORTS
+
+
+def test_binary_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([b"good", b"\xff"])}), tmp_path / "a.parquet")
+    error = scan_error(data_recipe(tmp_path / "a.parquet"))
+    assert error.startswith(f"{tmp_path}/a.parquet: row 1: line 1, byte 0: is not UTF-8")
+    skipped = data_recipe(tmp_path / "a.parquet", on_bad_bytes="skip")
+    assert read(skipped) == ["good"]
+
+
+def test_nested_columns_of_tables_are_proposed_and_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"data": row} for row in ROWS]), tmp_path / "a.parquet")
+    assert 'to one of "data", "data.text"' in scan_error(data_recipe(tmp_path / "a.parquet"))
+    assert read(data_recipe(tmp_path / "a.parquet", text_column="data.text")) == REPORTS
+
+
+def test_a_folder_like_those_of_the_hub_gives_one_split(tmp_path: Path) -> None:
+    write(tmp_path / "README.md", "---\nlicense: mit\n---\n# A card")
+    for split, count in (("train", 10), ("test", 4), ("validation", 3)):
+        write_jsonl(tmp_path / f"{split}-00000.jsonl", [f"{split} {n}" for n in range(count)])
+    corpus = find_corpus(data_recipe(tmp_path))
+    assert [file.path.name for file in corpus.train[0].files] == ["train-00000.jsonl"]
+    assert corpus.notes == (
+        f"{tmp_path.name}/: README.md is the card of its tables and was not read",
+        f"{tmp_path.name}/: split train; files of others: 1 test, 1 validation",
+    )
+    data = data_recipe(tmp_path, split="test", validation={"split": "validation"})
+    assert read(data)[0] == "test 0"
+    assert read(data, part="validation") == [f"validation {n}" for n in range(3)]
+    error = scan_error(data_recipe(tmp_path, split="dev"))
+    assert error == f'{tmp_path}: has no split "dev"; it has "test", "train", "validation"'
+
+
+def test_folders_of_splits_and_plain_folders_are_told_apart(tmp_path: Path) -> None:
+    for name in ("data/train/a.txt", "data/test/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write(tmp_path / name, name)
+    assert read(data_recipe(tmp_path)) == ["data/train/a.txt"]
+    write(tmp_path / "notes.txt", "notes")
+    assert read(data_recipe(tmp_path)) == ["data/test/b.txt", "data/train/a.txt", "notes"]
+
+
+def test_datasets_that_were_saved_are_read_with_their_splits(tmp_path: Path) -> None:
+    DatasetDict(
+        train=Dataset.from_list(ROWS[:20]).shuffle(seed=1), test=Dataset.from_list(ROWS[20:])
+    ).save_to_disk(str(tmp_path / "both"))
+    assert sorted(read(data_recipe(tmp_path / "both"))) == sorted(REPORTS[:20])
+    data = data_recipe(tmp_path / "both", validation={"split": "test"})
+    assert read(data, part="validation") == REPORTS[20:]
+    assert 'has no split "dev"' in scan_error(data_recipe(tmp_path / "both", split="dev"))
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
+    for name in ("texts/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        write(tmp_path / name, name)
+    (tmp_path / "texts" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "texts" / "loop").symlink_to(tmp_path / "texts")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "texts")
+    for source in (tmp_path / "texts", tmp_path / "texts" / "**" / "*.txt"):
+        assert read(data_recipe(source)) == ["texts/a.txt", "elsewhere/b.txt"], source
+
+
+@pytest.mark.parametrize("name", ["run-[x]", "a*b", "what?", "narrow\u202fspace", "zwnj\u200cname"])
+def test_any_name_of_a_folder_may_be_used(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    write(tmp_path / name / "a.txt", "x")
+    assert read(data_recipe(tmp_path / name)) == ["x"]
+    assert read(data_recipe(tmp_path / name / "*.txt")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "documents", "keys"),
+    [
+        ("tabs.tsv", 24, []),
+        ("semicolon.csv", 24, []),
+        ("columns.json", 24, []),
+        ("reports.jsonl.gz", 24, []),
+        ("saved_dataset", 24, []),
+        ("nested.jsonl", 24, ["data.text_column=data.text"]),
+        ("nulls.parquet", 20, []),
+        ("nulls.jsonl", 20, []),
+        ("mixed_folder", 7, []),
+        ("latin.txt", 1, ["data.encoding=cp1252"]),
+        ("one_line.txt", 1, []),
+    ],
+)
+def test_the_command_line_checks_every_input(
+    name: str, documents: int, keys: list[str], write_recipe: Callable[..., Path], capsys: Any
+) -> None:
+    options = [f"data.source={INPUTS / name}", "data.block_size=16", *keys]
+    path, sets = write_recipe(), [part for option in options for part in ("--set", option)]
+    assert main([str(path), "--check", *sets]) == 0
+    rows = re.compile(r"^(?:text|validation) +(\d+) document", re.MULTILINE)
+    shown = rows.findall(capsys.readouterr().out)
+    halves = documents == 1  # one document is cut in two
+    assert sum(map(int, shown)) == (2 if halves else documents)
