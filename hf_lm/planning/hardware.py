@@ -7,15 +7,17 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import psutil
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from hf_lm.recipe import TrainingRecipe
+from hf_lm.errors import one_line
+from hf_lm.recipe import TrainingRecipe, nearest
 from hf_lm.system.launch import is_set, launched
 from hf_lm.system.processes import (
     local_rank,
@@ -34,6 +36,7 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -108,7 +111,8 @@ class Hardware:
     @cached_property
     def peak_flops(self) -> float:
         """Peak FLOPs per second of all processes: from the data sheet, or measured."""
-        known = (flops for key, flops in PEAK_FLOPS.items() if key in self.name)
+        words = f" {self.name} ".replace("-", " ")  # "NVIDIA A100-SXM4-80GB"; L4 is not in L40
+        known = (flops for key, flops in PEAK_FLOPS.items() if f" {key} " in words)
         listed = next(known, None) if self.device == "cuda" and self.precision != "fp32" else None
         return self.world_size * (listed or measured_flops(self.device, self.dtype))
 
@@ -153,6 +157,27 @@ def find_unmet_requirements(recipe: TrainingRecipe, kind: str) -> Iterator[str]:
             'training.precision = "bf16": this processor only emulates it, hundreds of times '
             'slower; use "auto" or "fp32"'
         )
+    has_tf32 = kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    if recipe.extra_args.get("tf32") and not has_tf32:
+        yield "training.extra_args.tf32: needs a CUDA device of 2020 or later; remove it"
+    yield from missing_trackers(recipe.report_to)
+
+
+def missing_trackers(report_to: str | Sequence[str]) -> Iterator[str]:
+    """Yield a line for each tracker that is unknown or whose package is not installed."""
+    names = [report_to] if isinstance(report_to, str) else list(report_to)
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        callback = INTEGRATION_TO_CALLBACK.get(name)
+        if callback is None:
+            hint = nearest(name, INTEGRATION_TO_CALLBACK)
+            yield f'training.report_to = "{name}": transformers has no such tracker; {hint}'
+            continue
+        try:
+            callback()
+        except (RuntimeError, ImportError) as error:
+            yield f'training.report_to = "{name}": {one_line(error)}'
 
 
 def computes_bf16(kind: str) -> bool:

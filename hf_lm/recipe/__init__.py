@@ -10,6 +10,7 @@ from hf_lm.recipe.sections.recipe import Recipe
 from hf_lm.recipe.sections.tokenizer import TokenizerRecipe, TrainTokenizer
 from hf_lm.recipe.sections.training import TrainingRecipe
 from hf_lm.recipe.validation.checks import warnings
+from hf_lm.recipe.validation.suggestions import nearest
 
 __all__ = [
     "DataRecipe",
@@ -24,6 +25,7 @@ __all__ = [
     "count_steps",
     "load_recipe",
     "make_recipe",
+    "nearest",
     "recipe_dict",
     "recipe_text",
     "template_fields",

@@ -54,11 +54,16 @@ class TrainingLog:
         if self.path.is_file():
             fsync(self.path)
 
-    def truncate(self, step: int) -> None:
-        """Delete the rows after a step; the resumed run writes them again."""
-        self.step = step
+    def truncate(self, step: int | None) -> None:
+        """Delete the rows after a step; the resumed run writes them again.
+
+        Args:
+            step: of the checkpoint that the run continues from; None deletes all rows, because a
+                run that starts over writes a row of step 0 as well.
+        """
+        self.step = step or 0
         if is_main_process():
-            kept_rows = [row for row in self.rows() if row["step"] <= step]
+            kept_rows = [row for row in self.rows() if step is not None and row["step"] <= step]
             write_atomically(self.path, "".join(map(json_line, kept_rows)))
 
 

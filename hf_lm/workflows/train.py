@@ -69,7 +69,7 @@ def train_and_evaluate(context: RunContext) -> TrainResult:
     uploader = start_background_uploads(context.recipe, run_dir)
     store = make_store(context, on_saved=uploader.submit if uploader else lambda path: None)
     checkpoint = latest_checkpoint(store, context.hardware)
-    run_dir.log.truncate(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    run_dir.log.truncate(int(checkpoint.name.split("-")[1]) if checkpoint else None)
     hooks = make_hooks(context)
     trainer = make_trainer(context, hooks, store, is_new=checkpoint is None)
     with explain_failures(context.plan.micro_batch_size):

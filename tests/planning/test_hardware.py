@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lm.planning import hardware as machine
-from hf_lm.planning.hardware import detect_hardware, peak_memory
+from hf_lm.planning.hardware import Hardware, detect_hardware, peak_memory
 from hf_lm.recipe import TrainingRecipe
 
 
@@ -29,6 +29,9 @@ def test_missing_hardware_is_named(monkeypatch: Any) -> None:
         ({"device": "cuda"}, 'device = "cuda": no CUDA device was found; use "auto"'),
         ({"precision": "fp16"}, 'precision = "fp16": needs a CUDA device; use "auto" or "fp32"'),
         ({"precision": "bf16"}, 'precision = "bf16": this processor only emulates it, '),
+        ({"extra_args": {"tf32": True}}, "extra_args.tf32: needs a CUDA device of 2020 or later"),
+        ({"report_to": "wandbb"}, 'report_to = "wandbb": transformers has no such tracker; did'),
+        ({"report_to": ("none", "clearml")}, 'report_to = "clearml": ClearMLCallback requires '),
     ):
         (line,) = detect_hardware(TrainingRecipe(**keys)).unmet_requirements
         assert line.startswith(f"training.{rule}")
@@ -107,3 +110,11 @@ def test_a_gpu_is_detected_with_its_peak_flops() -> None:
     found = detect_hardware(TrainingRecipe())
     assert found.device == "cuda"
     assert found.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA L4", 121e12), ("NVIDIA L40", 181e12), ("NVIDIA L40S", 362e12)]
+)
+def test_a_gpu_is_found_by_its_whole_name(name: str, peak: float) -> None:
+    hardware = Hardware("cuda", name, 1, 0, 1, 1, "bf16", ())
+    assert hardware.peak_flops == peak

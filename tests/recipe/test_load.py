@@ -1,5 +1,6 @@
 """Every wrong key, type and clash has its line; every shipped recipe loads; dump and load agree."""
 
+import ast
 import contextlib
 import json
 import re
@@ -484,6 +485,15 @@ def test_every_named_argument_is_a_field_of_training_arguments() -> None:
     renamed = {"activation_checkpointing"}  # transformers 5.20 has gradient_checkpointing only
     assert set(COVERED_BY) | set(REFUSED) <= real | renamed
     assert not set(COVERED_BY) & set(REFUSED)
+
+
+def test_no_argument_that_hf_lm_sets_itself_is_accepted_from_a_recipe() -> None:
+    tree = ast.parse((ROOT / "hf_lm" / "training" / "arguments.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    call = next(c for c in calls if ast.unparse(c.func) == "TrainingArguments")
+    ours = {keyword.arg for keyword in call.keywords if keyword.arg}
+    assert "ddp_find_unused_parameters" in ours
+    assert ours <= set(COVERED_BY) | set(REFUSED)
 
 
 LEAVES = [

@@ -56,6 +56,10 @@ def check_length(recipe: Recipe) -> Iterator[Conflict]:
         rule = f"cannot be combined with {', '.join(first)}; keep one and set the others to null"
         yield conflict(f"training.{last}", rule, ends[last], other_keys=keys)
     steps, warmup = training.max_steps, training.warmup_steps
+    if training.max_tokens and training.max_tokens < training.tokens_per_step:
+        rule = f"is less than one step of {training.tokens_per_step} tokens; raise it"
+        other = "training.tokens_per_step"
+        yield conflict("training.max_tokens", rule, training.max_tokens, other_keys=other)
     if training.max_tokens:
         steps = -(-training.max_tokens // training.tokens_per_step)
     if steps and warmup >= 1 and warmup > steps:
@@ -228,6 +232,12 @@ def check_extra_args(recipe: Recipe) -> Iterator[Conflict]:
     """Check that further TrainingArguments exist and break no promise."""
     for problem in argument_problems(recipe.training.extra_args):
         yield Conflict(problem, frozenset({problem.path}))
+    for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        training = recipe.training
+        if training.extra_args.get(name) and not training.dataloader_num_workers:
+            rule = "needs training.dataloader_num_workers of 1 or more"
+            other = "training.dataloader_num_workers"
+            yield conflict(f"training.extra_args.{name}", rule, other_keys=other)
 
 
 CHECKS: tuple[Check, ...] = (
