@@ -50,7 +50,15 @@ def add_training_commands(commands: Commands) -> None:
 
 
 def add_data_commands(commands: Commands) -> None:
-    """Add the commands about text: prepare and cache."""
+    """Add the commands about text: inspect, prepare and cache."""
+    command = commands.add_parser("inspect", help="look at text before training on it")
+    command.add_argument(
+        "source", metavar="SOURCE", help="text, as data.source of a recipe; or a recipe"
+    )
+    add_overrides(command, "override a key of data, such as data.text_column=body")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
+    command.set_defaults(handler=inspect)
+
     command = commands.add_parser("prepare", help="write the blocks of a recipe to a folder")
     command.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
     add_overrides(command, "override a key of the recipe, such as data.block_size=512")
@@ -157,6 +165,21 @@ def verify(options: argparse.Namespace) -> None:
     from hf_lm.workflows.status import verify_run
 
     verify_run(options.run)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Show what a text is like."""
+    from hf_lm.data.inspection import inspect_source
+
+    found = inspect_source(options.source, options.overrides)
+    if options.json:
+        SafeStream("stdout").write(json.dumps(found.as_json()) + "\n")
+        return
+    from hf_lm.terminal.console import show_rows
+    from hf_lm.terminal.inspection import inspection_rows, shown_rows
+
+    show_rows(options.source, inspection_rows(found), notes=found.notes)
+    show_rows("documents", shown_rows(found))
 
 
 def prepare(options: argparse.Namespace) -> None:

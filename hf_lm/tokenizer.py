@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from hf_lm.errors import RecipeError, one_line
 from hf_lm.recipe import TokenizerRecipe, TrainTokenizer
 from hf_lm.system.files import unwrap_os_errors
+from hf_lm.vocabulary import EOS, byte_tokenizer, char_tokenizer, train_bpe
 
 Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by split
-
-EOS = "<|endoftext|>"  # GPT-2's only special token: it ends a document and begins a sample
 
 VOCAB_SIZE = 8192
 
 TRANSFORMERS_FILES = ("tokenizer_config.json", "config.json")  # they name a tokenizer's class
-
-TRAIN_BYTES = 200 * 2**20  # more text hardly changes the merges; training on it takes about 45 s
 
 
 class PreTrainedTokenizerFast(TokenizersBackend):
@@ -149,56 +146,6 @@ def load_bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     special = {"bos_token": EOS, "eos_token": EOS} if backend.token_to_id(EOS) is not None else {}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-
-
-def first_bytes(texts: Iterable[str]) -> Iterator[str]:
-    """Yield texts up to TRAIN_BYTES."""
-    size = 0
-    for text in texts:
-        yield text
-        size += len(text.encode())
-        if size > TRAIN_BYTES:
-            return
-
-
-def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer with GPT-2's splitting (Radford et al., 2019)."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(first_bytes(texts), trainer)
-    return backend
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Make a tokenizer with one token per byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([EOS, *alphabet])}
-    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([EOS])
-    return backend
-
-
-def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Make a tokenizer with one token per character of the texts, in code point order."""
-    alphabet: set[str] = set()
-    for text in texts:
-        alphabet.update(text)
-    vocabulary = {token: i for i, token in enumerate([EOS, *sorted(alphabet)])}
-    # The token for unknown characters is not in the vocabulary, so that they are an error.
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([EOS])
-    return backend
 
 
 def document_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,0 +1,37 @@
+"""Show what `hf-lm inspect` found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hf_lm.data.inspection import Inspection
+
+RARE = 0.01  # scripts of a smaller share are counted together
+
+
+def inspection_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the table: a label and a text."""
+    if found.files:
+        kinds = sorted(found.files.items(), key=lambda item: -item[1])
+        yield "files", ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    yield "documents", f"{found.documents:,} of {found.shortest:,} to {found.longest:,} bytes"
+    mean = found.size // found.documents
+    yield "bytes", f"{found.size:,}, {mean:,} in a document on average"
+    common = [f"{name} {share:.0%}" for name, share in found.scripts.items() if share >= RARE]
+    rare = sum(share < RARE for share in found.scripts.values())
+    yield "scripts", ", ".join([*common, *([f"{rare} others"] if rare else [])]) or "no letters"
+    sizes = [f"{ratio:.2f} with {size:,}" for size, ratio in found.bytes_per_token.items()]
+    yield "bytes a token", f"{', '.join(sizes)} tokens of byte-level BPE"
+
+
+def shown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    """Yield a row for each shown document, and one for the edge of a block in it."""
+    for document in found.shown:
+        yield f"{document.tokens:,} tokens", on_one_line(document.start)
+        if document.edge:
+            yield "  block ends", on_one_line(document.edge)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text with an arrow for each line end."""
+    return text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("\t", " ")

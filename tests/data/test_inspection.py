@@ -1,0 +1,103 @@
+"""What `hf-lm inspect` says about a text is what the text is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from texts import write, write_jsonl
+
+from hf_lm.cli import main
+from hf_lm.data.inspection import EDGE, inspect_source, script_shares
+from hf_lm.vocabulary import smaller_bpe, train_bpe
+
+INPUTS = Path(__file__).parents[1] / "fixtures" / "inputs"
+
+
+def inspected(source: Path, *overrides: str) -> Any:
+    """Inspect a source."""
+    return inspect_source(str(source), overrides)
+
+
+def test_files_documents_bytes_and_what_is_left_out_are_counted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one", "two three", "one", " "])
+    write(tmp_path / "b.txt", "four\n")
+    write(tmp_path / "c.pdf", "%PDF")
+    found = inspected(tmp_path)
+    assert found.files == {".jsonl": 1, ".txt": 1}
+    assert (found.documents, found.duplicates) == (3, 1)
+    assert (found.size, found.shortest, found.longest) == (17, 3, 9)
+    assert found.notes == [
+        f"{tmp_path.name}/: files that were not read: 1 .pdf",
+        "1 empty documents were skipped",
+        "1 duplicate documents were skipped (data.deduplicate)",
+    ]
+
+
+def test_scripts_are_those_of_the_letters(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "abcd эю 中 1234 !?")
+    shares = inspected(tmp_path / "a.txt").scripts
+    assert shares == pytest.approx({"latin": 4 / 7, "cyrillic": 2 / 7, "cjk": 1 / 7})
+    assert sum(script_shares({"a": 3}).values()) == 1  # type: ignore[arg-type]
+
+
+def test_a_smaller_vocabulary_is_the_one_that_training_gives() -> None:
+    texts = [(INPUTS / "one_line.txt").read_text(), "the quick brown fox " * 20]
+    for size in (260, 280, 300):
+        smaller, trained = (
+            smaller_bpe(train_bpe(texts, vocab_size=340), size),
+            train_bpe(texts, vocab_size=size),
+        )
+        assert smaller.get_vocab() == trained.get_vocab()
+        assert smaller.encode(texts[0]).ids == trained.encode(texts[0]).ids
+
+
+def test_bytes_per_token_are_those_of_an_encoding(tmp_path: Path) -> None:
+    text = "naïve words, naïve words. " * 300
+    write(tmp_path / "a.txt", text)
+    found = inspected(tmp_path / "a.txt")
+    ids = train_bpe([text], vocab_size=2_048).encode(text).ids
+    assert found.bytes_per_token[2_048] == pytest.approx(len(text.encode()) / len(ids))
+
+
+def test_documents_are_shown_with_the_edge_of_their_first_block(tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(500))
+    write(tmp_path / "a.txt", words)
+    (shown,) = inspected(tmp_path / "a.txt", "data.block_size=64").shown
+    before, after = shown.edge.split(EDGE)
+    ids = train_bpe([words], vocab_size=8_192).encode(words)
+    place = words.index(before + after) + len(before)
+    assert place == ids.offsets[64][0]
+    assert shown.tokens == len(ids.ids)
+    assert words.startswith(shown.start)
+
+
+def test_the_command_prints_a_table_or_one_object(tmp_path: Path, capsys: Any) -> None:
+    source = str(INPUTS / "semicolon.csv")
+    assert main(["inspect", source]) == 0
+    out = capsys.readouterr().out
+    assert "documents      24 of 97 to 100 bytes\n" in out
+    assert "note: semicolon.csv: its columns are separated by semicolons" in out
+    assert main(["inspect", source, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["documents"] == 24
+    assert len(values["shown"]) == 10
+    assert main(["inspect", str(tmp_path / "none.txt")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_recipe_names_its_text(write_recipe: Any, capsys: Any) -> None:
+    path = write_recipe(data__source=str(INPUTS / "nested.jsonl"), data__text_column="data.text")
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 24
+
+
+def test_no_training_library_is_loaded() -> None:
+    code = (
+        "import sys; from hf_lm.cli import main; "
+        f"main(['inspect', {str(INPUTS / 'tabs.tsv')!r}, '--json']); "
+        "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
