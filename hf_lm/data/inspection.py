@@ -48,7 +48,7 @@ class ShownDocument:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a look at text found.
+    """The result of a look at text.
 
     Attributes:
         files: the number of files by suffix; empty for a Hub dataset.
