@@ -34,6 +34,7 @@ INSTALL = [
 # transformers 5.24 refuses a peft below 0.22, which is not released: LoRA keeps 5.23 until then
 LORA = ["peft>=0.21,<0.22", "transformers<5.24"]
 ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.23.2"]
+GGUF = ["gguf>=0.19", "xllamacpp>=2026.10"]  # the format, and llama.cpp, which checks the file
 TEST = [
     "pytest>=9.0",
     "pytest-cov>=7.0",
@@ -42,6 +43,7 @@ TEST = [
     "jsonschema>=4.25",
     *LORA,
     *ONNX,
+    *GGUF,
 ]
 
 setup(
@@ -88,6 +90,7 @@ setup(
     extras_require={
         "lora": LORA,
         "onnx": ONNX,
+        "gguf": GGUF,
         "test": TEST,
         "dev": [
             *TEST,

@@ -113,7 +113,15 @@ def add_model_commands(commands: Commands) -> None:
 
     command = commands.add_parser("export", help="write a model for another runtime, checked")
     command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
-    command.add_argument("--to", choices=("onnx",), required=True, help="for ONNX Runtime")
+    command.add_argument(
+        "--to",
+        choices=("onnx", "gguf"),
+        required=True,
+        help="onnx: ONNX Runtime; gguf: llama.cpp, Ollama, LM Studio",
+    )
+    command.add_argument(
+        "--dtype", choices=("f32", "f16", "bf16", "q8_0"), help="of the matrices in GGUF (f16)"
+    )
     command.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
     command.set_defaults(handler=export)
 
@@ -237,11 +245,14 @@ def export(options: argparse.Namespace) -> None:
     from hf_lm.terminal import console
     from hf_lm.workflows.export import export
 
-    difference = export(options.model, options.output, to=options.to)
-    rows = [
-        ("onnx", console.short(options.output.absolute())),
-        ("logits", f"within {difference:.1e} of the largest, on ONNX Runtime"),
-    ]
+    difference = export(options.model, options.output, to=options.to, dtype=options.dtype)
+    if difference is None:
+        checked = "not compared: llama.cpp is not installed (pip install xllamacpp)"
+    elif options.to == "gguf":
+        checked = f"llama.cpp diverges by {difference:.1e} nats at most"
+    else:
+        checked = f"logits within {difference:.1e} of the largest, on ONNX Runtime"
+    rows = [(options.to, console.short(options.output.absolute())), ("checked", checked)]
     console.show_rows(options.model, rows)
 
 

@@ -31,7 +31,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 KEY = re.compile(r"(?:data|tokenizer|model|training|evaluation|hub)\.[a-z_.]+[a-z]")
 OURS = re.compile(r"^(?:\$ )?((?:accelerate launch|hf-lm|python -m hf_lm)\b.*)$", re.MULTILINE)
-MODULES = {"evaluation.metrics", "tokenizer.py"}  # named on a page, and not a recipe key
+MODULES = {"evaluation.metrics", "tokenizer.py", "model.gguf"}  # named on a page, and not a recipe key
 
 # Folders that the commands take for granted: of an earlier run, or of a user.
 FOLDERS = ("runs/small/model", "runs/instruct/model", "my_texts", "prepared")
@@ -206,7 +206,7 @@ FUNCTIONS = ("load_recipe", "check", "train", "evaluate", "generate", "export", 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_documented_signature_is_that_of_the_function(name: str) -> None:
     text = (ROOT / "docs/python.md").read_text("utf-8")
-    found = re.search(rf"`({name}\([^`]*\)) -> [\w\[\]]+`", text)
+    found = re.search(rf"`({name}\([^`]*\)) -> [\w\[\] |]+`", text)
     assert found, name
     function = ast.parse(f"def {found[1]}: ...").body[0]
     assert isinstance(function, ast.FunctionDef)

@@ -5,31 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from hf_lm.errors import RecipeError
 from hf_lm.workflows.stages import check_model_path, load_model
 
+Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 
-def export(model: str | Path, output: str | Path, *, to: Literal["onnx"] = "onnx") -> float:
-    """Write a model for another runtime and compare its logits with the original.
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    to: Literal["onnx", "gguf"] = "onnx",
+    dtype: Dtype | None = None,
+) -> float | None:
+    """Write a model for another runtime and compare what that computes with the original.
 
     Args:
         model: a directory or a Hub id.
         output: the directory to make; it appears complete or not at all.
-        to: "onnx" for ONNX Runtime.
+        to: "onnx" for ONNX Runtime, or "gguf" for llama.cpp, Ollama and LM Studio.
+        dtype: the type of the matrices in a GGUF file; None is "f16". ONNX is always f32.
 
     Returns:
-        The largest difference between logits, as a share of the largest logit.
+        For ONNX, the largest difference between logits, as a share of the largest logit. For GGUF,
+        the largest divergence of the probabilities, in nats; None if llama.cpp is not installed.
 
     Raises:
-        RecipeError: a package is missing, the directory exists, or the logits differ.
+        RecipeError: a package is missing, the directory exists, the family or the tokenizer cannot
+            be written, or the runtime computes something else.
 
     Example:
-        >>> export("runs/small/model", "runs/small/onnx")
+        >>> export("runs/small/model", "runs/small/gguf", to="gguf", dtype="q8_0")
     """
-    check_model_path(str(model))
+    name, output = str(model), Path(output)
+    check_model_path(name)
+    if to == "gguf":
+        return write_gguf(name, output, dtype or "f16")
+    if dtype is not None:
+        raise RecipeError(f"--dtype {dtype}: ONNX graphs are f32; leave it out")
 
     from hf_lm.exporters.onnx import check_export, export_onnx
 
-    output = Path(output)
     check_export(output)
-    network, tokenizer = load_model(str(model), device="cpu")
+    network, tokenizer = load_model(name, device="cpu")
     return export_onnx(network, tokenizer, output)
+
+
+def write_gguf(model: str, output: Path, dtype: Dtype) -> float | None:
+    """Write a model as GGUF; see `export`."""
+    from transformers import AutoConfig
+
+    from hf_lm.exporters.gguf import check_gguf, export_gguf
+
+    check_gguf(model, AutoConfig.from_pretrained(model), output)
+    network, tokenizer = load_model(model, device="cpu")
+    return export_gguf(network, tokenizer, output, dtype=dtype)
