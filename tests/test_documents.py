@@ -31,7 +31,8 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 KEY = re.compile(r"(?:data|tokenizer|model|training|evaluation|hub)\.[a-z_.]+[a-z]")
 OURS = re.compile(r"^(?:\$ )?((?:accelerate launch|hf-lm|python -m hf_lm)\b.*)$", re.MULTILINE)
-MODULES = {"evaluation.metrics", "tokenizer.py", "model.gguf"}  # named on a page, and not a recipe key
+# Named on a page, and no recipe keys.
+MODULES = {"evaluation.metrics", "tokenizer.py", "model.gguf"}
 
 # Folders that the commands take for granted: of an earlier run, or of a user.
 FOLDERS = ("runs/small/model", "runs/instruct/model", "my_texts", "prepared")
