@@ -158,9 +158,12 @@ def test_a_complete_run_is_not_changed(tiny_run: Path, capsys: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_a_complete_run_can_be_extended(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_complete_run_can_be_extended(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
     train(load_recipe(write_recipe()))
     train(load_recipe(write_recipe(training__max_steps=12)))
+    assert "more steps: the learning rate goes from " in capsys.readouterr().out
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [2, 4, 6, 8, 10, 12]
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_lm.errors import HfLmError
+from hf_lm.errors import HfLmError, one_line
 from hf_lm.hub.upload import is_published, publish
 from hf_lm.recipe import HubRecipe
 
@@ -81,6 +81,9 @@ class BackgroundUploader:
                 publish(model, self.recipe, retry_command=self.retry_command, tag=f"step-{step}")
             except (HfLmError, OSError) as error:
                 self.notify(str(error))
+            except Exception as error:  # the thread must not end unseen: later uploads need it
+                kind = type(error).__name__
+                self.notify(f"step-{step} was not uploaded: {kind}: {one_line(error)}")
             shutil.rmtree(model.parent, ignore_errors=True)
 
     def take_waiting(self) -> Path | None:

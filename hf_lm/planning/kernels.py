@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import NamedTuple
 
@@ -77,6 +78,9 @@ def choose_compile(
     requested = recipe.training.compile
     if requested != "auto":
         return requested, f"{'' if requested else 'not '}compiled (the recipe)"
+    if device == "cuda":  # Triton builds a launcher with a C compiler
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        return bool(compiler), "compiled" if compiler else "not compiled (no C compiler)"
     compiler = shutil.which("g++") or shutil.which("clang++")
     reasons_against = {
         "slower with dropout": recipe.model.dropout > 0,
@@ -85,6 +89,4 @@ def choose_compile(
         "no C++ compiler": not compiler,
     }
     reason = next((reason for reason, applies in reasons_against.items() if applies), None)
-    if reason and device == "cpu":
-        return False, f"not compiled ({reason})"
-    return True, "compiled"
+    return (False, f"not compiled ({reason})") if reason else (True, "compiled")

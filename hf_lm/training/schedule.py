@@ -9,6 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_lm.recipe import TrainingRecipe, count_steps
 
+JUMP = 1.2  # times the learning rate; less is not felt in the loss
+
 
 def lr_multiplier(step: int, recipe: TrainingRecipe, total: int) -> float:
     """Return the learning rate at a step as a fraction of the peak.
@@ -33,6 +35,26 @@ def lr_multiplier(step: int, recipe: TrainingRecipe, total: int) -> float:
     done = min(1.0, max(0, step - start) / max(1, total - start))
     left = (1 + math.cos(math.pi * done)) / 2 if recipe.schedule == "cosine" else 1 - done
     return recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * left
+
+
+def rate_note(recipe: TrainingRecipe, *, step: int, before: int, total: int) -> str | None:
+    """Say how the learning rate changes where a run continues with more steps; None if it does not.
+
+    Args:
+        recipe: the `training` section.
+        step: the steps done.
+        before: optimizer steps of the run when the checkpoint was written.
+        total: optimizer steps now.
+    """
+    old = lr_multiplier(min(step, before - 1), recipe, before)
+    new = lr_multiplier(step, recipe, total)
+    if new <= JUMP * old:
+        return None
+    rates = " to ".join(f"{recipe.learning_rate * rate:.2g}" for rate in (old, new))
+    remedy = "" if recipe.schedule == "constant" else (
+        '; training.schedule = "wsd" keeps the rate until its last steps, so it can be extended'
+    )
+    return f"more steps: the learning rate goes from {rates} at step {step:,}{remedy}"
 
 
 def build_lr_schedule(

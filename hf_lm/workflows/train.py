@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.checkpoints.manifest import TRAINER_STATE
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.data.blocks.dataset import Blocks
 from hf_lm.data.collator import make_collate
@@ -28,7 +29,7 @@ from hf_lm.planning.kernels import Kernels
 from hf_lm.planning.plan import Plan
 from hf_lm.recipe import Recipe
 from hf_lm.run_dir.directory import METRICS, RunDirectory, TrainResult
-from hf_lm.system.files import Write, text_file, unwrap_os_errors
+from hf_lm.system.files import Write, read_json, text_file, unwrap_os_errors
 from hf_lm.system.launch import use_precision
 from hf_lm.terminal.console import console, show_note
 from hf_lm.terminal.progress import ProgressBar
@@ -37,7 +38,7 @@ from hf_lm.training.arguments import training_arguments
 from hf_lm.training.callbacks import isolate_tracker
 from hf_lm.training.failures import explain_failures
 from hf_lm.training.optimizer import build_optimizer
-from hf_lm.training.schedule import build_lr_schedule
+from hf_lm.training.schedule import build_lr_schedule, rate_note
 from hf_lm.training.trainer import LMTrainer, TrainerHooks, build_trainer
 from hf_lm.workflows.publish import start_background_uploads, write_card
 
@@ -70,6 +71,8 @@ def train_and_evaluate(context: RunContext) -> TrainResult:
     store = make_store(context, on_saved=uploader.submit if uploader else lambda path: None)
     checkpoint = latest_checkpoint(store, context.hardware)
     run_dir.log.truncate(int(checkpoint.name.split("-")[1]) if checkpoint else None)
+    if checkpoint and context.hardware.is_main:
+        show_extension(context, checkpoint)
     hooks = make_hooks(context)
     trainer = make_trainer(context, hooks, store, is_new=checkpoint is None)
     with explain_failures(context.plan.micro_batch_size):
@@ -112,6 +115,15 @@ def latest_checkpoint(store: CheckpointStore, hardware: Hardware) -> Path | None
         store.remove_leftovers()
         latest = [store.latest_valid(notify=show_note)]
     return broadcast_object_list(latest)[0] if hardware.world_size > 1 else latest[0]
+
+
+def show_extension(context: RunContext, checkpoint: Path) -> None:
+    """Show how the learning rate changes if the run has more steps than its checkpoint expects."""
+    state = read_json(checkpoint / TRAINER_STATE)
+    recipe, total = context.recipe.training, context.plan.max_steps
+    note = rate_note(recipe, step=state["global_step"], before=state["max_steps"], total=total)
+    if state["max_steps"] < total and note:
+        show_note(note)
 
 
 def make_hooks(context: RunContext) -> TrainerHooks:

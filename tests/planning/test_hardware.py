@@ -118,3 +118,9 @@ def test_a_gpu_is_detected_with_its_peak_flops() -> None:
 def test_a_gpu_is_found_by_its_whole_name(name: str, peak: float) -> None:
     hardware = Hardware("cuda", name, 1, 0, 1, 1, "bf16", ())
     assert hardware.peak_flops == peak
+
+
+def test_the_peak_memory_of_a_mac_is_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    linux = peak_memory("cpu")
+    monkeypatch.setattr("hf_lm.planning.hardware.sys.platform", "darwin")
+    assert linux / 1024 <= peak_memory("cpu") < linux / 512

@@ -105,3 +105,15 @@ def test_every_kernel_has_a_reason() -> None:
         "loss without logits",
     )
     assert "loss from logits" in chosen(model=published(Gemma3TextConfig)).reasons[2]
+
+
+@pytest.mark.parametrize("found", ["gcc", "clang", None])
+def test_nothing_is_compiled_on_a_gpu_without_a_c_compiler(
+    found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name if name == found else None)
+    made = chosen(device="cuda", precision="bf16")
+    assert made.compile == (found is not None)
+    assert ("compiled" if found else "not compiled (no C compiler)") in made.reasons
+    assert chosen({"training": {"compile": True}}, device="cuda").compile

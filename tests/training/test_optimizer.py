@@ -12,7 +12,7 @@ from hf_lm.model.build import build_model
 from hf_lm.model.config import FAMILIES, Vocabulary
 from hf_lm.recipe import ModelRecipe, TrainingRecipe
 from hf_lm.training.optimizer import build_optimizer, parameter_groups
-from hf_lm.training.schedule import build_lr_schedule, lr_multiplier
+from hf_lm.training.schedule import build_lr_schedule, lr_multiplier, rate_note
 
 
 def recipe(**keys: Any) -> TrainingRecipe:
@@ -102,3 +102,18 @@ def test_a_step_after_the_end_keeps_the_minimum_rate() -> None:
     for schedule in ("linear", "cosine", "wsd"):
         made = recipe(schedule=schedule, min_lr_ratio=0.2)
         assert lr_multiplier(150, made, 100) == pytest.approx(0.2)
+
+
+def test_a_run_that_is_extended_says_how_its_learning_rate_jumps() -> None:
+    made = recipe(schedule="cosine", min_lr_ratio=0.1, learning_rate=1e-2, warmup_steps=0)
+    note = rate_note(made, step=100, before=100, total=200)
+    assert note is not None
+    assert note.startswith("more steps: the learning rate goes from 0.001 to 0.0055 at step 100; ")
+    assert '"wsd" keeps the rate' in note
+    assert rate_note(made, step=50, before=100, total=101) is None
+    constant = recipe(schedule="constant", learning_rate=1e-2)
+    assert rate_note(constant, step=100, before=100, total=200) is None
+    stable = recipe(schedule="wsd", decay_steps=20, warmup_steps=0, learning_rate=1e-2)
+    assert rate_note(stable, step=60, before=100, total=200) is None  # its decay has not begun
+    warming = recipe(schedule="linear", warmup_steps=10, learning_rate=1e-2)
+    assert rate_note(warming, step=4, before=100, total=100) is None

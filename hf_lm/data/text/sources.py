@@ -6,6 +6,7 @@ second.
 
 from __future__ import annotations
 
+import json
 import os
 import sysconfig
 from collections import Counter
@@ -13,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_lm.data.text.files.compression import OPENERS, compression_of
+from hf_lm.data.text.files.compression import OPENERS, compression_of, plain_suffix
 from hf_lm.data.text.folders import Found, find_files
+from hf_lm.data.text.formats import READERS, TEXT_SUFFIXES
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
@@ -25,6 +27,20 @@ PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wro
 # Test directories differ between distributions, pydoc_data is generated prose, and installed
 # packages are not the standard library.
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
+
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+BINARY_SUFFIXES = (".parquet", ".arrow")  # their text is UTF-8 by definition
+
+# Keys about formats, and the suffixes of the files that have no use for them. The content of a file
+# with another suffix says what it is, so every key may be of use.
+UNUSED_BY = {
+    "text_column": TEXT_SUFFIXES,
+    "text_template": TEXT_SUFFIXES,
+    "delimiter": TEXT_SUFFIXES | {suffix for suffix in READERS if suffix not in TABLE_SUFFIXES},
+    "sample_by": frozenset(READERS),
+    "encoding": frozenset(BINARY_SUFFIXES),
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ def find_corpus(data: DataRecipe) -> Corpus:
         split = keys.split or ("validation" if keys.source is None else "train")
         validation = tuple(find_source(name, split, problems) for name in names)
     problems += [*keys_without_effect(data, train, validation)]
+    problems += [*format_keys_without_effect(data, (*train, *validation))]
     if problems:
         raise DataError(problems)
     is_deduplicated = data.deduplicate and not data.streaming
@@ -160,6 +177,22 @@ def keys_without_effect(
                     f'{section}.{name} = "{value}": has no effect, because {sources[0].name} has '
                     f"{has}; remove it"
                 )
+
+
+def format_keys_without_effect(data: DataRecipe, sources: tuple[Source, ...]) -> Iterator[str]:
+    """Yield a problem for each key about formats that no file has use for."""
+    if not all(source.files for source in sources):
+        return  # a Hub dataset, or a source with a problem of its own
+    suffixes = {plain_suffix(file.path) for source in sources for file in source.files}
+    for name, unused_by in UNUSED_BY.items():
+        value = getattr(data, name)
+        is_set = value != type(data).model_fields[name].default
+        if is_set and suffixes <= unused_by:
+            kinds = ", ".join(sorted(suffixes))
+            yield (
+                f"data.{name} = {json.dumps(value)}: has no effect on {kinds} files, and "
+                f"{sources[0].name} has no others; remove it"
+            )
 
 
 def check_foreign_directory(folder: Path) -> None:

@@ -107,9 +107,9 @@ def test_the_fingerprint_depends_on_content_not_name_or_time(tmp_path: Path) -> 
 def test_the_fingerprint_depends_on_every_key_that_selects_documents(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    file = write_jsonl(tmp_path / "a.jsonl", [TEXT])
-    data = data_recipe(file)
-    other = data_recipe(file, **change)
+    files = [write_jsonl(tmp_path / "a.jsonl", [TEXT]), write(tmp_path / "b.txt", TEXT * 2)]
+    data = data_recipe(files)
+    other = data_recipe(files, **change)
     assert fingerprint(data, find_corpus(data)) != fingerprint(other, find_corpus(other))
 
 
