@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
-from hf_lm.run import add_overrides, add_run_options, add_traceback_option, run_from_options
+from hf_lm.run import (
+    add_overrides,
+    add_run_options,
+    add_traceback_option,
+    recipe_from_options,
+    run_from_options,
+)
 from hf_lm.terminal.exit_code import run_command
 from hf_lm.terminal.streams import SafeStream
 
@@ -41,8 +47,10 @@ def add_training_commands(commands: Commands) -> None:
     add_run_options(command).set_defaults(handler=run_from_options)
     command = commands.add_parser("check", help="check a recipe and print the plan")
     add_run_options(command).set_defaults(handler=check)
+    command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command = commands.add_parser("status", help="show what a run is doing, on one screen")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    command.add_argument("--json", action="store_true", help="print the state as JSON")
     command.set_defaults(handler=status)
     command = commands.add_parser("verify", help="check every file of every checkpoint of a run")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
@@ -155,16 +163,32 @@ def not_negative(text: str) -> float:
     return number
 
 
+def print_json(values: dict[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    SafeStream("stdout").write(json.dumps(values) + "\n")
+
+
 def check(options: argparse.Namespace) -> None:
     """Check a recipe and print the plan."""
-    run_from_options(argparse.Namespace(**{**vars(options), "check": True}))
+    from hf_lm.workflows.check import check
+
+    result = check(recipe_from_options(options))
+    if options.json:
+        print_json(result.as_json())
+        return
+    from hf_lm.terminal.console import show_rows
+
+    show_rows(result.title, result.rows, notes=result.notes)
 
 
 def status(options: argparse.Namespace) -> None:
     """Show what a run is doing."""
     from hf_lm.terminal.console import show_rows
-    from hf_lm.workflows.status import status_rows
+    from hf_lm.workflows.status import status_json, status_rows
 
+    if options.json:
+        print_json(status_json(options.run))
+        return
     show_rows(str(options.run), status_rows(options.run))
 
 
@@ -181,7 +205,7 @@ def inspect(options: argparse.Namespace) -> None:
 
     found = inspect_source(options.source, options.overrides)
     if options.json:
-        SafeStream("stdout").write(json.dumps(found.as_json()) + "\n")
+        print_json(found.as_json())
         return
     from hf_lm.terminal.console import show_rows
     from hf_lm.terminal.inspection import inspection_rows, shown_rows
@@ -214,7 +238,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.model, source=options.source, overrides=options.overrides
     )
     if options.json:
-        SafeStream("stdout").write(json.dumps(metrics) + "\n")
+        print_json(metrics)
         return
     from hf_lm.evaluation.metrics import metric_rows
     from hf_lm.terminal.console import show_rows

@@ -105,20 +105,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_from_options(options: argparse.Namespace) -> None:
     """Check or train what the command line asks for."""
-    from hf_lm.run_dir.directory import next_free_path
     from hf_lm.terminal import console
     from hf_lm.workflows.check import check
-    from hf_lm.workflows.stages import find_recipe
 
-    recipe = find_recipe(options.recipe, options.overrides, pretrained=options.pretrained)
-    if options.fresh:
-        recipe = recipe.model_copy(update={"output_dir": str(next_free_path(recipe.folder))})
+    recipe = recipe_from_options(options)
     if options.check:
         result = check(recipe)
         console.show_rows(result.title, result.rows, notes=result.notes)
     else:
         with unexpected_as_error(recipe.folder):
             train(recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock)
+
+
+def recipe_from_options(options: argparse.Namespace) -> Recipe:
+    """Load the recipe that the command line names, with its overrides."""
+    from hf_lm.run_dir.directory import next_free_path
+    from hf_lm.workflows.stages import find_recipe
+
+    recipe = find_recipe(options.recipe, options.overrides, pretrained=options.pretrained)
+    if options.fresh:
+        recipe = recipe.model_copy(update={"output_dir": str(next_free_path(recipe.folder))})
+    return recipe
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

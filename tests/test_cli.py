@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hf_lm import check, load_recipe
 from hf_lm.cli import main
 
 
@@ -82,5 +83,11 @@ def test_run_and_check_work_as_sub_commands(
     assert main(["check", str(write_recipe())]) == 0
     assert "checked, nothing written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+    assert main(["check", str(write_recipe()), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["max_steps"], plan["tokens_per_step"]) == (8, 128)
+    assert plan["train_tokens"] == 8 * 128
+    assert plan["text"]["train"]["tokens"] > 0
+    assert plan["notes"] == check(load_recipe(write_recipe())).notes
     assert main(["run", str(write_recipe(training__max_steps=2))]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()

@@ -19,7 +19,7 @@ from hf_lm.data.text.holdout import HASHES
 from hf_lm.data.text.scan import scan_notes
 from hf_lm.data.text.sources import Corpus, find_corpus
 from hf_lm.errors import DataError
-from hf_lm.recipe import DataRecipe, load_recipe, make_recipe
+from hf_lm.recipe import Recipe, load_recipe, make_recipe
 from hf_lm.vocabulary import smaller_bpe, train_bpe
 
 VOCABULARIES = (2_048, 8_192, 32_768)
@@ -29,6 +29,11 @@ MAX_RECIPE = 2**20  # bytes; a larger file of JSON is text
 HEAD = 2_000  # characters of each document whose scripts are counted
 EXCERPT = 60  # characters of a document at its start, and on both sides of a block's edge
 EDGE = "\N{BOX DRAWINGS HEAVY VERTICAL}"
+LEARNT = (
+    "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}",
+    "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}",
+)
+CONVERSATION = 600  # characters of a conversation that are shown
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class ShownDocument:
     """A document as the model will see it.
 
     Attributes:
-        tokens: its tokens with the vocabulary of 8,192.
-        start: its first characters.
+        tokens: its tokens, with the vocabulary of 8,192; of a conversation, with its tokenizer.
+        start: its first characters; in a conversation, what is in the loss is between « and ».
         edge: the text around the first edge of a block in it; empty if it fits in one.
     """
 
@@ -94,17 +99,18 @@ def inspect_source(source: str, overrides: Sequence[str] = ()) -> Inspection:
         >>> inspect_source("my_texts/").bytes_per_token[8192]
     """
     if is_recipe(Path(source)):
-        data = load_recipe(source, overrides=overrides).data
+        recipe = load_recipe(source, overrides=overrides)
     else:
         raw: dict[str, Any] = {"data": {"source": source}, "training": {"max_steps": 1}}
-        data = make_recipe(raw, Path.cwd(), name=source, overrides=overrides).data
+        recipe = make_recipe(raw, Path.cwd(), name=source, overrides=overrides)
+    data = recipe.data
     corpus = find_corpus(data)
     hub: HubTexts = {}
     if not corpus.local:
         from hf_lm.data.text.hub_datasets import hub_texts
 
         hub, _ = hub_texts(data, corpus)
-    return inspect_text(data, corpus, hub)
+    return inspect_text(recipe, corpus, hub)
 
 
 def is_recipe(path: Path) -> bool:
@@ -118,24 +124,26 @@ def is_recipe(path: Path) -> bool:
     return isinstance(raw, dict) and isinstance(raw.get("training"), dict)
 
 
-def inspect_text(data: DataRecipe, corpus: Corpus, hub: HubTexts) -> Inspection:
+def inspect_text(recipe: Recipe, corpus: Corpus, hub: HubTexts) -> Inspection:
     """Read all text once and describe it.
 
     Args:
-        data: the `data` section.
+        recipe: says how the text is read.
         corpus: the files and Hub ids.
         hub: the text columns of these Hub ids.
 
     Raises:
         DataError: the text cannot be used; one line per problem.
     """
-    reader = DocumentReader(data, corpus, hub)
+    reader = DocumentReader(recipe.data, corpus, hub)
     sizes, letters, sample, shown = [], Counter[str](), list[str](), list[Any]()
-    share = min(1.0, SAMPLE_BYTES / max(corpus.size, 1)) if corpus.local else 0.0
+    share = min(1.0, SAMPLE_BYTES / max(corpus.size, 1))
     for document in reader:
         sizes.append(document.size)
         letters.update(document.text[:HEAD])
-        if document.hash < share * HASHES or not sample:
+        # The size of a Hub dataset is not known, so its first documents are the sample.
+        is_sampled = document.hash < share * HASHES if corpus.local else sum(sizes) <= SAMPLE_BYTES
+        if is_sampled or not sample:
             sample.append(document.text[:SAMPLE_BYTES])
         keep_lowest(shown, document)
     if reader.report.problems:
@@ -155,10 +163,9 @@ def inspect_text(data: DataRecipe, corpus: Corpus, hub: HubTexts) -> Inspection:
         scripts=script_shares(letters),
         bytes_per_token={n: bytes_per_token(tokenizers[n], sample) for n in VOCABULARIES},
         notes=[*corpus.notes, *scan_notes(reader)],
-        shown=[
-            show(text, tokenizers[VOCABULARIES[1]], data.block_size)
-            for _, text in sorted(shown, reverse=True)
-        ],
+        shown=show_documents(
+            recipe, [text for _, text in sorted(shown, reverse=True)], tokenizers[VOCABULARIES[1]]
+        ),
     )
 
 
@@ -188,6 +195,32 @@ def bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
     """Return the bytes of a token in texts."""
     encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return sum(len(text.encode()) for text in texts) / sum(len(row.ids) for row in encoded)
+
+
+def show_documents(recipe: Recipe, texts: list[str], tokenizer: Tokenizer) -> list[ShownDocument]:
+    """Show documents, or conversations if the recipe trains on them."""
+    if recipe.data.train_on == "completion":
+        return show_conversations(recipe, texts)
+    return [show(text, tokenizer, recipe.data.block_size) for text in texts]
+
+
+def show_conversations(recipe: Recipe, texts: list[str]) -> list[ShownDocument]:
+    """Show conversations as the chat template renders them, and mark what is in the loss."""
+    from hf_lm.data.blocks.chat_tokenization import TokenizeCompletions
+    from hf_lm.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(recipe.tokenizer, {}, default=recipe.model.pretrained)
+    tokenize, shown = TokenizeCompletions(tokenizer), []
+    for text in texts:
+        rendered, spans = tokenize.render_conversation(text)
+        for start, end in reversed(spans):
+            learnt = rendered[start:end].join(LEARNT)
+            rendered = f"{rendered[:start]}{learnt}{rendered[end:]}"
+        for token, placeholder in tokenize.placeholders.items():
+            rendered = rendered.replace(placeholder, token)
+        ids = tokenize({"text": [text]})["input_ids"]
+        shown.append(ShownDocument(len(ids), rendered[:CONVERSATION], ""))
+    return shown
 
 
 def show(text: str, tokenizer: Tokenizer, block_size: int) -> ShownDocument:

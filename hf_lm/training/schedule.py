@@ -51,8 +51,12 @@ def rate_note(recipe: TrainingRecipe, *, step: int, before: int, total: int) -> 
     if new <= JUMP * old:
         return None
     rates = " to ".join(f"{recipe.learning_rate * rate:.2g}" for rate in (old, new))
-    remedy = "" if recipe.schedule == "constant" else (
-        '; training.schedule = "wsd" keeps the rate until its last steps, so it can be extended'
+    remedy = (
+        ""
+        if recipe.schedule == "constant"
+        else (
+            '; training.schedule = "wsd" keeps the rate until its last steps, so it can be extended'
+        )
     )
     return f"more steps: the learning rate goes from {rates} at step {step:,}{remedy}"
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_lm.system.launch import check_launcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hf_lm.data.blocks.dataset import SplitCounts
     from hf_lm.data.text.scan import Scan
     from hf_lm.data.text.sources import Corpus
     from hf_lm.model.config import Vocabulary
@@ -22,6 +25,7 @@ class CheckResult(NamedTuple):
 
     Attributes:
         title: the name of the recipe.
+        counts: documents, bytes, tokens and blocks of each split, as far as they are known.
         plan: steps, batch sizes, memory, FLOPs and disk.
         rows: the plan as pairs of a label and a text.
         notes: warnings and other notes.
@@ -29,6 +33,7 @@ class CheckResult(NamedTuple):
     """
 
     title: str
+    counts: Mapping[str, SplitCounts]
     plan: Plan
     rows: list[tuple[str, str]]
     notes: list[str]
@@ -38,6 +43,26 @@ class CheckResult(NamedTuple):
         width = max(len(label) for label, _ in self.rows) + 2
         lines = [self.title, *(f"{label.ljust(width)}{text}" for label, text in self.rows)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as values that JSON can hold; docs/resume.md lists them."""
+        plan, size = self.plan, self.plan.model_size
+        return {
+            "text": {split: asdict(counts) for split, counts in self.counts.items()},
+            "parameters": size.parameters,
+            "trained_parameters": size.trained,
+            "max_steps": plan.max_steps,
+            "tokens_per_step": plan.tokens_per_step,
+            "micro_batch_size": plan.micro_batch_size,
+            "train_tokens": plan.train_tokens,
+            "epochs": plan.epochs,
+            "train_flops": plan.flops,
+            "memory_bytes": plan.memory,
+            "checkpoint_bytes": plan.checkpoint,
+            "disk_bytes": plan.disk,
+            "notes": self.notes,
+            "shortfalls": list(self.shortfalls),
+        }
 
 
 def check(recipe: Recipe) -> CheckResult:
@@ -114,6 +139,7 @@ def plan_without_training(
     )
     return CheckResult(
         title=f"{recipe.name}: checked, nothing written",
+        counts=counts,
         plan=plan,
         rows=[
             *summary.text_rows(recipe.data, counts, is_estimate=not sample.whole),

@@ -16,6 +16,8 @@ from hf_lm.run_dir.lock import is_this_machine, read_owner
 from hf_lm.system.files import size_of
 from hf_lm.terminal.console import duration, show_rows
 
+UNFINISHED = ("preparing", "training")
+
 
 def verify_run(path: Path) -> None:
     """Verify every file of every checkpoint of a run and show the result.
@@ -35,8 +37,8 @@ def verify_run(path: Path) -> None:
         raise CheckpointError([*damaged, "a run continues from the newest valid checkpoint"])
 
 
-def status_rows(path: Path) -> list[tuple[str, str]]:
-    """Describe a run as pairs of a label and a text.
+def started_run(path: Path) -> RunDirectory:
+    """Open the directory of a run.
 
     Raises:
         DataError: the directory does not hold a run.
@@ -44,27 +46,70 @@ def status_rows(path: Path) -> list[tuple[str, str]]:
     run_dir = RunDirectory(path)
     if not run_dir.is_started:
         raise DataError(f"{path}: holds no run of hf_lm (current folder: {Path.cwd()})")
-    rows = list(run_dir.log.rows())
+    return run_dir
+
+
+def last_values(run_dir: RunDirectory) -> dict[str, Any]:
+    """Return the newest value of each column of the log."""
     last: dict[str, Any] = {}
-    for row in rows:
+    for row in run_dir.log.rows():
         last |= row
+    return last
+
+
+def status_rows(path: Path) -> list[tuple[str, str]]:
+    """Describe a run as pairs of a label and a text.
+
+    Raises:
+        DataError: the directory does not hold a run.
+    """
+    run_dir = started_run(path)
+    last = last_values(run_dir)
     return [
         ("state", state_text(run_dir)),
         ("step", step_text(run_dir, last)),
         *learning_rows(last),
         ("checkpoints", checkpoints_text(path)),
-        *([("last row", age_text(path / LOG))] if rows else []),
+        *([("last row", age_text(path / LOG))] if last else []),
     ]
+
+
+def status_json(path: Path) -> dict[str, Any]:
+    """Describe a run as values that JSON can hold.
+
+    Returns:
+        "state", with "killed" for a process that is gone, "reason", "max_steps", "checkpoints"
+        (steps) and "last" (the newest value of each column of the log).
+
+    Raises:
+        DataError: the directory does not hold a run.
+    """
+    run_dir = started_run(path)
+    status = run_dir.read(STATUS)
+    return {
+        "state": "killed" if is_killed(run_dir) else status["state"],
+        "reason": status["reason"],
+        "max_steps": run_dir.provenance.get("max_steps"),
+        "checkpoints": CheckpointStore(path).steps(),
+        "last": last_values(run_dir),
+    }
+
+
+def is_killed(run_dir: RunDirectory) -> bool:
+    """Return whether the process of an unfinished run is gone."""
+    owner = read_owner(run_dir.path)
+    is_owned = owner and (not is_this_machine(owner) or is_alive(owner))
+    return run_dir.read(STATUS)["state"] in UNFINISHED and not is_owned
 
 
 def state_text(run_dir: RunDirectory) -> str:
     """Describe the state of a run, and the process that works on it."""
     status, owner = run_dir.read(STATUS), read_owner(run_dir.path)
     state, reason = status["state"], status["reason"]
-    if state in ("preparing", "training"):
-        if owner and (not is_this_machine(owner) or is_alive(owner)):
-            return f"{state}, process {owner['pid']} on {owner['host']} since {owner['start']}"
+    if is_killed(run_dir):
         return f"killed while {state}; the same command continues"
+    if state in UNFINISHED and owner:
+        return f"{state}, process {owner['pid']} on {owner['host']} since {owner['start']}"
     return f"{state}: {reason}" if reason else state
 
 

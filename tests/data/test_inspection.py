@@ -10,7 +10,9 @@ import pytest
 from texts import write, write_jsonl
 
 from hf_lm.cli import main
-from hf_lm.data.inspection import EDGE, inspect_source, script_shares
+from hf_lm.data.inspection import EDGE, inspect_source, inspect_text, script_shares
+from hf_lm.data.text.sources import find_corpus
+from hf_lm.recipe import make_recipe
 from hf_lm.vocabulary import smaller_bpe, train_bpe
 
 INPUTS = Path(__file__).parents[1] / "fixtures" / "inputs"
@@ -86,6 +88,31 @@ def test_the_command_prints_a_table_or_one_object(tmp_path: Path, capsys: Any) -
     assert len(values["shown"]) == 10
     assert main(["inspect", str(tmp_path / "none.txt")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_character_of_a_text_reaches_the_terminal_as_a_command(
+    tmp_path: Path, capsys: Any
+) -> None:
+    write(tmp_path / "a.txt", "red \x1b[31m title \x1b]0;x\x07 \u202eback and a line\n" * 9)
+    assert main(["inspect", str(tmp_path / "a.txt")]) == 0
+    out = capsys.readouterr().out
+    assert "red \ufffd[31m title \ufffd]0;x\ufffd \ufffdback and a line\u21b5" in out
+    assert not set("\x1b\x07\u202e") & set(out)
+
+
+def test_the_sample_of_a_hub_dataset_is_its_first_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hf_lm.data.inspection.SAMPLE_BYTES", 1000)
+    texts = [f"{'common words of many documents ' * 9}{n}" for n in range(99)]
+    raw = {"data": {"source": "USER/text"}, "training": {"max_steps": 1}}
+    recipe = make_recipe(raw, Path.cwd(), name="hub")
+    found = inspect_text(recipe, find_corpus(recipe.data), {("train", "USER/text"): texts})
+    assert found.documents == 99
+    sample = texts[:3]  # the first 1,000 bytes
+    ids = [len(train_bpe(sample, vocab_size=32_768).encode(text).ids) for text in sample]
+    expected = sum(len(text) for text in sample) / sum(ids)
+    assert found.bytes_per_token[32_768] == pytest.approx(expected)
 
 
 def test_a_recipe_names_its_text(write_recipe: Any, capsys: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hf_lm.cli import main
 from hf_lm.run_dir.lock import lock_directory
-from hf_lm.workflows.status import status_rows
+from hf_lm.workflows.status import status_json, status_rows
 
 
 @pytest.fixture
@@ -36,6 +36,19 @@ def test_a_finished_run_fits_on_one_screen(run: Path, capsys: Any) -> None:
     assert float(values["loss"]) > 0
     assert values["speed"].endswith("tokens per second")
     assert len(lines) < 20
+
+
+def test_a_run_is_one_object_for_a_script(run: Path, capsys: Any) -> None:
+    assert main(["status", str(run), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["state"], values["max_steps"], values["checkpoints"]) == ("done", 8, [4, 8])
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert values["last"]["step"] == 8
+    assert values["last"]["loss"] == [row["loss"] for row in rows if "loss" in row][-1]
+    set_state(run, "training")
+    assert status_json(run)["state"] == "killed"
+    with lock_directory(run):
+        assert status_json(run)["state"] == "training"
 
 
 @pytest.mark.promise("89")

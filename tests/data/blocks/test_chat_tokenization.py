@@ -21,6 +21,7 @@ from hf_lm.data.blocks.chat_tokenization import PRIVATE, TokenizeCompletions
 from hf_lm.data.blocks.dataset import IDS, LOSS_BIT, START_BIT
 from hf_lm.data.blocks.grouping import BestFit
 from hf_lm.data.collator import make_collate
+from hf_lm.data.inspection import inspect_source
 from hf_lm.data.load import load_blocks, load_documents
 from hf_lm.data.text.conversations import conversation_text
 from hf_lm.data.text.documents import fingerprint
@@ -603,3 +604,28 @@ def test_rows_without_a_conversation_are_all_named_before_a_model_is_loaded(
     for number, (error, (_, rule)) in enumerate(zip(errors, broken, strict=True), 1):
         assert error.startswith(f"{tmp_path / 'pairs' / 'broken.jsonl'}:{number}: "), error
         assert rule in error
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_look_at_conversations_marks_what_is_learnt(name: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write(tmp_path / "a.jsonl", json.dumps({"messages": TALK}) + "\n")
+    raw = {
+        "data": {
+            "source": "a.jsonl",
+            "train_on": "completion",
+            "grouping": "best_fit",
+            "document_mask": True,
+        },
+        "tokenizer": {"pretrained": "./tokenizer"},
+        "training": {"max_steps": 1},
+    }
+    path = write(tmp_path / "recipe.json", json.dumps(raw))
+    (shown,) = inspect_source(str(path)).shown
+    expected = "".join(f"«{text}»" if learnt else text for text, learnt in PIECES[name])
+    assert shown.start == expected
+    whole = "".join(text for text, _ in PIECES[name])
+    assert shown.tokens == len(tokenizer(whole, add_special_tokens=False)["input_ids"]) + (
+        0 if whole.rstrip().endswith(tokenizer.eos_token) else 1
+    )
