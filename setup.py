@@ -35,6 +35,7 @@ INSTALL = [
 LORA = ["peft>=0.21,<0.22", "transformers<5.24"]
 ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.23.2"]
 GGUF = ["gguf>=0.19", "xllamacpp>=2026.10"]  # the format, and llama.cpp, which checks the file
+DEDUP = ["rensa>=0.5,<0.6"]  # another version may hash in another way
 TEST = [
     "pytest>=9.0",
     "pytest-cov>=7.0",
@@ -44,6 +45,7 @@ TEST = [
     *LORA,
     *ONNX,
     *GGUF,
+    *DEDUP,
 ]
 
 setup(
@@ -91,6 +93,7 @@ setup(
         "lora": LORA,
         "onnx": ONNX,
         "gguf": GGUF,
+        "dedup": DEDUP,
         "test": TEST,
         "dev": [
             *TEST,

@@ -10,11 +10,14 @@ the machine drifts. Prints a table of medians; the last line is one JSON object.
   group   only our second map step, on ids in memory
   feed    collated batches of random blocks
   stream  batches of the same text streamed, compared with tokenizing it in memory
+  near    a scan that compares the held-out documents with the training text, and one that does not
+`ours` is also measured on gzip and zstd copies of the small generated text.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
@@ -195,6 +198,23 @@ def stream(source: str, folder: Path) -> Figures:
     return {**rates, "ratio": rates["streamed"] / rates["memory"]}
 
 
+def near(source: str, folder: Path) -> Figures:
+    """Measure the search for near duplicates, beside the scan without it."""
+    from hf_lm.data.text.scan import scan_documents
+    from hf_lm.data.text.sources import find_corpus
+
+    seconds = []
+    for choice in ("off", "count"):
+        data = recipe_of(source, near_duplicates=choice)
+        corpus = find_corpus(data)
+        began = time.perf_counter()
+        scan_documents(data, corpus)
+        seconds.append(time.perf_counter() - began)
+    plain, compared = seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": compared - plain, "plain": plain, "peak_mb": peak}
+
+
 def rate(tokens: Iterator[int], seconds: float = 8) -> float:
     """Measure tokens per second over some seconds."""
     began, count = time.perf_counter(), 0
@@ -206,7 +226,7 @@ def rate(tokens: Iterator[int], seconds: float = 8) -> float:
 
 
 MEASURED: dict[str, Callable[[str, Path], Figures]] = {
-    f.__name__: f for f in (limit, ours, stock, group, feed, stream)
+    f.__name__: f for f in (limit, ours, stock, group, feed, stream, near)
 }
 
 
@@ -274,6 +294,31 @@ def compare(source: str, folder: Path, rounds: int) -> dict[str, Figures]:
     return medians
 
 
+def write_compressed(source: str) -> list[str]:
+    """Write gzip and zstd copies of a file, at their usual levels; return all three names."""
+    import pyarrow as pa
+
+    raw, names = Path(source).read_bytes(), [f"{source}.gz", f"{source}.zst"]
+    Path(names[0]).write_bytes(gzip.compress(raw, 6))
+    Path(names[1]).write_bytes(pa.Codec("zstd", 3).compress(raw, asbytes=True))
+    return [source, *names]
+
+
+def compare_compressed(source: str, folder: Path, rounds: int) -> Figures:
+    """Measure the preparation of a file and of its compressed copies in turn.
+
+    Returns:
+        The speed from each copy as a ratio to that from the plain file, of medians.
+    """
+    names = write_compressed(source)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            seconds[name].append(run("ours", name, folder)["seconds"])
+    plain, gz, zst = (statistics.median(seconds[name]) for name in names)
+    return {"gz_vs_plain": plain / gz, "zst_vs_plain": plain / zst}
+
+
 def main() -> None:
     """Measure everything, or in a child process one measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -296,8 +341,10 @@ def main() -> None:
         small = compare(generated[args.small], folder, args.rounds)
         large = run("ours", generated[args.large], folder) if args.large else {"peak_mb": 0.0}
         others = {
-            what: run(what, generated[args.small], folder) for what in ("group", "feed", "stream")
+            what: run(what, generated[args.small], folder)
+            for what in ("group", "feed", "stream", "near")
         }
+        compressed = compare_compressed(generated[args.small], folder, args.rounds)
     figures = {
         **{
             f"{key}{suffix}": side[beside]["seconds"] / side["ours"]["seconds"]
@@ -313,6 +360,8 @@ def main() -> None:
         "peer_peak_mb_200mb": small["stock"]["peak_mb"],
         "peak_mb_1gb": large["peak_mb"],
         "stream_vs_memory": others["stream"]["ratio"],
+        **compressed,
+        **{f"near_{name}": value for name, value in others["near"].items()},
     }
     for key, value in figures.items():
         print(f"{key:28}{value:12,.3f}")

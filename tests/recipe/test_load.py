@@ -246,6 +246,16 @@ SINGLE = {
         {"data.streaming": True, "evaluation.max_blocks": None},
         r"evaluation.max_blocks: is missing",
     ),
+    "codec of bytes": ({"data.encoding": "hex"}, r'encoding = "hex": is no encoding of text'),
+    "encoding": ({"data.encoding": "utf8mb4"}, r'encoding = "utf8mb4": is no encoding of text'),
+    "threshold": (
+        {"data.near_duplicate_threshold": 0.9},
+        r'near_duplicate_threshold = 0.9: has no effect, because data.near_duplicates is "off"',
+    ),
+    "near duplicates of a stream": (
+        {"data.streaming": True, "data.near_duplicates": "drop", "evaluation.max_blocks": 4},
+        r'near_duplicates = "drop": needs all text at once, which a stream does not give',
+    ),
     "push": ({"hub.push": "end"}, r'hub.push = "end": needs hub.model_id; set it to USER/NAME'),
     **{
         f"model id {name!r}": ({"hub.model_id": name}, r"hub.model_id = .*: must be USER/NAME")

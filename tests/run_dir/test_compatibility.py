@@ -40,6 +40,8 @@ REFUSED = {
                 "on_missing_text",
                 "encoding",
                 "delimiter",
+                "near_duplicates",
+                "near_duplicate_threshold",
             ),
         )
     ),

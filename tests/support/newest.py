@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("lora", "onnx", "gguf", "test")
+EXTRAS = ("lora", "onnx", "gguf", "dedup", "test")
 MISSING_PARTS = "from hf_lm.upstream import missing_parts; print(*missing_parts(), sep='\\n')"
 
 

@@ -59,6 +59,8 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     # Keys of later versions count where they are not as before, so that older text stays the same.
     later = {name: getattr(data, name) for name in ("on_missing_text", "encoding", "delimiter")}
     how += [[k, v] for k, v in later.items() if v != DataRecipe.model_fields[k].default]
+    if data.near_duplicates == "drop":
+        how += [["near_duplicates", data.near_duplicate_threshold]]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -214,7 +216,8 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
                 yield document._replace(split=split, text=text, size=len(text.encode()))
             return
         is_validation = is_validation or document.hash < self.holdout.hash_threshold
-        yield document._replace(split="validation" if is_validation else "train")
+        if not (is_validation and document.hash in self.holdout.dropped):
+            yield document._replace(split="validation" if is_validation else "train")
 
     def batches(self) -> Iterator[dict[str, object]]:
         """Yield texts in batches of about BATCH_BYTES, each of one subset.

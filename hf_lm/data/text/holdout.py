@@ -16,10 +16,12 @@ class Holdout(NamedTuple):
     Attributes:
         hash_threshold: documents with a content hash below it are held out.
         cut: for a corpus of one document, the position in its text from which it is held out.
+        dropped: content hashes of documents that would be held out and are left out instead.
     """
 
     hash_threshold: int
     cut: int | None = None
+    dropped: frozenset[int] = frozenset()
 
 
 def content_hash(text: bytes) -> int:

@@ -21,11 +21,13 @@ from hf_lm.data.text.documents import (
     MAX_SIZES,
     SPLITS,
     DocumentReader,
+    Documents,
     HubTexts,
     Progress,
     fingerprint,
 )
 from hf_lm.data.text.holdout import Holdout, choose_holdout
+from hf_lm.data.text.near_duplicates import NearDuplicates, check_rensa, find_near_duplicates
 from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -47,6 +49,7 @@ class Scan:
         hash_threshold: of the `Holdout`.
         cut: of the `Holdout`.
         notes: what the user should know about the text.
+        dropped: of the `Holdout`.
     """
 
     documents: int
@@ -57,6 +60,7 @@ class Scan:
     hash_threshold: int
     cut: int | None
     notes: tuple[str, ...]
+    dropped: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -66,7 +70,7 @@ class Scan:
     @property
     def holdout(self) -> Holdout:
         """The rule that says which text is held out."""
-        return Holdout(self.hash_threshold, self.cut)
+        return Holdout(self.hash_threshold, self.cut, frozenset(self.dropped))
 
 
 def scan_documents(
@@ -95,11 +99,13 @@ def scan_documents(
         return Scan(0, 0, 0, 0, 0, 0, None, ())
     keep = keep and corpus.local
     names = [file.path for split in SPLITS for source in corpus.of(split) for file in source.files]
-    key = key_of("scan", fingerprint(data, corpus), data.block_size, names) if keep else ""
+    compared = (data.near_duplicates, data.near_duplicate_threshold)
+    key = (
+        key_of("scan", fingerprint(data, corpus), data.block_size, names, compared) if keep else ""
+    )
     if keep and is_whole(cache_root() / "scans" / key):
         cached = json.loads((cache_root() / "scans" / key / SCAN).read_text())
-        cached["notes"] = tuple(cached["notes"])
-        return Scan(**cached)
+        return Scan(**{k: tuple(v) if isinstance(v, list) else v for k, v in cached.items()})
     scan = scan_now(data, corpus, hub or {}, whole=whole, report=report)
     if keep:
         build_once("scans", key, partial(write_scan, scan))
@@ -115,6 +121,8 @@ def scan_now(
     data: DataRecipe, corpus: Corpus, hub: HubTexts, *, whole: bool, report: Progress | None
 ) -> Scan:
     """Read all text once and return the result; nothing is written."""
+    if data.near_duplicates != "off":
+        check_rensa()
     reader, count, first = DocumentReader(data, corpus, hub), 0, ""
     sizes = dict.fromkeys(SPLITS, 0)
     for document in reader:
@@ -131,7 +139,12 @@ def scan_now(
     holdout = Holdout(0)
     if is_complete and not whole:
         holdout = choose_holdout(reader.seen["train"], first, data.validation.holdout)
-    notes = (*corpus.notes, *scan_notes(reader), *holdout_notes(reader, data, holdout))
+    notes = [*corpus.notes, *scan_notes(reader), *holdout_notes(reader, data, holdout)]
+    dropped: frozenset[int] = frozenset()
+    if data.near_duplicates != "off" and is_complete and not whole:
+        near = compare_splits(Documents(data, corpus, hub, holdout), data)
+        notes.append(near_note(near, data))
+        dropped = near.hashes if data.near_duplicates == "drop" else dropped
     return Scan(
         documents=count,
         train_bytes=sizes["train"],
@@ -140,7 +153,39 @@ def scan_now(
         overlap=reader.overlap,
         hash_threshold=holdout.hash_threshold,
         cut=holdout.cut,
-        notes=notes,
+        notes=tuple(notes),
+        dropped=tuple(sorted(dropped)),
+    )
+
+
+def compare_splits(documents: Documents, data: DataRecipe) -> NearDuplicates:
+    """Find the held-out documents that are nearly in the training text.
+
+    Raises:
+        DataError: all of them are, and the recipe drops them.
+    """
+    near = find_near_duplicates(documents.all, threshold=data.near_duplicate_threshold)
+    if data.near_duplicates == "drop" and near.documents and near.size == near.held_out:
+        raise DataError(
+            'data.near_duplicates = "drop": every held-out document is nearly in the training '
+            "text, so nothing is left; hold out more, or name another data.validation.source"
+        )
+    return near
+
+
+def near_note(near: NearDuplicates, data: DataRecipe) -> str:
+    """Say how much of the held-out text is nearly in the training text."""
+    alike = f"at least {data.near_duplicate_threshold:.0%} alike"
+    found = (
+        f"{len(near.hashes):,} of {near.documents:,} held-out documents, {near.share:.1%} of their "
+        f"text, are nearly in the training text ({alike})"
+    )
+    if not near.hashes:
+        return found
+    if data.near_duplicates == "drop":
+        return f"{found}; they were left out"
+    return (
+        f'{found}, which flatters held-out figures; data.near_duplicates = "drop" leaves them out'
     )
 
 

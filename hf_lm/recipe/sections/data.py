@@ -96,6 +96,18 @@ class DataRecipe(Section):
     deduplicate: bool = Field(
         True, description="skip documents whose text was read before; has no effect on a stream"
     )
+    near_duplicates: Literal["off", "count", "drop"] = Field(
+        "off",
+        description="held-out documents that are nearly in the training text: count: the plan says "
+        "how many; drop: they are left out of the validation set",
+    )
+    near_duplicate_threshold: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="share of the runs of five words that two documents have in common if one is "
+        "nearly the other",
+    )
     streaming: bool = Field(
         False, description="read the text while training, instead of preparing it first"
     )

@@ -31,6 +31,7 @@ def check_data(recipe: Recipe) -> Iterator[Conflict]:
         if getattr(data, name) in (True, "best_fit") and not data.append_eos:
             rule = "finds documents by their end-of-text token; set data.append_eos to true"
             yield conflict(f"data.{name}", rule, getattr(data, name), other_keys="data.append_eos")
+    yield from check_near_duplicates(data)
     yield from check_sources(data)
     if data.streaming:
         yield from check_stream(recipe)
@@ -41,7 +42,7 @@ def check_data(recipe: Recipe) -> Iterator[Conflict]:
 def is_encoding(name: str) -> bool:
     """Return whether Python can decode text from an encoding of this name."""
     try:
-        b"".decode(name)
+        "a".encode(name)  # empty text is not looked up
         codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
         return False
@@ -67,6 +68,19 @@ def check_sources(data: DataRecipe) -> Iterator[Conflict]:
         except ValueError:
             rule = 'must name columns as in "{title}\\n\\n{body}", with nothing else in braces'
             yield conflict("data.text_template", rule, data.text_template)
+
+
+def check_near_duplicates(data: DataRecipe) -> Iterator[Conflict]:
+    """Check that the keys about near duplicates have an effect."""
+    choice, threshold = data.near_duplicates, data.near_duplicate_threshold
+    if choice != "off" and data.streaming:
+        rule = "needs all text at once, which a stream does not give; remove it"
+        yield conflict("data.near_duplicates", rule, choice, other_keys="data.streaming")
+    default = DataRecipe.model_fields["near_duplicate_threshold"].default
+    if choice == "off" and threshold != default:
+        rule = 'has no effect, because data.near_duplicates is "off"; set it to "count" or "drop"'
+        keys = "data.near_duplicates"
+        yield conflict("data.near_duplicate_threshold", rule, threshold, other_keys=keys)
 
 
 def check_completion(recipe: Recipe) -> Iterator[Conflict]:
