@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from hf_lm.errors import RecipeError
-from hf_lm.workflows.stages import check_model_path, load_model
+from hf_lm.workflows.stages import check_model_path, load_model, reach_hub
 
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 
@@ -53,10 +53,11 @@ def export(
 
 def write_gguf(model: str, output: Path, dtype: Dtype) -> float | None:
     """Write a model as GGUF; see `export`."""
-    from transformers import AutoConfig
-
     from hf_lm.exporters.gguf import check_gguf, export_gguf
+    from hf_lm.model.pretrained import load_config
 
-    check_gguf(model, AutoConfig.from_pretrained(model), output)
+    if not Path(model).is_dir():
+        reach_hub()
+    check_gguf(model, load_config(model), output)
     network, tokenizer = load_model(model, device="cpu")
     return export_gguf(network, tokenizer, output, dtype=dtype)

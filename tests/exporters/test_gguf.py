@@ -158,6 +158,10 @@ def test_what_cannot_be_written_is_one_line_before_any_work(
     model = saved(tmp_path / "model", "gpt2", bpe)
     assert export(model, tmp_path / "model") == 2
     assert "exists already; name a new folder" in capsys.readouterr().err
+    assert export(Path("USER/none"), tmp_path / "gguf") == 2
+    error = capsys.readouterr().err
+    assert "USER/none" in error
+    assert "unexpected" not in error
     onnx = ["export", str(model), "--to", "onnx", "--output", str(tmp_path / "o")]
     assert main([*onnx, "--dtype", "f16"]) == 2
     assert "--dtype f16: ONNX graphs are f32; leave it out" in capsys.readouterr().err

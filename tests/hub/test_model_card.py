@@ -168,6 +168,12 @@ def test_card_of_a_checkpoint_says_so_and_has_no_results(tmp_path: Path) -> None
     assert not (tmp_path / "loss.png").exists()
 
 
+def test_names_keep_their_spaces_and_joiners_and_lose_what_turns_a_line(tmp_path: Path) -> None:
+    for kept in ("a\u202fb", "a\u00a0b", "a\u200cb"):  # screenshots of macOS, and Persian
+        assert kept in card(tmp_path, provenance={**PROVENANCE, "device": kept})
+    assert "\u202e" not in card(tmp_path, provenance={**PROVENANCE, "device": "a\u202eb"})
+
+
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("words", MARKUP)
 def test_text_of_people_never_becomes_markup(words: str, tmp_path: Path) -> None:
