@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ Documents = Mapping[str, Iterable[Mapping[str, str]]]  # rows with a "text", by 
 
 VOCAB_SIZE = 8192
 
+BACKEND = "tokenizer.json"  # the file of the tokenizers library
+
 TRANSFORMERS_FILES = ("tokenizer_config.json", "config.json")  # they name a tokenizer's class
 
 
@@ -39,7 +41,11 @@ class PreTrainedTokenizerFast(TokenizersBackend):
 
 
 def build_tokenizer(
-    recipe: TokenizerRecipe, documents: Documents, *, default: str | None = None
+    recipe: TokenizerRecipe,
+    documents: Documents,
+    *,
+    default: str | None = None,
+    keep: Callable[[Callable[[Path], None]], Path] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the recipe names, or train one.
 
@@ -48,6 +54,8 @@ def build_tokenizer(
         documents: "train" and "validation", read only if a tokenizer is trained. BPE is trained on
             the first; an alphabet is taken from both, so that the validation set can be encoded.
         default: the pretrained model whose tokenizer is used if the recipe names none.
+        keep: returns a directory that the given function has filled, now or in an earlier run; None
+            keeps nothing.
 
     Raises:
         RecipeError: the tokenizer cannot be loaded, or has no end-of-text token.
@@ -61,19 +69,27 @@ def build_tokenizer(
         return extend_tokenizer(tokenizer, recipe)
     if not documents:
         raise RecipeError("tokenizer.train: prepared blocks come with their tokenizer; remove it")
-    train = recipe.train or TrainTokenizer()
-    if train.kind == "bpe":
-        backend = train_bpe(texts_of(documents["train"]), vocab_size=bpe_size(recipe))
-    elif train.kind == "char":
-        backend = char_tokenizer(chain(*(texts_of(split) for split in documents.values())))
+    if keep is None:
+        backend = train_backend(recipe, documents)
     else:
-        backend = byte_tokenizer()
+        folder = keep(lambda folder: train_backend(recipe, documents).save(str(folder / BACKEND)))
+        backend = Tokenizer.from_file(str(folder / BACKEND))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=EOS,
         eos_token=EOS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_backend(recipe: TokenizerRecipe, documents: Documents) -> Tokenizer:
+    """Train the vocabulary of a recipe."""
+    train = recipe.train or TrainTokenizer()
+    if train.kind == "bpe":
+        return train_bpe(texts_of(documents["train"]), vocab_size=bpe_size(recipe))
+    if train.kind == "char":
+        return char_tokenizer(chain(*(texts_of(split) for split in documents.values())))
+    return byte_tokenizer()
 
 
 def extend_tokenizer(
@@ -136,8 +152,8 @@ def load_bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not folder.is_dir() or any((folder / n).is_file() for n in TRANSFORMERS_FILES):
         return None
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    if (folder / "tokenizer.json").is_file():
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if (folder / BACKEND).is_file():
+        backend = Tokenizer.from_file(str(folder / BACKEND))
     elif vocabulary.is_file() and merges.is_file():
         backend = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -89,7 +89,7 @@ class Entry(NamedTuple):
     """A directory of prepared data.
 
     Attributes:
-        kind: "blocks" or "scans".
+        kind: "blocks", "scans" or "tokenizers".
         key: its key.
         size: bytes.
         age: days since it was used.

@@ -80,7 +80,7 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
 
     texts, commits = hub_texts(data, corpus)
     if scan is None or texts:
-        scan = scan_documents(data, corpus, texts)
+        scan = scan_documents(data, corpus, texts, commits=commits, keep=True)
     content = fingerprint(data, corpus, commits)
     return LoadedText(corpus, Documents(data, corpus, texts, scan.holdout), content, commits, scan)
 

@@ -15,7 +15,6 @@ The loss is the stock one. It is the exact mean over tokens because the collator
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -266,16 +265,16 @@ class LMTrainer(ResumableTrainer):
         the number of processes.
         """
         self.log_skipped_steps()
-        began = time.monotonic()
-        values = self.hooks.evaluate(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": values[name] for name in METRICS}
-        samples = self.hooks.generate_samples(self.model) if self.is_world_process_zero() else []
-        super().log(dict(metrics))
-        self.write_row({**metrics, "samples": samples})
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        self.throughput.paused += time.monotonic() - began
+        with self.throughput.pause():
+            values = self.hooks.evaluate(self.model)
+            metrics = {f"{metric_key_prefix}_{name}": values[name] for name in METRICS}
+            is_main = self.is_world_process_zero()
+            samples = self.hooks.generate_samples(self.model) if is_main else []
+            super().log(dict(metrics))
+            self.write_row({**metrics, "samples": samples})
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -313,10 +312,9 @@ class LMTrainer(ResumableTrainer):
         The time of the copy does not count in the throughput.
         """
         self.log_skipped_steps()
-        began = time.monotonic()
-        self.update_token_count()  # the state is written now
-        super()._save_checkpoint(model, trial)
-        self.throughput.paused += time.monotonic() - began
+        with self.throughput.pause():
+            self.update_token_count()  # the state is written now
+            super()._save_checkpoint(model, trial)
 
 
 def build_trainer(

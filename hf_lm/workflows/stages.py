@@ -7,6 +7,7 @@ reported before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,13 +115,20 @@ def load_text(
     Raises:
         RecipeError: the tokenizer cannot be loaded, or cannot encode a prompt.
     """
+    from hf_lm.data.cache import build_once, key_of
     from hf_lm.data.load import load_documents
+    from hf_lm.data.text.documents import hub_selection
     from hf_lm.evaluation.generate import prompt_ids
     from hf_lm.tokenizer import build_tokenizer
 
     text = load_documents(recipe.data, corpus, scan)
-    default = recipe.model.pretrained or corpus.tokenizer
-    tokenizer = build_tokenizer(recipe.tokenizer, text.documents, default=default)
+    key = key_of(text.content, hub_selection(recipe.data), recipe.tokenizer.model_dump(mode="json"))
+    tokenizer = build_tokenizer(
+        recipe.tokenizer,
+        text.documents,
+        default=recipe.model.pretrained or corpus.tokenizer,
+        keep=partial(build_once, "tokenizers", key),
+    )
     is_chat = recipe.data.train_on == "completion" and tokenizer.chat_template is not None
     for prompt in recipe.evaluation.prompts:  # they are used at the first evaluation
         prompt_ids(tokenizer, prompt, limit=1, chat=is_chat)

@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 from processes import slow_build
+from texts import data_recipe, tokenizer_of
 
 from hf_lm.cli import main
+from hf_lm.data.blocks.build import build_blocks
 from hf_lm.data.cache import build_once, cache_root, entries, prune
 from hf_lm.data.load import load_blocks, load_documents
+from hf_lm.data.text.documents import Documents, fingerprint
+from hf_lm.data.text.holdout import Holdout
+from hf_lm.data.text.scan import scan_documents
 from hf_lm.data.text.sources import find_corpus
 from hf_lm.recipe import load_recipe
-from hf_lm.tokenizer import build_tokenizer
+from hf_lm.tokenizer import build_tokenizer, tokenizer_hash, train_backend
+from hf_lm.workflows.stages import load_text, read_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +101,70 @@ def test_another_tokenizer_or_parameter_rebuilds(
 ) -> None:
     prepared(write_recipe())
     assert rebuilt(write_recipe(**change))
+
+
+class HubRows(list[str]):
+    """The texts of a Hub dataset, which count how often they are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Any:
+        HubRows.reads += 1
+        return super().__iter__()
+
+
+def test_a_hub_dataset_is_scanned_once_for_each_commit_and_selection() -> None:
+    HubRows.reads = 0
+    texts = HubRows(f"document {n} of a dataset" for n in range(50))
+    scans = []
+    for commit, keys in (("a", {}), ("a", {}), ("b", {}), ("b", {"split": "train[:9]"})):
+        data = data_recipe("USER/text", **keys)
+        hub = {("train", "USER/text"): texts}
+        commits = (f"USER/text@{commit}",)
+        corpus = find_corpus(data)
+        scans.append(scan_documents(data, corpus, hub, commits=commits, keep=True))
+    assert scans[0] == scans[1]
+    assert scans[0].documents == 50
+    assert HubRows.reads == 3
+
+
+def test_another_split_of_the_same_commit_has_blocks_of_its_own() -> None:
+    blocks = []
+    tokenizer = tokenizer_of("byte", [])
+    for split, text in (("train[:50%]", "first half "), ("train[50%:]", "other half ")):
+        data = data_recipe("USER/text", split=split, deduplicate=False)
+        corpus = find_corpus(data)
+        hub = {("train", "USER/text"): [text * 3] * 9}
+        content = fingerprint(data, corpus, ("USER/text@a",))
+        documents = Documents(data, corpus, hub, Holdout(0))
+        blocks.append(build_blocks(documents, tokenizer, data, content=content))
+    assert blocks[0] != blocks[1]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_tokenizer_is_trained_once_for_the_same_text(
+    kind: str, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+
+    def counted(*args: Any) -> Any:
+        calls.append("trained")
+        return train_backend(*args)
+
+    monkeypatch.setattr("hf_lm.tokenizer.train_backend", counted)
+    made = []
+    for changes in ({}, {"training__learning_rate": 0.5}, {"data__max_documents": 15}):
+        recipe = load_recipe(write_recipe(tokenizer={"train": {"kind": kind}}, **changes))
+        corpus, scan = read_corpus(recipe.data)
+        text, tokenizer = load_text(recipe, corpus, scan)
+        made.append(tokenizer)
+        trained = build_tokenizer(recipe.tokenizer, text.documents)
+        calls.pop()
+        assert tokenizer_hash(tokenizer) == tokenizer_hash(trained)
+        assert tokenizer.eos_token_id == trained.eos_token_id
+        assert type(tokenizer) is type(trained)
+    assert len(calls) == 2
+    assert tokenizer_hash(made[0]) == tokenizer_hash(made[1])
 
 
 def test_other_mixture_weights_reuse_the_blocks(

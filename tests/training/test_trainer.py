@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,15 +312,40 @@ def test_fractions_of_all_steps_become_steps() -> None:
 
 def test_throughput_excludes_pauses(monkeypatch: Any) -> None:
     now = [0.0]
-    monkeypatch.setattr("hf_lm.training.trainer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hf_lm.training.throughput.time.monotonic", lambda: now[0])
     clock = ThroughputMeter(5.0)
     assert clock.tokens_per_second(0) is None
+    with clock.pause():  # the evaluation of a fine-tuned model before its first step
+        now[0] = 30.0
+    assert clock.seconds == 5.0
     clock.begin(0)
-    now[0] = 10.0
-    clock.paused = 6.0
-    assert clock.seconds == 15.0
+    now[0] = 34.0
+    with clock.pause():
+        now[0] = 40.0
+        assert clock.seconds == 9.0
+    assert clock.seconds == 9.0
     assert clock.tokens_per_second(400) == 100.0
     assert clock.tokens_per_second(400) is None
+
+
+def test_rows_and_the_whole_run_have_the_same_meaning_of_speed(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    recipe = TRAINING.model_copy(update={"logging_steps": 1, "eval_steps": 5, "save_steps": 7})
+    trainer = make_trainer(tmp_path, rows, recipe=recipe)
+    evaluate = trainer.hooks.evaluate
+
+    def slow_evaluation(model: Any) -> dict[str, float]:
+        time.sleep(0.5)
+        return evaluate(model)
+
+    trainer.hooks = replace(trainer.hooks, evaluate=slow_evaluation)
+    trainer.evaluate()  # before the first step, as in fine-tuning
+    trainer.train_from(None)
+    training = [row for row in rows if "loss" in row]
+    seconds = sum(64 / row["tokens_per_second"] for row in training)
+    assert seconds == pytest.approx(trainer.throughput.seconds, rel=0.1)
+    assert training[-1]["seconds"] == pytest.approx(seconds, rel=0.1)
+    assert training[0]["tokens_per_second"] > 64 / 0.5
 
 
 def test_throughput_excludes_the_copy_of_a_checkpoint(tmp_path: Path) -> None:
@@ -327,7 +353,7 @@ def test_throughput_excludes_the_copy_of_a_checkpoint(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, [], recipe=recipe)
     trainer.set_best_checkpoint = lambda: time.sleep(0.2)
     trainer.train_from(None)
-    assert 0.4 < trainer.throughput.paused < trainer.throughput.seconds
+    assert trainer.throughput.paused > 0.4
 
 
 def test_the_recipe_reaches_training_arguments(write_recipe: Callable[..., Path]) -> None:

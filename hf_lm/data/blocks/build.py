@@ -29,7 +29,7 @@ from hf_lm.data.blocks.grouping import Group, Grouper, make_grouper
 from hf_lm.data.blocks.tokenization import Tokenize, id_type
 from hf_lm.data.cache import build_once, key_of
 from hf_lm.data.prefetch import prefetch
-from hf_lm.data.text.documents import Documents, Progress, subsets
+from hf_lm.data.text.documents import Documents, Progress, hub_selection, subsets
 from hf_lm.recipe import DataRecipe
 from hf_lm.tokenizer import vocabulary_size
 
@@ -181,6 +181,7 @@ def build_blocks(
         data.append_eos,
         data.grouping,
         subsets(documents.corpus),
+        hub_selection(data),
     ]
     if data.train_on == "completion":
         settings.append(str(tokenizer.chat_template))

@@ -66,6 +66,12 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def hub_selection(data: DataRecipe) -> list[str | None]:
+    """Return what is read of a Hub dataset beside its commit; keys of the cache contain it."""
+    keys = data.validation
+    return [data.config, data.split, keys.config, keys.split]
+
+
 def local_documents(source: Source, data: DataRecipe, report: Report) -> Iterator[str]:
     """Yield the documents of a local source; report each file that changed while it was read."""
     columns = columns_of(data)

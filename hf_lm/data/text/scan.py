@@ -25,6 +25,7 @@ from hf_lm.data.text.documents import (
     HubTexts,
     Progress,
     fingerprint,
+    hub_selection,
 )
 from hf_lm.data.text.holdout import Holdout, choose_holdout
 from hf_lm.data.text.near_duplicates import NearDuplicates, check_rensa, find_near_duplicates
@@ -32,7 +33,7 @@ from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
-SCAN = "scan.json"
+SCANS, FILE = "scans", "scan.json"
 FAR_FROM_GOAL = 2  # times more or less held-out text than asked is worth a note
 
 
@@ -78,6 +79,7 @@ def scan_documents(
     corpus: Corpus,
     hub: HubTexts | None = None,
     *,
+    commits: tuple[str, ...] = (),
     keep: bool = False,
     whole: bool = False,
     report: Progress | None = None,
@@ -88,7 +90,8 @@ def scan_documents(
         data: the `data` section.
         corpus: the files and Hub ids.
         hub: the text columns of these Hub ids; None reads local text only.
-        keep: cache the result of a local corpus for the next run.
+        commits: the commits of these Hub ids.
+        keep: cache the result for the next run; of Hub datasets, one process reads for all.
         whole: hold nothing out, for text to evaluate on.
         report: called with the documents and bytes since the last call.
 
@@ -97,24 +100,23 @@ def scan_documents(
     """
     if corpus.prepared:
         return Scan(0, 0, 0, 0, 0, 0, None, ())
-    keep = keep and corpus.local
+    read = partial(scan_now, data, corpus, hub or {}, whole=whole, report=report)
+    if not keep or not (corpus.local or commits):
+        return read()
     names = [file.path for split in SPLITS for source in corpus.of(split) for file in source.files]
     compared = (data.near_duplicates, data.near_duplicate_threshold)
-    key = (
-        key_of("scan", fingerprint(data, corpus), data.block_size, names, compared) if keep else ""
-    )
-    if keep and is_whole(cache_root() / "scans" / key):
-        cached = json.loads((cache_root() / "scans" / key / SCAN).read_text())
-        return Scan(**{k: tuple(v) if isinstance(v, list) else v for k, v in cached.items()})
-    scan = scan_now(data, corpus, hub or {}, whole=whole, report=report)
-    if keep:
-        build_once("scans", key, partial(write_scan, scan))
-    return scan
+    content = (fingerprint(data, corpus, commits), hub_selection(data), whole)
+    key = key_of("scan", *content, data.block_size, names, compared)
+    is_kept = is_whole(cache_root() / SCANS / key)
+    # Local text is read before the cache is touched: text that is refused leaves no trace.
+    found = read() if corpus.local and not is_kept else None
 
+    def write(folder: Path) -> None:
+        """Write the result to a directory of the cache."""
+        (folder / FILE).write_text(json.dumps(asdict(found or read())))
 
-def write_scan(scan: Scan, folder: Path) -> None:
-    """Write a scan to a directory of the cache."""
-    (folder / SCAN).write_text(json.dumps(asdict(scan)))
+    kept = json.loads((build_once(SCANS, key, write) / FILE).read_text())
+    return Scan(**{name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()})
 
 
 def scan_now(
