@@ -59,6 +59,8 @@ class StepGuard:
         self.counts = dict.fromkeys(KINDS[1:], 0)  # skipped steps of each kind
         self.history = torch.full((WINDOW, 2), torch.nan)  # loss and norm of the last applied steps
         self.finite_loss: tuple[float, int] | None = None  # the last finite loss and its step
+        self.skip: torch.Tensor | None = None  # 1.0 if the optimizer has to skip the next step
+        self.scaled: Any = None  # the optimizer that a GradScaler steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as values that JSON can hold."""
@@ -104,17 +106,25 @@ class StepGuard:
             kind = torch.where(torch.as_tensor(items, device=kind.device) == 0, EMPTY, kind)
         if distributed.is_initialized():
             distributed.all_reduce(kind, distributed.ReduceOp.MAX)
-        if self.lag:
-            optimizer.found_inf = (kind > APPLIED).float()
         result = torch.stack([kind, values[0]])
         host, copied = result.to("cpu", non_blocking=True), None
         if result.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
-        if not self.lag:  # the host knows the result, and a step without found_inf is faster
-            optimizer.found_inf = torch.ones(()) if host[0] > APPLIED else None
+        self.skip = (kind > APPLIED).float()
+        if not self.lag and host[0] == APPLIED:  # the host knows, and a step without it is faster
+            self.skip = None
+        optimizer.found_inf = self.skip
+        if norm is None and self.scaled is not optimizer:
+            self.scaled = optimizer
+            optimizer.register_step_pre_hook(self.add_to_scaler)
         self.waiting.append(Step(number, rate, blocks, host, copied))
         return kind
+
+    def add_to_scaler(self, optimizer: Any, *_: object) -> None:
+        """Skip what the guard skips, too: a GradScaler replaces `found_inf` before each step."""
+        if self.skip is not None:
+            optimizer.found_inf = torch.maximum(optimizer.found_inf, self.skip)
 
     def spike(self, values: torch.Tensor) -> torch.Tensor:
         """Return SPIKE if a loss or a norm is an outlier among the last steps, else APPLIED.

@@ -17,6 +17,7 @@ from hf_lm.data.blocks.dataset import BlockDataset
 from hf_lm.data.collator import collate
 from hf_lm.errors import NonFiniteError
 from hf_lm.model.loss import IGNORE_INDEX
+from hf_lm.training.optimizer import build_optimizer
 from hf_lm.training.skip_step import APPLIED, EMPTY, NONFINITE, SPIKE, WINDOW, StepGuard
 
 KINDS = ("muon", "adamw", "adam", "sgd")
@@ -219,3 +220,29 @@ def fixed() -> Any:
     from datasets import Value
 
     return Column(Value("uint16"), length=T + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("loss", [3.0, 300.0])
+def test_a_spike_is_skipped_where_a_grad_scaler_decides_about_infinities(
+    kind: str, lag: int, loss: float
+) -> None:
+    model = make_model()
+    recipe = TRAINING.model_copy(update={"optimizer": kind, "matrix_learning_rate": 0.01})
+    optimizer = build_optimizer(model, recipe=recipe)
+    guard = StepGuard(lag=lag, spike_threshold=4.0)
+    guard.history = torch.stack([torch.linspace(2.9, 3.1, WINDOW)] * 2, dim=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = model_state(model)
+    before = {name: weight.clone() for name, weight in before.items()}
+    ids = torch.arange(T)[None]
+    scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    scaler.unscale_(optimizer)
+    kind_of_step = guard.check_step(
+        torch.tensor(loss), None, items=8, number=1, rate=0.1, blocks=[], optimizer=optimizer
+    )
+    scaler.step(optimizer)
+    scaler.update()
+    assert kind_of_step == (SPIKE if loss > 100 else APPLIED)
+    assert same(before, model_state(model)) == (loss > 100)
