@@ -70,7 +70,7 @@ def train(
 
             from hf_lm.workflows.train import RunContext, train_and_evaluate
 
-            hardware = stages.require_hardware(recipe.training)
+            hardware = stages.require_hardware(recipe.training, run_dir)
             stages.check_model(recipe)
             text, tokenizer = stages.load_text(recipe, corpus, scan)
             blocks = stages.load_blocks(recipe, text, tokenizer, hardware)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from hf_lm.errors import MismatchError
+from hf_lm.errors import MismatchError, RecipeError
 from hf_lm.planning.hardware import Hardware
 from hf_lm.recipe import TrainingRecipe
+from hf_lm.run_dir.lock import LOCK
 from hf_lm.system.signals import default_signal_handlers
 
 Value = TypeVar("Value")
@@ -56,6 +59,20 @@ def with_common_memory(hardware: Hardware) -> Hardware:
     size, and read blocks that belong to another process.
     """
     return replace(hardware, memory=min(gather(hardware.memory, hardware)))
+
+
+def check_shared_folder(folder: Path, hardware: Hardware) -> None:
+    """Check that all processes see the directory of the run, which the main process has locked.
+
+    Raises:
+        RecipeError: one does not, as on a machine with disks of its own; on every process.
+    """
+    for rank, is_seen in enumerate(gather((folder / LOCK).is_file(), hardware)):
+        if not is_seen:
+            raise RecipeError(
+                f"output_dir = {json.dumps(str(folder))}: process {rank} does not see what process "
+                "0 writes there; several machines need a file system that all of them share"
+            )
 
 
 def check_same_run(provenance: Mapping[str, Any], hardware: Hardware) -> None:

@@ -79,18 +79,20 @@ def prepare_libraries(recipe: Recipe, corpus: Corpus) -> None:
         go_offline_if_unreachable(console.show_note)
 
 
-def require_hardware(training: TrainingRecipe) -> Hardware:
+def require_hardware(training: TrainingRecipe, run_dir: RunDirectory) -> Hardware:
     """Detect this machine's hardware, and connect the processes of the run.
 
     Raises:
-        RecipeError: it lacks something that the recipe asks for.
+        RecipeError: it lacks something that the recipe asks for, or a process does not see the
+            directory of the run.
     """
-    from hf_lm.planning.agreement import connect, with_common_memory
+    from hf_lm.planning.agreement import check_shared_folder, connect, with_common_memory
     from hf_lm.planning.hardware import detect_hardware
 
     hardware = detect_hardware(training)
     require(hardware.unmet_requirements)
     connect(hardware, training)
+    check_shared_folder(run_dir.path, hardware)
     return with_common_memory(hardware)
 
 

@@ -119,6 +119,33 @@ def rank_killed_before_rendezvous(recipe: Path, pids: Path) -> None:
     rank(recipe, pids)
 
 
+def rank_with_little_memory(recipe: Path, pids: Path) -> None:
+    """Run a rank; the second one has memory for two blocks at a time."""
+    from hf_lm.planning import hardware
+
+    if os.environ["RANK"] == "1":
+        hardware.free_memory = lambda kind: 2 * 900_000
+    rank(recipe, pids)
+
+
+def rank_with_other_text(recipe: Path, pids: Path) -> None:
+    """Run a rank; the second one has less text, as a disk of its own may have."""
+    from hf_lm.run import main
+
+    is_second = os.environ["RANK"] == "1"
+    sys.exit(main([str(recipe), *(["--set", "data.max_documents=15"] if is_second else [])]))
+
+
+def rank_with_its_own_disk(recipe: Path, pids: Path) -> None:
+    """Run a rank; the second one has another folder under the name of the run's."""
+    from hf_lm.planning import agreement
+
+    check = agreement.check_shared_folder
+    if os.environ["RANK"] == "1":
+        agreement.check_shared_folder = lambda folder, hardware: check(pids, hardware)
+    rank(recipe, pids)
+
+
 def spoiled_rank(
     spoil: Callable[[Any, Callable[[], bool]], None], recipe: Path, pids: Path
 ) -> None:
@@ -272,6 +299,43 @@ def test_a_process_that_waits_for_a_killed_one_ends(tmp_path: Path) -> None:
     assert wait_until(lambda: not is_alive(pids_of(run)[1])), run.tail()
     assert not end_processes(process, run, GONE), run.tail()
     assert process.exitcode == 1
+
+
+def test_processes_with_different_memory_plan_the_same_run(tmp_path: Path) -> None:
+    losses = []
+    for name, entry in (("even", rank), ("uneven", rank_with_little_memory)):
+        run = run_of(tmp_path, name, micro_batch_size="auto")
+        recipe = json.loads(run.arguments[0].read_text())  # dropout draws for each micro-batch
+        run.arguments[0].write_text(
+            json.dumps({**recipe, "model": {**recipe["model"], "dropout": 0}})
+        )
+        run = Run(two_ranks, (*run.arguments, entry), run.folder, run.home)
+        process = run.start()
+        assert wait_for_end(process, run), run.tail()
+        assert process.exitcode == 0, run.tail()
+        losses.append([row["loss"] for row in rows_of(run.folder) if "loss" in row])
+        provenance = json.loads((run.folder / "provenance.json").read_text())
+        assert provenance["micro_batch_size"] == (2 if name == "uneven" else 4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        (rank_with_other_text, "data is "),
+        (rank_with_its_own_disk, "process 1 does not see what process 0 writes there; several"),
+    ],
+)
+def test_processes_that_do_not_see_the_same_files_are_refused(
+    entry: Callable[[Path, Path], None], line: str, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path, "other")
+    run = Run(two_ranks, (*run.arguments, entry), run.folder, run.home)
+    process = run.start()
+    assert wait_for_end(process, run), run.tail()
+    assert process.exitcode == 1, run.tail()
+    assert line in run.output.read_text()
+    assert not run.folder.exists()
 
 
 @pytest.mark.promise("T11")
