@@ -57,6 +57,7 @@ FUNCTIONS = (
     "torch._foreach_lerp",
     "torch._foreach_lerp_",
     "torch._foreach_mul_",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
     "transformers.integrations.sdpa_attention.repeat_kv",
     "transformers.integrations.sdpa_attention.sdpa_attention_forward",
 )

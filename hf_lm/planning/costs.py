@@ -1,4 +1,4 @@
-"""Estimate model size, FLOPs per token and activation memory."""
+"""Count the parameters of a model and the FLOPs of a token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-
-from hf_lm.model.loss import has_linear_loss
 
 # Bytes of a parameter: fp32 weight, gradient and optimizer state. Muon's matrices need 4 less.
 STATE_BYTES = {"muon": 16, "adamw": 16, "adam": 16, "sgd": 12}
@@ -26,7 +24,6 @@ class ModelSize:
         n_embd: width.
         attention_width: heads × width of a head, which may differ from n_embd.
         vocab_size: rows of the embedding.
-        has_full_logits: whether the loss holds the logits of a whole batch.
     """
 
     parameters: int
@@ -36,7 +33,6 @@ class ModelSize:
     n_embd: int
     attention_width: int
     vocab_size: int
-    has_full_logits: bool
 
 
 def describe_model(model: PreTrainedModel) -> ModelSize:
@@ -60,7 +56,6 @@ def describe_model(model: PreTrainedModel) -> ModelSize:
         n_embd=config.hidden_size,
         attention_width=heads * head_width if heads and head_width else config.hidden_size,
         vocab_size=config.vocab_size,
-        has_full_logits=not has_linear_loss(model),
     )
 
 
@@ -81,27 +76,3 @@ def flops_per_token(model_size: ModelSize, block_size: int) -> float:
     attention = 12 * model_size.n_layer * model_size.attention_width * block_size / 2
     matrices = model_size.matrix_parameters
     return 4 * matrices + 2 * min(matrices, model_size.trained) + attention
-
-
-def activation_bytes(
-    model_size: ModelSize, blocks: int, block_size: int, *, activation_checkpointing: bool
-) -> int:
-    """Estimate the bytes that the forward pass keeps for the backward pass.
-
-    A token needs about 40 fp32 numbers per layer and unit of width (Korthikanti et al., 2022,
-    arXiv:2205.05198, for attention that does not keep its scores), or 2 with activation
-    checkpointing. The loss needs four copies of the logits; a loss without logits needs the
-    gradient of the output matrix.
-
-    Args:
-        model_size: the sizes of the model.
-        blocks: blocks of a micro-batch.
-        block_size: tokens of a block.
-        activation_checkpointing: whether activations are computed again in the backward pass.
-    """
-    tokens, vocabulary = blocks * block_size, model_size.vocab_size
-    layers = (
-        tokens * (2 if activation_checkpointing else 40) * model_size.n_layer * model_size.n_embd
-    )
-    loss = vocabulary * (4 * tokens if model_size.has_full_logits else model_size.n_embd)
-    return 4 * (layers + loss)

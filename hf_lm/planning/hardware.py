@@ -240,6 +240,11 @@ def free_memory(kind: str) -> int:
     return torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
 
 
+def used_memory(kind: str) -> int:
+    """Return the bytes that this process holds, of the GPU or of the machine."""
+    return torch.cuda.memory_allocated() if kind == "cuda" else psutil.Process().memory_info().rss
+
+
 def peak_memory(kind: str) -> int:
     """Return the most bytes that this process has used, of the GPU or of the machine."""
     if kind == "cuda":

@@ -46,18 +46,22 @@ def choose_kernels(
         precision: of matrix products.
         flops: FLOPs of the whole run, to judge whether compiling pays.
     """
-    stock = str(model.config.get_text_config()._attn_implementation)
-    attention, attention_reason = stock, "attention of transformers (another family)"
-    if has_fast_paths(model.config):
-        attention, attention_reason = choose_attention(recipe, device, precision)
+    attention, attention_reason = choose_attention(
+        recipe, model, device=device, precision=precision
+    )
     model_type = model.config.model_type
     compiled, compile_reason = choose_compile(recipe, device, precision, model_type, flops)
     loss = "loss without logits" if has_linear_loss(model) else "loss from logits"
     return Kernels(attention, compiled, (attention_reason, compile_reason, loss))
 
 
-def choose_attention(recipe: Recipe, device: str, precision: str) -> tuple[str, str]:
+def choose_attention(
+    recipe: Recipe, model: PreTrainedModel, *, device: str, precision: str
+) -> tuple[str, str]:
     """Return the name of an attention implementation and the reason for it."""
+    if not has_fast_paths(model.config):
+        stock = str(model.config.get_text_config()._attn_implementation)
+        return stock, "attention of transformers (another family)"
     is_bf16, has_dropout = precision == "bf16", recipe.model.dropout > 0
     if recipe.data.document_mask:  # transformers makes the mask only for its own implementations
         name = "eager" if device == "cpu" and is_bf16 else "sdpa"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hf_lm.errors import RecipeError
-from hf_lm.planning.costs import STATE_BYTES, ModelSize, activation_bytes, flops_per_token
+from hf_lm.planning.activations import Activations
+from hf_lm.planning.costs import STATE_BYTES, ModelSize, flops_per_token
 from hf_lm.recipe import TrainingRecipe, count_steps
 
 MEMORY_SHARE = 0.8  # of the free memory, for an estimate; the rest is for libraries and fragments
@@ -15,12 +17,28 @@ MEMORY_SHARE = 0.8  # of the free memory, for an estimate; the rest is for libra
 SPARE = 0.05  # of it, beside a step that was tried, for what grows in a run
 
 
+class DeviceMemory(NamedTuple):
+    """The memory of one process on the device that it trains on.
+
+    Attributes:
+        free: bytes.
+        used: bytes that it holds before the model is built.
+        holds_copies: whether checkpoints are copied within it, as on a CPU; those of a GPU are
+            copied to the host.
+    """
+
+    free: int
+    used: int = 0
+    holds_copies: bool = True
+
+
 @dataclass(frozen=True)
 class Plan:
     """The numbers of a run.
 
     Attributes:
         model_size: the sizes of the model.
+        activations: bytes that a forward and backward pass need.
         block_size: tokens of a block.
         train_blocks: blocks of the training set; None for a stream.
         world_size: the number of processes.
@@ -28,12 +46,12 @@ class Plan:
         accumulation: micro-batches of an optimizer step on each process.
         max_steps: optimizer steps of the run.
         optimizer: its name in the recipe.
-        activation_checkpointing: whether activations are computed again in the backward pass.
         checkpoints: the number of checkpoints on the disk at one time.
-        free_memory: bytes of one process.
+        device_memory: the memory that the model is in.
     """
 
     model_size: ModelSize
+    activations: Activations
     block_size: int
     train_blocks: int | None
     world_size: int
@@ -41,9 +59,8 @@ class Plan:
     accumulation: int
     max_steps: int
     optimizer: str
-    activation_checkpointing: bool
     checkpoints: int
-    free_memory: int
+    device_memory: DeviceMemory
 
     def with_micro_batch_size(self, micro_batch_size: int) -> Plan:
         """Return the plan with another micro-batch size and the same tokens per step."""
@@ -53,16 +70,20 @@ class Plan:
         )
 
     @property
-    def memory(self) -> int:
-        """Estimated bytes of memory of one process."""
+    def needed_memory(self) -> int:
+        """Estimated bytes of memory of one process, beside what it holds already.
+
+        A checkpoint is copied, and the copy is written while the next steps are computed.
+        """
         n = self.model_size
         state = 4 * (n.parameters - n.trained) + n.trained * STATE_BYTES[self.optimizer]
-        return state + activation_bytes(
-            self.model_size,
-            self.micro_batch_size,
-            self.block_size,
-            activation_checkpointing=self.activation_checkpointing,
-        )
+        copy = self.checkpoint if self.device_memory.holds_copies else 0
+        return state + copy + self.activations.of(self.micro_batch_size)
+
+    @property
+    def memory(self) -> int:
+        """Estimated bytes of memory of one process."""
+        return self.device_memory.used + self.needed_memory
 
     @property
     def checkpoint(self) -> int:
@@ -79,7 +100,7 @@ class Plan:
         """Bytes taken beside weights, gradients and activations, with some to spare."""
         trained = self.model_size.trained
         buckets = 4 * trained if self.world_size > 1 else 0  # DDP's copy of all gradients
-        return self.checkpoint - 4 * trained + buckets + int(SPARE * self.free_memory)
+        return self.checkpoint - 4 * trained + buckets + int(SPARE * self.device_memory.free)
 
     @property
     def blocks_per_step(self) -> int:
@@ -127,12 +148,12 @@ class Plan:
     @property
     def unmet_requirements(self) -> tuple[str, ...]:
         """A line for each thing that the run needs and the machine lacks."""
-        if self.memory <= self.free_memory:
+        if self.needed_memory <= self.device_memory.free:
             return ()
         return (
             f"model: {self.model_size.parameters:,} parameters need about "
-            f"{self.memory / 1e9:.1f} GB to train, {self.free_memory / 1e9:.1f} GB are free; use a "
-            "smaller model, data.block_size or training.micro_batch_size, or "
+            f"{self.needed_memory / 1e9:.1f} GB to train, {self.device_memory.free / 1e9:.1f} GB "
+            "are free; use a smaller model, data.block_size or training.micro_batch_size, or "
             "training.activation_checkpointing",
         )
 
@@ -157,21 +178,23 @@ def divisors(number: int) -> list[int]:
 def make_plan(
     recipe: TrainingRecipe,
     model_size: ModelSize,
+    activations: Activations,
     *,
     block_size: int,
     train_blocks: int | None,
     world_size: int,
-    memory: int,
+    memory: DeviceMemory,
 ) -> Plan:
     """Plan a run: its steps, and the micro-batch size that fits the memory.
 
     Args:
         recipe: the `training` section.
         model_size: the sizes of the model.
+        activations: bytes that a forward and backward pass need.
         block_size: tokens of a block.
         train_blocks: blocks of the training set; None for a stream.
         world_size: the number of processes.
-        memory: free bytes of one process.
+        memory: the memory that the model will be in.
 
     Raises:
         RecipeError: the blocks of a step cannot be divided between processes, or are more than
@@ -184,6 +207,7 @@ def make_plan(
     saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
     plan = Plan(
         model_size=model_size,
+        activations=activations,
         block_size=block_size,
         train_blocks=train_blocks,
         world_size=world_size,
@@ -191,16 +215,17 @@ def make_plan(
         accumulation=1,
         max_steps=steps,
         optimizer=recipe.optimizer,
-        activation_checkpointing=recipe.activation_checkpointing,
         # The best one is kept as well, and a new one is written before the oldest is deleted.
         checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
-        free_memory=memory,
+        device_memory=memory,
     )
     if recipe.micro_batch_size != "auto":
         most = recipe.micro_batch_size
         return plan.with_micro_batch_size(next(n for n in plan.micro_batch_sizes if n <= most))
-    limit = MEMORY_SHARE * memory
-    fitting = (n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).memory <= limit)
+    limit = MEMORY_SHARE * memory.free
+    fitting = (
+        n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).needed_memory <= limit
+    )
     return plan.with_micro_batch_size(next(fitting, 1))
 
 

@@ -179,27 +179,36 @@ def plan_run(
     counts: Mapping[str, SplitCounts],
 ) -> tuple[Plan, Kernels]:
     """Plan the run on this machine from a model without weights."""
+    from hf_lm.planning.activations import measure_activations
     from hf_lm.planning.costs import describe_model
-    from hf_lm.planning.kernels import choose_kernels
-    from hf_lm.planning.plan import make_plan
+    from hf_lm.planning.hardware import used_memory
+    from hf_lm.planning.kernels import choose_attention, choose_kernels
+    from hf_lm.planning.plan import DeviceMemory, make_plan
 
+    machine = {"device": hardware.device, "precision": hardware.precision}
     model = build_model(recipe, vocabulary, meta=True)
+    attention, _ = choose_attention(recipe, model, **machine)
+    activations = measure_activations(
+        build_model(recipe, vocabulary, attention=attention, meta=True),
+        recipe.data.block_size,
+        device=hardware.device,
+        dtype=hardware.dtype,
+        activation_checkpointing=recipe.training.activation_checkpointing,
+    )
     plan = make_plan(
         recipe.training,
         describe_model(model),
+        activations,
         block_size=recipe.data.block_size,
         train_blocks=counts["train"].blocks if "train" in counts else None,
         world_size=hardware.world_size,
-        memory=hardware.memory,
+        memory=DeviceMemory(
+            free=hardware.memory,
+            used=used_memory(hardware.device),
+            holds_copies=hardware.device == "cpu",
+        ),
     )
-    kernels = choose_kernels(
-        recipe,
-        model,
-        device=hardware.device,
-        precision=hardware.precision,
-        flops=plan.flops,
-    )
-    return plan, kernels
+    return plan, choose_kernels(recipe, model, flops=plan.flops, **machine)
 
 
 def plan_and_build(
@@ -236,7 +245,7 @@ def plan_and_build(
             block_size=plan.block_size,
             dtype=hardware.dtype,
             other_memory=plan.other_memory,
-            activation_checkpointing=plan.activation_checkpointing,
+            activation_checkpointing=recipe.training.activation_checkpointing,
         )
         plan = plan.with_micro_batch_size(size)
     return model, plan, kernels

@@ -15,8 +15,9 @@ from hf_lm.data.text.sources import find_corpus
 from hf_lm.errors import RecipeError
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
+from hf_lm.planning.activations import Activations
 from hf_lm.planning.costs import describe_model, flops_per_token
-from hf_lm.planning.plan import make_plan
+from hf_lm.planning.plan import DeviceMemory, make_plan
 from hf_lm.recipe import ModelRecipe, TrainingRecipe, load_recipe
 from hf_lm.workflows.check import check
 from hf_lm.workflows.summary import readable
@@ -36,10 +37,11 @@ def plan(
     return make_plan(
         recipe,
         describe_model(model),
+        Activations(fixed=1_000, per_block=20_000),
         block_size=16,
         train_blocks=blocks,
         world_size=world_size,
-        memory=memory,
+        memory=DeviceMemory(memory),
     )
 
 
@@ -74,10 +76,10 @@ def test_steps_follow_from_steps_tokens_or_epochs() -> None:
 def test_micro_batches_follow_from_memory_and_processes() -> None:
     roomy = plan(max_steps=1)
     assert (roomy.micro_batch_size, roomy.accumulation) == (32, 1)
-    tight = plan(max_steps=1, memory=roomy.memory // 4)
+    tight = plan(max_steps=1, memory=roomy.memory // 2)
     assert tight.micro_batch_size < 32
     assert tight.tokens_per_step == roomy.tokens_per_step == 512
-    assert tight.memory <= roomy.memory // 4
+    assert tight.memory <= roomy.memory // 2
     eight = plan(max_steps=1, world_size=8)
     assert (eight.micro_batch_size, eight.accumulation, eight.tokens_per_step) == (4, 1, 512)
     fixed = plan(max_steps=1, micro_batch_size=8)
