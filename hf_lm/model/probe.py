@@ -1,4 +1,4 @@
-"""Try a published model before a run relies on it."""
+"""Try a model before a run relies on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_lm.errors import RecipeError
+from hf_lm.errors import HfLmError, RecipeError
 from hf_lm.model.build import has_fast_paths
 from hf_lm.model.pretrained import load_config, load_pretrained
 
 LENGTH = 6  # tokens of each of two documents
+
+PROBED = 256  # tokens on which the fast paths are tried: 2 s for GPT-2 on two cores
+ERROR = 1e-3  # relative; what is equal up to rounding differs by 1e-6
 
 
 def check_pretrained(name: str, *, separates: bool) -> None:
@@ -44,6 +48,39 @@ def check_pretrained(name: str, *, separates: bool) -> None:
         raise RecipeError(
             f"{key}: {config.model_type} has no positions that separate the documents of a block, "
             "as data.document_mask and conversations need them; do without, or choose another model"
+        )
+
+
+@torch.no_grad()
+def check_fast_paths(model: PreTrainedModel, *, block_size: int) -> None:
+    """Check that a model has the loss that transformers' own attention and loss give.
+
+    Args:
+        model: on a CPU, in fp32.
+        block_size: tokens of a block.
+
+    Raises:
+        HfLmError: it has another one.
+    """
+    config = model.config
+    if not has_fast_paths(config):
+        return
+    size = config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(size, (1, min(block_size, PROBED) + 1), generator=generator)
+    inputs = {"input_ids": ids[:, :-1], "use_cache": False}
+    was_training, attention = model.training, config._attn_implementation
+    model.eval()
+    ours = float(model(**inputs, labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss)
+    model.set_attn_implementation("sdpa")
+    stock = float(functional.cross_entropy(model(**inputs).logits[0].float(), ids[0, 1:]))
+    model.set_attn_implementation(attention)
+    model.train(was_training)
+    if not abs(ours - stock) <= ERROR * max(1.0, stock):
+        raise HfLmError(
+            f"the fast attention and loss of hf_lm give {ours:.4f} on random tokens, and those of "
+            f"transformers {stock:.4f}: a defect of hf_lm for this {config.model_type} model; "
+            "please report it with the config.json of the model"
         )
 
 

@@ -128,6 +128,8 @@ def detect_hardware(recipe: TrainingRecipe) -> Hardware:
         >>> detect_hardware(load_recipe("recipes/small.json").training).precision
     """
     precision = recipe.precision
+    if recipe.extra_args.get("full_determinism"):  # cuBLAS reads it once, before the Trainer does
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     cuda = torch.cuda.is_available() and not is_set("ACCELERATE_USE_CPU")
     kind = "cuda" if cuda and recipe.device != "cpu" else "cpu"
     if kind == "cuda":  # otherwise the first question makes every process use memory of GPU 0

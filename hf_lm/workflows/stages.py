@@ -225,13 +225,16 @@ def plan_and_build(
 
     Raises:
         RecipeError: memory or disk is too small.
+        HfLmError: the fast paths give another loss than transformers.
     """
     from hf_lm.model.config import Vocabulary
+    from hf_lm.model.probe import check_fast_paths
 
     vocabulary = Vocabulary.of(tokenizer)
     plan, kernels = plan_run(recipe, vocabulary, hardware, counts)
     require((*plan.unmet_requirements, *run_dir.disk_shortfall(plan.disk)))
     model = build_model(recipe, vocabulary, attention=kernels.attention)
+    check_fast_paths(model, block_size=plan.block_size)
     if recipe.training.micro_batch_size != "auto":
         return model, plan, kernels
     if run_dir.micro_batch_size in plan.micro_batch_sizes:

@@ -1,5 +1,6 @@
 """The machine is used as the launcher and the recipe ask, or what is missing is named."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -124,3 +125,14 @@ def test_the_peak_memory_of_a_mac_is_counted_in_bytes(monkeypatch: pytest.Monkey
     linux = peak_memory("cpu")
     monkeypatch.setattr("hf_lm.planning.hardware.sys.platform", "darwin")
     assert linux / 1024 <= peak_memory("cpu") < linux / 512
+
+
+def test_full_determinism_is_known_to_cublas_before_its_first_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is removed at the end
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    detect_hardware(TrainingRecipe())
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    detect_hardware(TrainingRecipe(extra_args={"full_determinism": True}))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
