@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from recipes import CORPUS
+
 pytestmark = pytest.mark.slow
 
 LAUNCH = (str(Path(sys.executable).with_name("accelerate")), "launch")
@@ -98,3 +100,39 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(
     undo_end(tmp_path / "broken", 8)
     run_recipe(recipe, **TWO)
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+SHORT = {  # two epochs of a small text in a few steps, the second one not whole
+    "data.source": str(CORPUS),
+    "data.sample_by": "paragraph",
+    "data.max_bytes": 60_000,
+    "training.precision": "fp32",
+    "training.max_steps": 16,
+    "training.warmup_steps": 2,
+    "training.logging_steps": 1,
+    "training.eval_steps": 8,
+    "training.save_steps": 16,
+}
+SHIPPED = {  # the recipes that are made for a CPU, with a vocabulary that suits the text
+    "small": {"tokenizer.train.vocab_size": 512},
+    "small_modern": {"tokenizer.train.vocab_size": 512},
+    "shakespeare_char": {"data.revision": None, "data.max_bytes": 30_000},
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_two_processes_give_the_losses_of_one_for_the_shipped_recipes(
+    name: str, run_recipe: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    changes = {**SHORT, **SHIPPED[name]}
+    options = [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
+    recipe = ROOT / "recipes" / f"{name}.json"
+    for folder, launch in (("one", {"OMP_NUM_THREADS": "1"}), ("two", TWO)):
+        run_recipe(recipe, *options, f"--set=output_dir={tmp_path / folder}", **launch)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    text = json.loads((tmp_path / "one" / "provenance.json").read_text())["text"]["train"]
+    assert text["blocks"] < 16 * 16  # the run goes over the end of an epoch
+    assert [row["tokens"] for row in one] == [row["tokens"] for row in two]
+    for first, second in zip(one, two, strict=True):
+        for key in {"loss", "eval_loss", "eval_bits_per_byte"} & set(first):
+            assert first[key] == pytest.approx(second[key], rel=1e-6), (first["step"], key)
