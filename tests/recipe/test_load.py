@@ -217,7 +217,7 @@ SINGLE = {
     ),
     "matrix rate": (
         {"training.optimizer": "adamw", "training.matrix_learning_rate": 0.1},
-        r'matrix_learning_rate = 0.1: is for muon only; remove it or training.optimizer = "adamw"',
+        r"matrix_learning_rate = 0.1: has no effect, because it is for training.optimizer muon",
     ),
     "sgd": (
         {"training.optimizer": "sgd", "training.learning_rate": "auto"},
@@ -250,7 +250,7 @@ SINGLE = {
     "encoding": ({"data.encoding": "utf8mb4"}, r'encoding = "utf8mb4": is no encoding of text'),
     "threshold": (
         {"data.near_duplicate_threshold": 0.9},
-        r'near_duplicate_threshold = 0.9: has no effect, because data.near_duplicates is "off"',
+        r"near_duplicate_threshold = 0.9: has no effect, because data.near_duplicates is off",
     ),
     "near duplicates of a stream": (
         {"data.streaming": True, "data.near_duplicates": "drop", "evaluation.max_blocks": 4},

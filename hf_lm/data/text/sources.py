@@ -40,7 +40,9 @@ UNUSED_BY = {
     "delimiter": TEXT_SUFFIXES | {suffix for suffix in READERS if suffix not in TABLE_SUFFIXES},
     "sample_by": frozenset(READERS),
     "encoding": frozenset(BINARY_SUFFIXES),
+    "on_missing_text": TEXT_SUFFIXES,
 }
+BUILT_IN = ("encoding", "on_bad_bytes")  # of python-stdlib they are known
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,11 @@ def format_keys_without_effect(data: DataRecipe, sources: tuple[Source, ...]) ->
     """Yield a problem for each key about formats that no file has use for."""
     if not all(source.files for source in sources):
         return  # a Hub dataset, or a source with a problem of its own
+    if all(source.name == EMBEDDED for source in sources):
+        for name in BUILT_IN:
+            value = getattr(data, name)
+            if value != type(data).model_fields[name].default:
+                yield f'data.{name} = "{value}": has no effect on {EMBEDDED}; remove it'
     suffixes = {plain_suffix(file.path) for source in sources for file in source.files}
     for name, unused_by in UNUSED_BY.items():
         value = getattr(data, name)

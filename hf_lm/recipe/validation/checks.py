@@ -14,6 +14,7 @@ from hf_lm.recipe.sections.model import ModelRecipe
 from hf_lm.recipe.sections.recipe import Recipe
 from hf_lm.recipe.validation.conflicts import Check, Conflict, conflict
 from hf_lm.recipe.validation.data_checks import check_additions, check_data, check_tokenizer
+from hf_lm.recipe.validation.effects import check_effects
 from hf_lm.recipe.validation.extra_args import argument_problems
 
 FROM_SCRATCH = tuple(
@@ -68,13 +69,8 @@ def check_length(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def check_rates(recipe: Recipe) -> Iterator[Conflict]:
-    """Check that the optimizer uses every learning rate, and that "auto" has a rule."""
+    """Check that "auto" has a rule, and that spikes can be skipped."""
     training, kind = recipe.training, recipe.training.optimizer
-    keys = "training.optimizer"
-    if training.matrix_learning_rate != "auto" and kind not in ("auto", "muon"):
-        rule = f'is for muon only; remove it or training.optimizer = "{kind}"'
-        value = training.matrix_learning_rate
-        yield conflict("training.matrix_learning_rate", rule, value, other_keys=keys)
     if training.skip_loss_spikes and training.precision == "fp16":
         rule = "cannot be combined with fp16, whose scaler skips steps itself; use bf16 or fp32"
         value, keys = training.skip_loss_spikes, "training.precision"
@@ -253,6 +249,7 @@ CHECKS: tuple[Check, ...] = (
     check_saving,
     check_hub,
     check_extra_args,
+    check_effects,
 )
 
 

@@ -71,16 +71,11 @@ def check_sources(data: DataRecipe) -> Iterator[Conflict]:
 
 
 def check_near_duplicates(data: DataRecipe) -> Iterator[Conflict]:
-    """Check that the keys about near duplicates have an effect."""
-    choice, threshold = data.near_duplicates, data.near_duplicate_threshold
+    """Check that near duplicates can be found."""
+    choice = data.near_duplicates
     if choice != "off" and data.streaming:
         rule = "needs all text at once, which a stream does not give; remove it"
         yield conflict("data.near_duplicates", rule, choice, other_keys="data.streaming")
-    default = DataRecipe.model_fields["near_duplicate_threshold"].default
-    if choice == "off" and threshold != default:
-        rule = 'has no effect, because data.near_duplicates is "off"; set it to "count" or "drop"'
-        keys = "data.near_duplicates"
-        yield conflict("data.near_duplicate_threshold", rule, threshold, other_keys=keys)
 
 
 def check_completion(recipe: Recipe) -> Iterator[Conflict]:
