@@ -62,7 +62,7 @@ def check_fast_paths(model: PreTrainedModel, *, block_size: int) -> None:
     Raises:
         HfLmError: it has another one.
     """
-    config = model.config
+    config: Any = model.config
     if not has_fast_paths(config):
         return
     size = config.get_text_config().vocab_size

@@ -50,7 +50,8 @@ def rate_note(recipe: TrainingRecipe, *, step: int, before: int, total: int) -> 
     new = lr_multiplier(step, recipe, total)
     if new <= JUMP * old:
         return None
-    rates = " to ".join(f"{recipe.learning_rate * rate:.2g}" for rate in (old, new))
+    peak = float(recipe.learning_rate)  # "auto" is a number by now
+    rates = " to ".join(f"{peak * rate:.2g}" for rate in (old, new))
     remedy = (
         ""
         if recipe.schedule == "constant"

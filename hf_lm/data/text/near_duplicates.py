@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from hf_lm.data.text.documents import Document
 from hf_lm.errors import DataError
-
-if TYPE_CHECKING:
-    from rensa import RMinHash
 
 RUN = 5  # words that are compared together
 HASHES, BANDS, SEED = 128, 32, 1  # at a similarity of 0.8, a pair is met with 1 - 5e-8
@@ -68,11 +66,9 @@ def find_near_duplicates(
         threshold: the share of the runs of five words that two documents must have in common, as
             estimated from 128 hashes: with a standard error of 0.035 at 0.8.
     """
-    from rensa import RMinHashLSH
-
-    index = RMinHashLSH(threshold=threshold, num_perm=HASHES, num_bands=BANDS)
+    index = rensa().RMinHashLSH(threshold=threshold, num_perm=HASHES, num_bands=BANDS)
     held_out: list[Document] = []
-    signatures: list[RMinHash] = []
+    signatures: list[Any] = []
     for document in documents():
         if document.split == "validation":
             signatures.append(signature(document.text))
@@ -95,12 +91,15 @@ def find_near_duplicates(
     )
 
 
-def signature(text: str) -> RMinHash:
-    """Return the MinHash of a text: of its runs of five words, without case and punctuation."""
-    from rensa import RMinHash
+def rensa() -> Any:
+    """Import the package that compares documents; it has no types."""
+    return import_module("rensa")
 
+
+def signature(text: str) -> Any:
+    """Return the MinHash of a text: of its runs of five words, without case and punctuation."""
     words = WORD.findall(text.lower())
     runs = zip(*(words[start:] for start in range(RUN)), strict=False)
-    made = RMinHash(num_perm=HASHES, seed=SEED)
+    made = rensa().RMinHash(num_perm=HASHES, seed=SEED)
     made.update([" ".join(run) for run in runs] or [" ".join(words)])
     return made

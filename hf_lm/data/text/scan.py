@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_lm.data.cache import build_once, cache_root, is_whole, key_of
 from hf_lm.data.text.documents import (
@@ -115,8 +116,9 @@ def scan_documents(
         """Write the result to a directory of the cache."""
         (folder / FILE).write_text(json.dumps(asdict(found or read())))
 
-    kept = json.loads((build_once(SCANS, key, write) / FILE).read_text())
-    return Scan(**{name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()})
+    kept: dict[str, Any] = json.loads((build_once(SCANS, key, write) / FILE).read_text())
+    kept |= {name: tuple(kept[name]) for name in ("notes", "dropped")}
+    return Scan(**kept)
 
 
 def scan_now(
