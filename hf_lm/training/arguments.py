@@ -24,6 +24,8 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
     save = count_steps(recipe.save_steps, total)
     if recipe.load_best_model_at_end:  # rounding may break the multiple that transformers needs
         save = max(1, round(save / evaluate)) * evaluate
+    # The processes are connected by now; with one process there is no group to name a backend of.
+    extra_args = {k: v for k, v in recipe.extra_args.items() if k != "ddp_backend"}
     args = TrainingArguments(
         learning_rate=float(recipe.learning_rate),
         weight_decay=recipe.weight_decay,
@@ -44,7 +46,7 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
         ddp_find_unused_parameters=False,  # every parameter is used; searching costs time
         report_to=recipe.report_to if isinstance(recipe.report_to, str) else [*recipe.report_to],
         **others,
-        **recipe.extra_args,
+        **extra_args,
     )
     if args.n_gpu > 1:
         args._n_gpu = (
