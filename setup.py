@@ -86,6 +86,7 @@ setup(
         "hf_lm": ["py.typed"],
         "hf_lm.hub": ["model_card.md.jinja"],
         "hf_lm.recipe": ["recipe.schema.json"],
+        "hf_lm.report": ["report.html.jinja"],
     },
     entry_points={"console_scripts": ["hf-lm = hf_lm.cli:main"]},
     install_requires=INSTALL,

@@ -52,6 +52,14 @@ def add_training_commands(commands: Commands) -> None:
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     command.add_argument("--json", action="store_true", help="print the state as JSON")
     command.set_defaults(handler=status)
+    command = commands.add_parser(
+        "report", help="write the curves of a run, or of several, to a page"
+    )
+    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page (report.html, in RUN if there is one)"
+    )
+    command.set_defaults(handler=report)
     command = commands.add_parser("verify", help="check every file of every checkpoint of a run")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     command.set_defaults(handler=verify)
@@ -190,6 +198,18 @@ def status(options: argparse.Namespace) -> None:
         print_json(status_json(options.run))
         return
     show_rows(str(options.run), status_rows(options.run))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report of one run or several."""
+    from hf_lm.report.page import write_report
+    from hf_lm.run_dir.directory import REPORT
+    from hf_lm.terminal.console import short, show_rows
+
+    folder = options.runs[0] if len(options.runs) == 1 else Path()
+    path = (options.output or folder / REPORT).absolute()
+    write_report(options.runs, path)
+    show_rows("report", [("page", short(path))])
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from hf_lm.system.text import printable
 
 MAX_LENGTH = 2_000  # characters of a sample or a name
 
-# Marks that turn the direction of text around, with which a name can look like another.
-DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
-
-def printable(text: object) -> str:
-    """Replace control characters, and cut a text to the length that a page can show.
-
-    Spaces of any kind and joiners are kept: they are in names of files and in many languages.
-    """
-    clean = "".join(
-        "\N{REPLACEMENT CHARACTER}" if is_control(c) and c not in "\n\t" else c for c in str(text)
-    )
+def shortened(text: object) -> str:
+    """Return a printable text, cut to the length that a page can show."""
+    clean = printable(text)
     return clean if len(clean) <= MAX_LENGTH else f"{clean[:MAX_LENGTH]} …"
-
-
-def is_control(character: str) -> bool:
-    """Return whether a character controls its surroundings, or stands for nothing."""
-    kind = unicodedata.category(character)
-    return (
-        kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
-        or unicodedata.bidirectional(character) in DIRECTIONS
-    )
 
 
 def one_row(text: object) -> str:
     """Return a text on one line."""
-    return re.sub(r"[ \n\t]+", " ", printable(text)).strip(" ")
+    return re.sub(r"[ \n\t]+", " ", shortened(text)).strip(" ")
 
 
 def plain(text: object) -> str:
@@ -57,7 +41,7 @@ def fenced(text: str, language: str = "") -> str:
         text: shown as it is if a language is given; it comes from us then.
         language: the language for highlighting, such as "json".
     """
-    content = text if language else printable(text)
+    content = text if language else shortened(text)
     ticks = "`" * max(3, longest_backtick_run(content) + 1)
     return f"{ticks}{language}\n{content}\n{ticks}"
 

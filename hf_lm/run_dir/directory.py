@@ -29,6 +29,7 @@ from hf_lm.system.signals import raise_lost_signal
 
 RECIPE, PROVENANCE, LOG = "recipe.json", "provenance.json", "log.jsonl"
 METRICS, STATUS, MODEL = "metrics.json", "status.json", "model"
+REPORT = "report.html"
 
 NO_LOCKS = "{}: its file system has no locks, so a second run here would not be noticed"
 NO_FSYNC = "{}: its file system has no fsync, so a checkpoint may be lost in a power cut"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from hf_lm.data.inspection import Inspection
-
-# Escape sequences, and the characters that turn the direction of the rest of a line.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from hf_lm.system.text import printable
 
 RARE = 0.01  # scripts of a smaller share are counted together
 
@@ -39,4 +36,4 @@ def shown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
 def on_one_line(text: str) -> str:
     """Return a text with an arrow for each line end, and without control characters."""
     text = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("\t", " ")
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return printable(text)
