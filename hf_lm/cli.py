@@ -1,4 +1,4 @@
-"""The `hf-lm` command: sub-commands, their options, and one short handler each."""
+"""The `hf-lm` command: one short handler for each sub-command."""
 
 from __future__ import annotations
 
@@ -8,167 +8,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_lm import __version__
-from hf_lm.run import (
-    add_overrides,
-    add_run_options,
-    add_traceback_option,
-    recipe_from_options,
-    run_from_options,
-)
+from hf_lm.options import parser
+from hf_lm.run import recipe_from_options, run_from_options
 from hf_lm.terminal.exit_code import run_command
 from hf_lm.terminal.streams import SafeStream
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all sub-commands."""
-    root = argparse.ArgumentParser(
-        prog="hf-lm", description="Train, evaluate and use small language models."
-    )
-    root.add_argument("--version", action="version", version=f"hf_lm {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_training_commands(commands)
-    add_data_commands(commands)
-    add_model_commands(commands)
-    add_hub_commands(commands)
-    for command in commands.choices.values():
-        add_traceback_option(command)
-    return root
-
-
-def add_training_commands(commands: Commands) -> None:
-    """Add the commands about a run: run, check, status and verify."""
-    command = commands.add_parser("run", help="train what a recipe describes")
-    add_run_options(command).set_defaults(handler=run_from_options)
-    command = commands.add_parser("check", help="check a recipe and print the plan")
-    add_run_options(command).set_defaults(handler=check)
-    command.add_argument("--json", action="store_true", help="print the plan as JSON")
-    command = commands.add_parser("status", help="show what a run is doing, on one screen")
-    command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
-    command.add_argument("--json", action="store_true", help="print the state as JSON")
-    command.set_defaults(handler=status)
-    command = commands.add_parser(
-        "report", help="write the curves of a run, or of several, to a page"
-    )
-    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
-    command.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page (report.html, in RUN if there is one)"
-    )
-    command.set_defaults(handler=report)
-    command = commands.add_parser("verify", help="check every file of every checkpoint of a run")
-    command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
-    command.set_defaults(handler=verify)
-
-
-def add_data_commands(commands: Commands) -> None:
-    """Add the commands about text: inspect, prepare and cache."""
-    command = commands.add_parser("inspect", help="look at text before training on it")
-    command.add_argument(
-        "source", metavar="SOURCE", help="text, as data.source of a recipe; or a recipe"
-    )
-    add_overrides(command, "override a key of data, such as data.text_column=body")
-    command.add_argument("--json", action="store_true", help="print what was found as JSON")
-    command.set_defaults(handler=inspect)
-
-    command = commands.add_parser("prepare", help="write the blocks of a recipe to a folder")
-    command.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
-    add_overrides(command, "override a key of the recipe, such as data.block_size=512")
-    command.add_argument(
-        "--output", required=True, metavar="FOLDER", help="to name as data.source of a recipe"
-    )
-    command.add_argument(
-        "--push", metavar="USER/NAME", help="upload the folder to the Hub, as a private dataset"
-    )
-    command.set_defaults(handler=prepare)
-
-    command = commands.add_parser("cache", help="show the prepared text in the cache, or delete it")
-    command.add_argument(
-        "--prune",
-        type=not_negative,
-        metavar="DAYS",
-        help="delete what was not used for so many days; 0 deletes all",
-    )
-    command.set_defaults(handler=cache)
-
-
-def add_model_commands(commands: Commands) -> None:
-    """Add the commands about a finished model: evaluate, generate and export."""
-    command = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
-    command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
-    command.add_argument(
-        "--source",
-        metavar="SOURCE",
-        help="text, as data.source of a recipe; without it, the validation set of the run around "
-        "MODEL",
-    )
-    add_overrides(command, "override a key of data or evaluation, such as data.text_column=body")
-    command.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    command.set_defaults(handler=evaluate)
-
-    command = commands.add_parser("generate", help="let a model continue a text")
-    command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
-    command.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="the beginning; may be given many times"
-    )
-    command.add_argument(
-        "--max-new-tokens", type=positive, default=200, metavar="N", help="tokens to add (200)"
-    )
-    command.add_argument(
-        "--temperature", type=not_negative, default=0.8, help="0 takes the likeliest token (0.8)"
-    )
-    command.add_argument(
-        "--chat", action="store_true", help="answer each prompt, by the model's chat template"
-    )
-    command.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
-    command.set_defaults(handler=generate)
-
-    command = commands.add_parser("export", help="write a model for another runtime, checked")
-    command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
-    command.add_argument(
-        "--to",
-        choices=("onnx", "gguf"),
-        required=True,
-        help="onnx: ONNX Runtime; gguf: llama.cpp, Ollama, LM Studio",
-    )
-    command.add_argument(
-        "--dtype", choices=("f32", "f16", "bf16", "q8_0"), help="of the matrices in GGUF (f16)"
-    )
-    command.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
-    command.set_defaults(handler=export)
-
-
-def add_hub_commands(commands: Commands) -> None:
-    """Add the commands about the Hub: publish and reproduce."""
-    command = commands.add_parser("publish", help="upload the model of a run to the Hub")
-    command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
-    add_overrides(command, "override a key of the hub section, such as hub.model_id=USER/NAME")
-    command.set_defaults(handler=publish)
-
-    command = commands.add_parser("reproduce", help="run a published recipe and compare the result")
-    command.add_argument("recipe", metavar="hub:USER/MODEL", help="a published model")
-    add_overrides(command, "override a key of its recipe, such as data.source=my_texts/")
-    command.set_defaults(handler=reproduce)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def not_negative(text: str) -> float:
-    """Parse a finite number that is not below 0."""
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
-    return number
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -266,6 +111,20 @@ def evaluate(options: argparse.Namespace) -> None:
     show_rows(options.model, metric_rows(metrics))
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Show how well several models predict a text."""
+    from hf_lm.workflows.evaluate import compare
+
+    found = compare(options.models, source=options.source, overrides=options.overrides)
+    if options.json:
+        print_json(found.as_json())
+        return
+    from hf_lm.terminal.comparison import comparison_rows
+    from hf_lm.terminal.console import show_rows
+
+    show_rows(options.source, comparison_rows(found))
+
+
 def generate(options: argparse.Namespace) -> None:
     """Print each prompt with what the model adds to it."""
     from hf_lm.workflows.evaluate import generate
@@ -320,10 +179,22 @@ def reproduce(options: argparse.Namespace) -> None:
     console.show_rows(f"{options.recipe} and {console.short(recipe.folder)}", rows, notes=notes)
 
 
+HANDLERS = {
+    "run": run_from_options,
+    **{
+        handler.__name__: handler
+        for handler in (
+            *(check, status, report, verify, inspect, prepare, cache),
+            *(evaluate, compare, generate, export, publish, reproduce),
+        )
+    },
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `hf-lm` command and return its exit code."""
     options = parser().parse_args(arguments)
-    command = partial(options.handler, options)
+    command = partial(HANDLERS[options.command], options)
     return run_command(command, show_traceback=options.show_traceback)
 
 

@@ -181,6 +181,18 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
     return splits["train"]
 
 
+def whole_texts(data: DataRecipe, corpus: Corpus) -> list[str]:
+    """Return the documents of a corpus, with nothing held out.
+
+    Raises:
+        DataError: a file has become unreadable since it was scanned.
+    """
+    from hf_lm.data.text.hub_datasets import hub_texts
+
+    texts, _ = hub_texts(data, corpus)
+    return [document.text for document in Documents(data, corpus, texts, Holdout(0)).all()]
+
+
 def text_tokens(data: DataRecipe, corpus: Corpus, tokenizer: Any, *, limit: int) -> int:
     """Count the tokens of a corpus up to a limit.
 

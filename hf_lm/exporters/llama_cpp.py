@@ -25,8 +25,9 @@ TEXTS, PROMPTS = 100, 4
 MAX_PROMPT = 64  # tokens
 
 # Nats of divergence. The most that we measured on SmolLM2-135M and random prompts, which is more
-# than for models trained here, is 4e-6 in f32, 3e-6 in f16, 5e-4 in bf16 and 1.2e-2 in q8_0.
-TOLERANCE = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
+# than for models trained here, is 1.2e-4 in f32 and f16 (AVX2; 4e-6 on AVX-512), 5e-4 in bf16 and
+# 1.2e-2 in q8_0.
+TOLERANCE = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 
 PIECES = (
     *(

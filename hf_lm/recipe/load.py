@@ -144,6 +144,10 @@ def use_pretrained(raw: dict[str, Any], pretrained: str) -> None:
         kept = {key: section[key] for key in keys if key in section}
         raw[name] = {**kept, "pretrained": pretrained}
         resolve_paths(raw, Path.cwd(), only=(name, "pretrained"))
+    training = raw.get("training")
+    if isinstance(training, dict) and training.get("optimizer", "auto") == "auto":
+        for key in ("momentum", "matrix_learning_rate"):  # of muon; pretrained weights get adamw
+            training.pop(key, None)
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Evaluate a finished model, or generate text with it."""
+"""Evaluate finished models, compare them, or generate text with one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hf_lm.data.text.scan import Scan
     from hf_lm.data.text.sources import Corpus
+    from hf_lm.evaluation.compare import Comparison
     from hf_lm.recipe import Recipe
 
 LONGEST_BLOCK = 1024  # tokens of context to evaluate with, unless the model has fewer
@@ -74,6 +75,44 @@ def evaluate(
         collate=make_collate(recipe.data, tokenizer, split="validation"),
         token_bytes=token_bytes(tokenizer),
     )
+
+
+def compare(
+    models: Sequence[str | Path], *, source: str | Path, overrides: Sequence[str] = ()
+) -> Comparison:
+    """Compare models on the same documents, whatever their tokenizers.
+
+    Args:
+        models: directories or Hub ids; the others are compared with the first.
+        source: text, as `data.source` of a recipe.
+        overrides: keys of the data section, such as "data.text_column=body".
+
+    Raises:
+        RecipeError: there is no such model, or an override is wrong.
+        DataError: the text cannot be used.
+
+    Example:
+        >>> compare(["runs/a/model", "openai-community/gpt2"], source="README.md").models[1].verdict
+    """
+    from hf_lm.data.text.scan import scan_documents
+    from hf_lm.data.text.sources import find_corpus
+
+    names = [str(model) for model in models]
+    for name in names:
+        check_model_path(name)
+    recipe = with_block_size(find_evaluation_recipe(names[0], source, overrides), 1)
+    corpus = find_corpus(recipe.data)
+    scan_documents(recipe.data, corpus, whole=True)
+    if not corpus.local:
+        reach_hub()
+
+    from hf_lm.data.load import whole_texts
+    from hf_lm.evaluation.compare import compare_scores, score_documents
+
+    texts = whole_texts(recipe.data, corpus)
+    sizes = [len(text.encode()) for text in texts]
+    scores = [score_documents(*load_model(name), texts) for name in names]
+    return compare_scores(names, scores, sizes)
 
 
 def with_block_size(recipe: Recipe, block_size: int) -> Recipe:

@@ -129,3 +129,19 @@ def test_a_key_that_changes_nothing_is_refused(
         recipe = load_recipe(write_recipe(**{**dotted, key.replace(".", "__"): value}))
         find_corpus(recipe.data)
     assert any(key in line for line in caught.value.problems), caught.value.problems
+
+
+def test_a_recipe_that_a_run_wrote_is_read_whatever_its_keys(
+    write_recipe: Callable[..., Path],
+) -> None:
+    useless = {"training__decay_steps": 3, "training__schedule": "linear"}
+    with pytest.raises(RecipeError):
+        load_recipe(write_recipe(**useless))
+    assert load_recipe(write_recipe(**useless, hf_lm_version="0.1.0")).training.decay_steps == 3
+
+
+def test_a_recipe_for_muon_fine_tunes_with_adamw(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe(training__momentum=0.85, training__matrix_learning_rate=0.01)
+    assert load_recipe(path).training.momentum == 0.85
+    recipe = load_recipe(path, pretrained="USER/base")
+    assert (recipe.training.optimizer, recipe.training.momentum) == ("adamw", 0.95)
