@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_lm.options import parser
+from hf_lm.commands import parser
 from hf_lm.run import recipe_from_options, run_from_options
 from hf_lm.terminal.exit_code import run_command
 from hf_lm.terminal.streams import SafeStream

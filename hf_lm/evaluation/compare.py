@@ -34,7 +34,7 @@ REAL = (
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """How well a model predicts each document.
+    """The scores of one model for each document.
 
     Attributes:
         nats: [documents], the negative log-likelihood of each text.
