@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from hf_lm.errors import DataError
 from hf_lm.evaluation.metrics import METRICS
@@ -87,7 +86,7 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
     page = environment.get_template("report.html.jinja").render(
         runs=runs,
@@ -164,7 +163,7 @@ def charts(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         lines = [*lines_of(runs, columns, over=axis["over"], unit=axis["unit"])]
         if any(line.points for line in lines):
             svg = draw(lines, name=f"chart{number}", x=axis["x"], y=unit)
-            yield {"title": title, "text": "; ".join(described(lines)), "svg": Markup(svg)}
+            yield {"title": title, "text": "; ".join(described(lines)), "svg": svg}
 
 
 def lines_of(
