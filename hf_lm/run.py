@@ -84,7 +84,6 @@ def train(
             )
             with run_dir.track_status(recipe, provenance, accept_changes):
                 result = train_and_evaluate(context)
-            summary.write_run_report(run_dir)
             summary.show_result(result, chat=context.is_chat)
         publish.publish_if_requested(recipe, run_dir)
     return result

@@ -51,7 +51,7 @@ def test_a_finished_run_has_exactly_the_documented_files(tiny_run: Path) -> None
     names = {path.name for path in tiny_run.iterdir()}
     assert names == {
         *("recipe.json", "provenance.json", "log.jsonl", "metrics.json", "status.json"),
-        *("checkpoint-4", "checkpoint-8", "model", "report.html"),
+        *("checkpoint-4", "checkpoint-8", "model"),
     }
     assert {path.name for path in (tiny_run / "model").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from hf_lm.errors import one_line
 from hf_lm.evaluation.metrics import metric_rows
 from hf_lm.recipe import DataRecipe, Recipe, TrainingRecipe, count_steps, warnings
 from hf_lm.run_dir.compatibility import numerics_changes
-from hf_lm.run_dir.directory import METRICS, REPORT, RunDirectory, TrainResult
+from hf_lm.run_dir.directory import METRICS, RunDirectory, TrainResult
 from hf_lm.terminal import console
-from hf_lm.terminal.console import duration, short, show_note, show_rows
+from hf_lm.terminal.console import duration, short, show_rows
 
 if TYPE_CHECKING:
     from hf_lm.data.blocks.dataset import SplitCounts
@@ -74,25 +73,13 @@ def show_result(result: TrainResult, *, chat: bool) -> None:
         [
             *metric_rows(metrics),
             ("training", training),
-            ("report", short(result.model_path.with_name(REPORT))),
+            ("curves", f"hf-lm report {shlex.quote(short(result.model_path.parent))}"),
             ("model", path),
             ("generate", f"hf-lm generate {quoted}{options}"),
             ("evaluate", f"hf-lm evaluate {quoted} --source YOUR_TEXT"),
             ("in Python", f'AutoModelForCausalLM.from_pretrained("{path}")'),
         ],
     )
-
-
-def write_run_report(run_dir: RunDirectory) -> None:
-    """Write the report of a run, on the main process; a failure is told and ends nothing."""
-    if not run_dir.is_main_process:
-        return
-    from hf_lm.report.page import write_report
-
-    try:
-        write_report([run_dir.path], run_dir.path / REPORT)
-    except Exception as error:  # training matters more than a page
-        show_note(f"{REPORT} was not written: {type(error).__name__}: {one_line(error)}")
 
 
 def show_samples(samples: Sequence[Mapping[str, str]], *, chat: bool) -> None:

@@ -5,7 +5,6 @@ The trainer calls the other stages through `TrainerHooks` and never imports them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,6 @@ from hf_lm.training.optimizer import build_optimizer
 from hf_lm.training.schedule import build_lr_schedule, rate_note
 from hf_lm.training.trainer import LMTrainer, TrainerHooks, build_trainer
 from hf_lm.workflows.publish import start_background_uploads, write_card
-from hf_lm.workflows.summary import write_run_report
 
 SAVED_LOSS_ERROR = 0.02  # relative; weights that are rounded to bf16 differ by less
 
@@ -152,20 +150,13 @@ def make_hooks(context: RunContext) -> TrainerHooks:
             seed=recipe.seed,
             chat=context.is_chat,
         ),
-        write_row=partial(write_row, context.run_dir),
+        write_row=context.run_dir.log.append,
         flops_per_token=flops_per_token(context.plan.model_size, context.plan.block_size),
         peak_flops=hardware.peak_flops,
         order=context.blocks.order,
         max_nonfinite_steps=recipe.training.skip_nonfinite_steps,
         spike_threshold=recipe.training.skip_loss_spikes,
     )
-
-
-def write_row(run_dir: RunDirectory, row: Mapping[str, Any]) -> None:
-    """Write a row to the log, and the report after each evaluation."""
-    run_dir.log.append(row)
-    if "eval_loss" in row:
-        write_run_report(run_dir)
 
 
 def make_trainer(

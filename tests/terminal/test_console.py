@@ -45,7 +45,7 @@ def test_end_of_a_run_shows_results_and_commands(monkeypatch: Any) -> None:
     assert "loss           1.5000 ± 0.0100 nats per token" in text
     assert "bits per byte  1.2500 on 3,000 bytes" in text
     assert "123,456 tokens in 1:02:05, 33 tokens per second" in text
-    assert "report         a b/report.html" in text
+    assert "curves         hf-lm report 'a b'" in text
     assert "hf-lm generate 'a b/model' --prompt 'def '" in text
     assert 'AutoModelForCausalLM.from_pretrained("a b/model")' in text
 
