@@ -105,7 +105,6 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(
 SHORT = {  # two epochs of a small text in a few steps, the second one not whole
     "data.source": str(CORPUS),
     "data.sample_by": "paragraph",
-    "data.max_bytes": 60_000,
     "training.precision": "fp32",
     "training.max_steps": 16,
     "training.warmup_steps": 2,
@@ -116,7 +115,7 @@ SHORT = {  # two epochs of a small text in a few steps, the second one not whole
 SHIPPED = {  # the recipes that are made for a CPU, with a vocabulary that suits the text
     "small": {"tokenizer.train.vocab_size": 512},
     "small_modern": {"tokenizer.train.vocab_size": 512},
-    "shakespeare_char": {"data.revision": None, "data.max_bytes": 30_000},
+    "shakespeare_char": {"data.revision": None, "data.max_bytes": 15_000},
 }
 
 
