@@ -137,14 +137,15 @@ def inspect_text(recipe: Recipe, corpus: Corpus, hub: HubTexts) -> Inspection:
     """
     reader = DocumentReader(recipe.data, corpus, hub)
     sizes, letters, sample, shown = [], Counter[str](), list[str](), list[Any]()
-    share = min(1.0, SAMPLE_BYTES / max(corpus.size, 1))
+    share, sampled = min(1.0, SAMPLE_BYTES / max(corpus.size, 1)), 0
     for document in reader:
         sizes.append(document.size)
         letters.update(document.text[:HEAD])
         # The size of a Hub dataset is not known, so its first documents are the sample.
-        is_sampled = document.hash < share * HASHES if corpus.local else sum(sizes) <= SAMPLE_BYTES
+        is_sampled = document.hash < share * HASHES if corpus.local else sampled < SAMPLE_BYTES
         if is_sampled or not sample:
             sample.append(document.text[:SAMPLE_BYTES])
+            sampled += document.size
         keep_lowest(shown, document)
     if reader.report.problems:
         raise DataError(reader.report.problems)

@@ -27,9 +27,9 @@ from hf_lm.tokenizer import document_prefix
 
 LONGEST_WINDOW = 1024  # tokens of context, unless the model has fewer
 
-REAL = (
-    2.0  # standard errors beyond which a difference is called real: 19 of 20 times by chance less
-)
+REAL = 2.0  # standard errors; chance alone gives a larger difference once in twenty times
+
+Window = tuple[int, list[int], int]  # the number of its document, ids, and how many only begin it
 
 
 @dataclass(frozen=True)
@@ -109,63 +109,55 @@ def score_documents(
     """
     began = time.perf_counter()
     length = min(context_length(model), LONGEST_WINDOW)
-    windows = [
-        (number, ids)
-        for number, text in enumerate(texts)
-        for ids in windows_of(text, tokenizer, length)
-    ]
+    windows = [*windows_of(texts, tokenizer, length)]
     windows.sort(key=lambda window: -len(window[1]))  # neighbours have one length, or nearly
     nats, tokens = np.zeros(len(texts)), 0
-    table = torch.zeros(1, dtype=torch.long, device=model.device)  # bytes are those of the texts
+    vocab_size = model.config.get_text_config().vocab_size
+    table = torch.zeros(vocab_size, dtype=torch.long, device=model.device)  # the texts have bytes
     with evaluation_mode(model):
-        for batch in batches(windows, model):
-            rows = score(model, padded([ids for _, ids in batch]), table.expand(vocabulary(model)))
-            for (number, _), row in zip(batch, rows, strict=True):
+        for batch in batches(windows, LOGIT_BYTES[model.device.type] // (4 * vocab_size)):
+            rows = score(model, padded(batch), table)
+            for (number, _, _), row in zip(batch, rows, strict=True):
                 nats[number] += row["nll"]
                 tokens += int(row["tokens"])
     seconds = time.perf_counter() - began
     return DocumentScores(nats, tokens, seconds, sum(p.numel() for p in model.parameters()))
 
 
-def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
-    """Yield the ids of a document in windows of at most `length` + 1."""
+def windows_of(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterator[Window]:
+    """Yield the documents in windows of at most `length` + 1 ids."""
     first = document_prefix(tokenizer)
     if not first:
         bos = tokenizer.bos_token_id
         first = [tokenizer.eos_token_id if bos is None else bos]
-    encoded: Any = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-    ids = [first[-1], *encoded["input_ids"]]
-    for start in range(0, len(ids) - 1, length):
-        yield ids[start : start + length + 1]
+    for number, text in enumerate(texts):
+        encoded: Any = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = [*first, *encoded["input_ids"]]
+        for start in range(0, len(ids) - 1, length):
+            yield number, ids[start : start + length + 1], 1 if start else len(first)
 
 
-def vocabulary(model: PreTrainedModel) -> int:
-    """Return the number of logits of a token."""
-    return model.config.get_text_config().vocab_size
-
-
-def batches(
-    windows: Sequence[tuple[int, list[int]]], model: PreTrainedModel
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Yield windows in batches whose logits are a few megabytes."""
+def batches(windows: Sequence[Window], most_tokens: int) -> Iterator[Sequence[Window]]:
+    """Yield windows, the longest first, in batches of at most so many tokens, padding included."""
     start = 0
     while start < len(windows):
         length = len(windows[start][1]) - 1
-        logits = LOGIT_BYTES[model.device.type] // (4 * length * vocabulary(model))
-        size = max(1, min(logits, BATCH_TOKENS // length))
-        yield list(windows[start : start + size])
+        size = max(1, min(most_tokens, BATCH_TOKENS) // length)
+        yield windows[start : start + size]
         start += size
 
 
-def padded(rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Make a batch of ids [B, T] and targets; what is padded at the end is not a target."""
-    width = max(map(len, rows)) - 1
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    targets = torch.full((len(rows), width), IGNORE_INDEX)
-    for number, row in enumerate(rows):
-        ids[number, : len(row) - 1] = torch.tensor(row[:-1])
-        targets[number, : len(row) - 1] = torch.tensor(row[1:])
-    return {"input_ids": ids, "shift_labels": targets}
+def padded(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    """Make a batch of ids [B, T] and targets; what begins a document or pads it is no target."""
+    width = max(len(ids) for _, ids, _ in windows) - 1
+    inputs = torch.zeros(len(windows), width, dtype=torch.long)
+    targets = torch.full_like(inputs, IGNORE_INDEX)
+    for row, (_, ids, context) in enumerate(windows):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, context - 1 : len(ids) - 1] = torch.tensor(ids[context:])
+    return {"input_ids": inputs, "shift_labels": targets}
 
 
 def compare_scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hf_lm.errors import RecipeError
 from hf_lm.planning.activations import Activations
@@ -79,6 +79,15 @@ class Plan:
         state = 4 * (n.parameters - n.trained) + n.trained * STATE_BYTES[self.optimizer]
         copy = self.checkpoint if self.device_memory.holds_copies else 0
         return state + copy + self.activations.of(self.micro_batch_size)
+
+    def largest_micro_batch(self, most: int | Literal["auto"]) -> int:
+        """Return the largest micro-batch size up to `most`, or with "auto" that fits the memory."""
+        if most != "auto":
+            return next(size for size in self.micro_batch_sizes if size <= most)
+        limit = MEMORY_SHARE * self.device_memory.free
+        plans = map(self.with_micro_batch_size, self.micro_batch_sizes)
+        fitting = (plan.micro_batch_size for plan in plans if plan.needed_memory <= limit)
+        return next(fitting, 1)
 
     @property
     def memory(self) -> int:
@@ -219,14 +228,7 @@ def make_plan(
         checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
         device_memory=memory,
     )
-    if recipe.micro_batch_size != "auto":
-        most = recipe.micro_batch_size
-        return plan.with_micro_batch_size(next(n for n in plan.micro_batch_sizes if n <= most))
-    limit = MEMORY_SHARE * memory.free
-    fitting = (
-        n for n in plan.micro_batch_sizes if plan.with_micro_batch_size(n).needed_memory <= limit
-    )
-    return plan.with_micro_batch_size(next(fitting, 1))
+    return plan.with_micro_batch_size(plan.largest_micro_batch(recipe.micro_batch_size))
 
 
 def check_step_size(

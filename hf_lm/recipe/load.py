@@ -133,7 +133,10 @@ def apply_override(raw: dict[str, Any], override: str) -> list[Problem]:
 
 
 def use_pretrained(raw: dict[str, Any], pretrained: str) -> None:
-    """Turn a raw recipe into one that fine-tunes a model, with that model's tokenizer."""
+    """Turn a raw recipe into one that fine-tunes a model, with that model's tokenizer.
+
+    What describes the recipe's own model and its optimizer makes way.
+    """
     kept_keys = {
         "model": ("dropout", "lora", "save_dtype"),
         "tokenizer": ("add_tokens", "chat_template"),

@@ -103,7 +103,7 @@ def read_template(
 
 def set_default_output_dir(raw: dict[str, object], folder: Path) -> None:
     """Set the output directory of a raw recipe to runs/NAME if it has none."""
-    name = raw.get("name", Recipe.model_fields["name"].default)
+    name = raw.get("name", Recipe.default_of("name"))
     raw.setdefault("output_dir", os.path.normpath(folder / "runs" / str(name)))
 
 

@@ -26,6 +26,7 @@ def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None])
 
         @wraps(event)
         def call_unless_failed(*args: object, **options: object) -> None:
+            """Call the event, and note its error."""
             if errors:
                 return
             try:

@@ -52,13 +52,9 @@ def rate_note(recipe: TrainingRecipe, *, step: int, before: int, total: int) -> 
         return None
     peak = float(recipe.learning_rate)  # "auto" is a number by now
     rates = " to ".join(f"{peak * rate:.2g}" for rate in (old, new))
-    remedy = (
-        ""
-        if recipe.schedule == "constant"
-        else (
-            '; training.schedule = "wsd" keeps the rate until its last steps, so it can be extended'
-        )
-    )
+    remedy = ""
+    if recipe.schedule != "constant":
+        remedy = '; training.schedule = "wsd" keeps the rate until its last steps'
     return f"more steps: the learning rate goes from {rates} at step {step:,}{remedy}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_lm.errors import DataError
 from hf_lm.workflows.stages import check_model_path, load_model, reach_hub
@@ -41,19 +41,9 @@ def evaluate(
     Example:
         >>> evaluate("runs/small/model", source="README.md")["bits_per_byte"]
     """
-    from hf_lm.data.text.scan import scan_documents
-    from hf_lm.data.text.sources import find_corpus
-
     name = str(model)
     check_model_path(name)
-    recipe = find_evaluation_recipe(name, source, overrides)
-    fits_text = source is not None and "block_size" not in recipe.data.model_fields_set
-    if fits_text:  # the context of the model is not known yet: any text is long enough
-        recipe = with_block_size(recipe, 1)
-    corpus = find_corpus(recipe.data)
-    scan = scan_documents(recipe.data, corpus, whole=source is not None)
-    if not corpus.local:
-        reach_hub()
+    recipe, corpus, scan, is_any_length = open_text(name, source, overrides)
     network, tokenizer = load_model(name)
     if recipe.tokenizer.chat_template:
         tokenizer.chat_template = recipe.tokenizer.chat_template
@@ -64,7 +54,7 @@ def evaluate(
     from hf_lm.evaluation.generate import context_length
     from hf_lm.tokenizer import token_bytes
 
-    if fits_text:
+    if is_any_length:
         longest = min(context_length(network), LONGEST_BLOCK)
         tokens = text_tokens(recipe.data, corpus, tokenizer, limit=longest + 1)
         recipe = with_block_size(recipe, min(longest, tokens - 1))
@@ -94,25 +84,50 @@ def compare(
     Example:
         >>> compare(["runs/a/model", "openai-community/gpt2"], source="README.md").models[1].verdict
     """
-    from hf_lm.data.text.scan import scan_documents
-    from hf_lm.data.text.sources import find_corpus
-
     names = [str(model) for model in models]
     for name in names:
         check_model_path(name)
-    recipe = with_block_size(find_evaluation_recipe(names[0], source, overrides), 1)
-    corpus = find_corpus(recipe.data)
-    scan_documents(recipe.data, corpus, whole=True)
-    if not corpus.local:
-        reach_hub()
+    text = open_text(names[0], source, overrides)
 
     from hf_lm.data.load import whole_texts
     from hf_lm.evaluation.compare import compare_scores, score_documents
 
-    texts = whole_texts(recipe.data, corpus)
+    texts = whole_texts(text.recipe.data, text.corpus)
     sizes = [len(text.encode()) for text in texts]
     scores = [score_documents(*load_model(name), texts) for name in names]
     return compare_scores(names, scores, sizes)
+
+
+class EvaluationText(NamedTuple):
+    """The text that models are evaluated on, found and read once.
+
+    Attributes:
+        recipe: how it is read.
+        corpus: its files and Hub ids.
+        scan: the result of reading it.
+        is_any_length: whether the block size is still open, and 1 so that any text is long enough.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    scan: Scan
+    is_any_length: bool
+
+
+def open_text(model: str, source: str | Path | None, overrides: Sequence[str]) -> EvaluationText:
+    """Find and read the text to evaluate a model on, before a model is loaded."""
+    from hf_lm.data.text.scan import scan_documents
+    from hf_lm.data.text.sources import find_corpus
+
+    recipe = find_evaluation_recipe(model, source, overrides)
+    is_any_length = source is not None and "block_size" not in recipe.data.model_fields_set
+    if is_any_length:
+        recipe = with_block_size(recipe, 1)
+    corpus = find_corpus(recipe.data)
+    scan = scan_documents(recipe.data, corpus, keep=source is None, whole=source is not None)
+    if not corpus.local:
+        reach_hub()
+    return EvaluationText(recipe, corpus, scan, is_any_length)
 
 
 def with_block_size(recipe: Recipe, block_size: int) -> Recipe:

@@ -64,6 +64,19 @@ def test_every_token_of_a_document_is_predicted_once(kind: str) -> None:
     assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_a_document_begins_as_the_tokenizer_begins_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of("byte", TEXTS)
+    model = network(len(tokenizer))
+    monkeypatch.setattr(comparing, "document_prefix", lambda tokenizer: [65, 66, 67])
+    found = score_documents(model, tokenizer, ["some text"])
+    ids = [65, 66, 67, *tokenizer("some text", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids[:-1]])).logits[0]
+    nats = functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    assert found.nats == pytest.approx([float(nats[2:].sum())], rel=1e-5)
+    assert found.tokens == len(ids) - 3
+
+
 def test_the_size_of_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("byte", TEXTS)
     model = network(len(tokenizer))

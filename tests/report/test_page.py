@@ -132,7 +132,7 @@ def test_long_curves_are_means_of_neighbours() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="needs a browser")
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium: CI needs only Python, gcc, git")
 def test_a_browser_shows_the_page_without_an_error(tiny_run: Path, tmp_path: Path) -> None:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}"]

@@ -57,8 +57,8 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     how = [data.text_column, data.text_template, data.sample_by, data.on_bad_bytes]
     how += [] if data.train_on == "text" else [data.train_on]
     # Keys of later versions count where they are not as before, so that older text stays the same.
-    later = {name: getattr(data, name) for name in ("on_missing_text", "encoding", "delimiter")}
-    how += [[k, v] for k, v in later.items() if v != DataRecipe.model_fields[k].default]
+    later = ("on_missing_text", "encoding", "delimiter")
+    how += [[name, getattr(data, name)] for name in later if data.is_changed(name)]
     if data.near_duplicates == "drop":
         how += [["near_duplicates", data.near_duplicate_threshold]]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
@@ -67,7 +67,11 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
 
 
 def hub_selection(data: DataRecipe) -> list[str | None]:
-    """Return what is read of a Hub dataset beside its commit; keys of the cache contain it."""
+    """Return what is read of a Hub dataset beside its commit, for the keys of the cache.
+
+    It is not in the fingerprint, which runs of earlier versions compare; the recipe's keys are
+    compared as well.
+    """
     keys = data.validation
     return [data.config, data.split, keys.config, keys.split]
 

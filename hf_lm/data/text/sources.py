@@ -28,21 +28,22 @@ PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wro
 # packages are not the standard library.
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
 
-
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 BINARY_SUFFIXES = (".parquet", ".arrow")  # their text is UTF-8 by definition
 
-# Keys about formats, and the suffixes of the files that have no use for them. The content of a file
-# with another suffix says what it is, so every key may be of use.
+# Keys about formats, and the kinds of files that have no use for them: suffixes, or python-stdlib,
+# whose encoding is known. The content of a file with another suffix says what it is, so every key
+# may be of use.
+PLAIN_TEXT = TEXT_SUFFIXES | {EMBEDDED}
 UNUSED_BY = {
-    "text_column": TEXT_SUFFIXES,
-    "text_template": TEXT_SUFFIXES,
-    "delimiter": TEXT_SUFFIXES | {suffix for suffix in READERS if suffix not in TABLE_SUFFIXES},
+    "text_column": PLAIN_TEXT,
+    "text_template": PLAIN_TEXT,
+    "delimiter": PLAIN_TEXT | {suffix for suffix in READERS if suffix not in TABLE_SUFFIXES},
     "sample_by": frozenset(READERS),
-    "encoding": frozenset(BINARY_SUFFIXES),
-    "on_missing_text": TEXT_SUFFIXES,
+    "encoding": frozenset((*BINARY_SUFFIXES, EMBEDDED)),
+    "on_bad_bytes": frozenset((EMBEDDED,)),
+    "on_missing_text": PLAIN_TEXT,
 }
-BUILT_IN = ("encoding", "on_bad_bytes")  # of python-stdlib they are known
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,13 @@ def keys_without_effect(
         if not sources or any(not source.files for source in sources):
             continue  # a Hub dataset, or a source with a problem of its own
         for name in ("config", "split", "revision"):
-            value, is_split = getattr(keys, name), name == "split"
+            is_split = name == "split"
             is_used = is_split and any(source.has_splits for source in sources)
-            if value != type(keys).model_fields[name].default and not is_used:
+            if keys.is_changed(name) and not is_used:
                 has = "no splits" if is_split else "local text only"
                 yield (
-                    f'{section}.{name} = "{value}": has no effect, because {sources[0].name} has '
-                    f"{has}; remove it"
+                    f'{section}.{name} = "{getattr(keys, name)}": has no effect, because '
+                    f"{sources[0].name} has {has}; remove it"
                 )
 
 
@@ -185,20 +186,16 @@ def format_keys_without_effect(data: DataRecipe, sources: tuple[Source, ...]) ->
     """Yield a problem for each key about formats that no file has use for."""
     if not all(source.files for source in sources):
         return  # a Hub dataset, or a source with a problem of its own
-    if all(source.name == EMBEDDED for source in sources):
-        for name in BUILT_IN:
-            value = getattr(data, name)
-            if value != type(data).model_fields[name].default:
-                yield f'data.{name} = "{value}": has no effect on {EMBEDDED}; remove it'
-    suffixes = {plain_suffix(file.path) for source in sources for file in source.files}
+    kinds = {
+        EMBEDDED if source.name == EMBEDDED else plain_suffix(file.path)
+        for source in sources
+        for file in source.files
+    }
     for name, unused_by in UNUSED_BY.items():
-        value = getattr(data, name)
-        is_set = value != type(data).model_fields[name].default
-        if is_set and suffixes <= unused_by:
-            kinds = ", ".join(sorted(suffixes))
+        if data.is_changed(name) and kinds <= unused_by:
             yield (
-                f"data.{name} = {json.dumps(value)}: has no effect on {kinds} files, and "
-                f"{sources[0].name} has no others; remove it"
+                f"data.{name} = {json.dumps(getattr(data, name))}: has no effect on "
+                f"{', '.join(sorted(kinds))} files, and {sources[0].name} has no others; remove it"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,15 @@ class Section(BaseModel):
     """A section of a recipe: frozen, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def default_of(cls, name: str) -> Any:
+        """Return the default of a key."""
+        return cls.model_fields[name].default
+
+    def is_changed(self, name: str) -> bool:
+        """Return whether a key has another value than its default."""
+        return getattr(self, name) != self.default_of(name)
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]

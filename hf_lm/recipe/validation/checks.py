@@ -99,9 +99,9 @@ def check_model(recipe: Recipe) -> Iterator[Conflict]:
     model = recipe.model
     if model.pretrained:
         for name in FROM_SCRATCH:
-            value = getattr(model, name)
-            if value != ModelRecipe.model_fields[name].default:
+            if model.is_changed(name):
                 rule = "describes a model from scratch; remove it or model.pretrained"
+                value = getattr(model, name)
                 yield conflict(f"model.{name}", rule, value, other_keys="model.pretrained")
         return
     for name in ("n_layer", "n_head", "n_embd"):
@@ -131,9 +131,9 @@ def check_heads(model: ModelRecipe) -> Iterator[Conflict]:
     """Check the keys about attention that families with rotary positions have."""
     if model.family == "gpt2":
         for name in ("n_kv_head", "head_dim", "rope_theta"):
-            value = getattr(model, name)
-            if value != ModelRecipe.model_fields[name].default:
+            if model.is_changed(name):
                 rule = 'is not in gpt2; remove it, or set model.family, for example to "qwen3"'
+                value = getattr(model, name)
                 yield conflict(f"model.{name}", rule, value, other_keys="model.family")
         return
     heads = model.shape.n_head

@@ -98,8 +98,7 @@ def check_effects(recipe: Recipe) -> Iterator[Conflict]:
     for key, effect in EFFECTS.items():
         name, field = key.split(".")
         section = getattr(recipe, name)
-        value, default = getattr(section, field), type(section).model_fields[field].default
-        if value != default and not effect.applies(recipe):
-            usual = json.dumps(default)
+        if section.is_changed(field) and not effect.applies(recipe):
+            usual = json.dumps(section.default_of(field))
             rule = f"has no effect, because {effect.reason}; remove it, or set it to {usual}"
-            yield conflict(key, rule, value, other_keys=effect.other_keys)
+            yield conflict(key, rule, getattr(section, field), other_keys=effect.other_keys)
