@@ -29,6 +29,7 @@ INSTALL = [
     "psutil>=6.0",  # memory and cores; accelerate needs it too
     "packaging>=24.0",  # compares versions; transformers needs it too
     "httpx2",  # whose errors huggingface_hub lets through; it needs it too
+    "py3langid>=0.4,<0.5",  # hf-lm inspect; another version may name other languages
     "filelock>=3.16",  # one process prepares the data; datasets needs it too
 ]
 # transformers 5.24 refuses a peft below 0.22, which is not released: LoRA keeps 5.23 until then
@@ -36,6 +37,7 @@ LORA = ["peft>=0.21,<0.22", "transformers<5.24"]
 ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.23.2"]
 GGUF = ["gguf>=0.19", "xllamacpp>=2026.10"]  # the format, and llama.cpp, which checks the file
 DEDUP = ["rensa>=0.5,<0.6"]  # another version may hash in another way
+DOCUMENTS = ["markitdown[docx,pdf]>=0.1.9,<0.2"]  # another version may write other text
 TEST = [
     "pytest>=9.0",
     "pytest-cov>=7.0",
@@ -46,6 +48,7 @@ TEST = [
     *ONNX,
     *GGUF,
     *DEDUP,
+    *DOCUMENTS,
 ]
 
 setup(
@@ -95,6 +98,7 @@ setup(
         "onnx": ONNX,
         "gguf": GGUF,
         "dedup": DEDUP,
+        "documents": DOCUMENTS,
         "test": TEST,
         "dev": [
             *TEST,

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from hf_lm.data.languages import language_shares
 from hf_lm.data.text.documents import Document, DocumentReader, HubTexts
 from hf_lm.data.text.files.compression import plain_suffix
 from hf_lm.data.text.holdout import HASHES
@@ -23,7 +24,7 @@ from hf_lm.recipe import Recipe, load_recipe, make_recipe
 from hf_lm.vocabulary import smaller_bpe, train_bpe
 
 VOCABULARIES = (2_048, 8_192, 32_768)
-SAMPLE_BYTES = 2 * 2**20  # of text from which the vocabularies are made: 2 s on two cores
+SAMPLE_BYTES = 2**20  # of text from which the vocabularies are made: 1 s on two cores
 SHOWN = 10  # documents
 MAX_RECIPE = 2**20  # bytes; a larger file of JSON is text
 HEAD = 2_000  # characters of each document whose scripts are counted
@@ -63,7 +64,8 @@ class Inspection:
         longest: bytes of the longest one.
         duplicates: documents that were left out because their text was there before.
         scripts: the share of the letters that each script has.
-        bytes_per_token: by vocabulary size, of a sample of the text.
+        languages: the share of a sample of the text that each language has, by its ISO 639-1 code.
+        bytes_per_token: by vocabulary size, of this sample.
         notes: how files were read and what was left out.
         shown: some documents, chosen by the hash of their content.
     """
@@ -75,6 +77,7 @@ class Inspection:
     longest: int
     duplicates: int
     scripts: dict[str, float]
+    languages: dict[str, float]
     bytes_per_token: dict[int, float]
     notes: list[str]
     shown: list[ShownDocument]
@@ -147,8 +150,8 @@ def inspect_text(recipe: Recipe, corpus: Corpus, hub: HubTexts) -> Inspection:
             sample.append(document.text[:SAMPLE_BYTES])
             sampled += document.size
         keep_lowest(shown, document)
-    if reader.report.problems:
-        raise DataError(reader.report.problems)
+    if problems := reader.report.problems or ([] if sizes else reader.report.unreadable):
+        raise DataError(problems)
     if not sizes:
         raise DataError("no text: every document is empty or has only white space")
     largest = train_bpe(sample, vocab_size=max(VOCABULARIES))
@@ -162,6 +165,7 @@ def inspect_text(recipe: Recipe, corpus: Corpus, hub: HubTexts) -> Inspection:
         longest=max(sizes),
         duplicates=reader.duplicates,
         scripts=script_shares(letters),
+        languages=language_shares(sample),
         bytes_per_token={n: bytes_per_token(tokenizers[n], sample) for n in VOCABULARIES},
         notes=[*corpus.notes, *scan_notes(reader)],
         shown=show_documents(

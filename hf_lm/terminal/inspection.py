@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hf_lm.data.inspection import Inspection
 from hf_lm.system.text import printable
 
-RARE = 0.01  # scripts of a smaller share are counted together
+RARE = 0.01  # scripts and languages of a smaller share are counted together
 
 
 def inspection_rows(found: Inspection) -> Iterator[tuple[str, str]]:
@@ -18,11 +18,17 @@ def inspection_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "documents", f"{found.documents:,} of {found.shortest:,} to {found.longest:,} bytes"
     mean = found.size // found.documents
     yield "bytes", f"{found.size:,}, {mean:,} in a document on average"
-    common = [f"{name} {share:.0%}" for name, share in found.scripts.items() if share >= RARE]
-    rare = sum(share < RARE for share in found.scripts.values())
-    yield "scripts", ", ".join([*common, *([f"{rare} others"] if rare else [])]) or "no letters"
+    yield "scripts", shares(found.scripts) or "no letters"
+    yield "languages", shares(found.languages)
     sizes = [f"{ratio:.2f} with {size:,}" for size, ratio in found.bytes_per_token.items()]
     yield "bytes a token", f"{', '.join(sizes)} tokens of byte-level BPE"
+
+
+def shares(found: Mapping[str, float]) -> str:
+    """Format shares, the largest first, and the number of those that are rare."""
+    common = [f"{name} {share:.0%}" for name, share in found.items() if share >= RARE]
+    rare = len(found) - len(common)
+    return ", ".join([*common, *([f"{rare} others"] if rare else [])])
 
 
 def shown_rows(found: Inspection) -> Iterator[tuple[str, str]]:

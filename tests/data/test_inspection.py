@@ -26,13 +26,13 @@ def inspected(source: Path, *overrides: str) -> Any:
 def test_files_documents_bytes_and_what_is_left_out_are_counted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ["one", "two three", "one", " "])
     write(tmp_path / "b.txt", "four\n")
-    write(tmp_path / "c.pdf", "%PDF")
+    write(tmp_path / "c.xlsx", "%PDF")
     found = inspected(tmp_path)
     assert found.files == {".jsonl": 1, ".txt": 1}
     assert (found.documents, found.duplicates) == (3, 1)
     assert (found.size, found.shortest, found.longest) == (17, 3, 9)
     assert found.notes == [
-        f"{tmp_path.name}/: files that were not read: 1 .pdf",
+        f"{tmp_path.name}/: files that were not read: 1 .xlsx",
         "1 empty documents were skipped",
         "1 duplicate documents were skipped (data.deduplicate)",
     ]
@@ -43,6 +43,23 @@ def test_scripts_are_those_of_the_letters(tmp_path: Path) -> None:
     shares = inspected(tmp_path / "a.txt").scripts
     assert shares == pytest.approx({"latin": 4 / 7, "cyrillic": 2 / 7, "cjk": 1 / 7})
     assert sum(script_shares({"a": 3}).values()) == 1  # type: ignore[arg-type]
+
+
+def test_languages_are_those_of_the_text(tmp_path: Path) -> None:
+    german = "Der Hund läuft durch den Wald und freut sich über das schöne Wetter. " * 10
+    english = "The dog runs through the wood and is happy about the fine weather. " * 10
+    japanese = "犬は森を走り回り、良い天気を喜んでいます。" * 10
+    write_jsonl(tmp_path / "a.jsonl", [german, english, japanese, "1 2 3 4 5 6"])
+    total = len(german) + len(english) + len(japanese) + 11
+    shares = inspected(tmp_path / "a.jsonl").languages
+    assert shares == pytest.approx(
+        {
+            "de": len(german) / total,
+            "en": len(english) / total,
+            "ja": len(japanese) / total,
+            "unknown": 11 / total,
+        }
+    )
 
 
 def test_a_smaller_vocabulary_is_the_one_that_training_gives() -> None:

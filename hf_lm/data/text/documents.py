@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from hf_lm.data.text.columns import columns_of
+from hf_lm.data.text.files.compression import plain_suffix
+from hf_lm.data.text.files.converted import CONVERTERS, converter_version
 from hf_lm.data.text.files.report import Report
 from hf_lm.data.text.formats import read_documents
 from hf_lm.data.text.holdout import Holdout, content_hash
@@ -61,6 +63,8 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     how += [[name, getattr(data, name)] for name in later if data.is_changed(name)]
     if data.near_duplicates == "drop":
         how += [["near_duplicates", data.near_duplicate_threshold]]
+    if any(plain_suffix(file.path) in CONVERTERS for file in corpus.files):
+        how += [["markitdown", converter_version()]]
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hf_lm.data.text.files.converted import CONVERTERS, INSTALL
 from hf_lm.data.text.formats import READERS, is_data_file, plain_suffix
 from hf_lm.errors import DataError
 
@@ -109,7 +110,7 @@ def folder_files(folder: Path, split: str) -> Found:
     visible = sorted(set(everything) - set(hidden))
     paths = [path for path in visible if is_data_file(path) and path.is_file()]
     unread = Counter(plain_suffix(p) or "no suffix" for p in visible if p not in set(paths))
-    notes = [f"{folder.name}/: files that were not read: {counted(unread)}"] if unread else []
+    notes = unread_notes(folder, unread)
     if hidden:
         notes.append(f"{folder.name}/: hidden files that were not read: {len(hidden):,}")
     card = folder / "README.md"
@@ -125,6 +126,15 @@ def folder_files(folder: Path, split: str) -> Found:
     if others:
         notes.append(f"{folder.name}/: split {split}; files of others: {counted(others)}")
     return Found(chosen_split(splits, split, folder), notes, has_splits=True)
+
+
+def unread_notes(folder: Path, unread: Counter[str]) -> list[str]:
+    """Return notes about the files that are not read, by kind, and how more can be."""
+    if not unread:
+        return []
+    more = ", ".join(kind for kind in sorted(unread) if kind in CONVERTERS)
+    remedy = f" ({INSTALL} reads {more})" if more else ""
+    return [f"{folder.name}/: files that were not read: {counted(unread)}{remedy}"]
 
 
 def counted(counts: Counter[str]) -> str:

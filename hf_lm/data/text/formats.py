@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from hf_lm.data.text.columns import Columns
 from hf_lm.data.text.files.compression import CompressionBombError, open_binary, plain_suffix
+from hf_lm.data.text.files.converted import CONVERTERS, can_convert, read_converted
 from hf_lm.data.text.files.encoding import MAX_DOCUMENT, is_utf8
 from hf_lm.data.text.files.report import Report
 from hf_lm.data.text.files.tables import read_arrow, read_csv, read_parquet
@@ -43,7 +44,7 @@ READERS: dict[str, Reader] = {
 TEXT_SUFFIXES = frozenset(
     f".{name}"
     for names in (
-        "txt text md markdown rst tex html xml py pyi c h cc cpp hpp cu rs go java kt scala js jsx",
+        "txt text md markdown rst tex xml py pyi c h cc cpp hpp cu rs go java kt scala js jsx",
         "ts tsx css rb php pl lua r jl hs ml swift m sh sql toml yaml yml ini cfg log",
     )
     for name in names.split()
@@ -53,7 +54,7 @@ TEXT_SUFFIXES = frozenset(
 def is_data_file(path: Path) -> bool:
     """Return whether the suffix of a file says that it holds text."""
     suffix = plain_suffix(path)
-    return suffix in READERS or suffix in TEXT_SUFFIXES
+    return suffix in READERS or suffix in TEXT_SUFFIXES or (suffix in CONVERTERS and can_convert())
 
 
 def read_documents(
@@ -68,7 +69,7 @@ def read_documents(
         report: problems and counts are added to it.
     """
     reader = find_reader(path, report)
-    if reader is read_text and not columns.accepts_plain_text:
+    if reader in (read_text, read_converted) and not columns.accepts_plain_text:
         report.problem(str(path), f"has no rows; use only files of {', '.join(READERS)}")
         return
     with damage_as_problem(path, data, report):
@@ -105,6 +106,8 @@ def find_reader(path: Path, report: Report) -> Reader:
         return READERS[suffix]
     if suffix in TEXT_SUFFIXES:
         return read_text
+    if suffix in CONVERTERS:
+        return read_converted
     with open_binary(path) as file:
         head = file.read(2**16)
     known = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}

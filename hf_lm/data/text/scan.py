@@ -104,7 +104,7 @@ def scan_documents(
     read = partial(scan_now, data, corpus, hub or {}, whole=whole, report=report)
     if not keep or not (corpus.local or commits):
         return read()
-    names = [file.path for split in SPLITS for source in corpus.of(split) for file in source.files]
+    names = [file.path for file in corpus.files]
     compared = (data.near_duplicates, data.near_duplicate_threshold)
     content = (fingerprint(data, corpus, commits), hub_selection(data), whole)
     key = key_of("scan", *content, data.block_size, names, compared)
@@ -135,7 +135,7 @@ def scan_now(
         if report:
             report(1, document.size)
     is_complete = corpus.local or bool(hub)
-    problems = reader.report.problems
+    problems = reader.report.problems or ([] if count else reader.report.unreadable)
     if not problems and is_complete:
         problems = [*too_little(count, sum(sizes.values()), data, corpus)]
     if problems:
@@ -209,6 +209,8 @@ def scan_notes(reader: DocumentReader) -> Iterator[str]:
     """Yield what the user should know about text that was accepted."""
     report = reader.report
     yield from report.notes
+    if report.unreadable:
+        yield f"{len(report.unreadable):,} files were left out; the first: {report.unreadable[0]}"
     if report.missing:
         yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_lm.data.text.files.compression import OPENERS, compression_of, plain_suffix
+from hf_lm.data.text.files.converted import CONVERTERS
 from hf_lm.data.text.folders import Found, find_files
 from hf_lm.data.text.formats import READERS, TEXT_SUFFIXES
 from hf_lm.errors import DataError
@@ -29,12 +30,13 @@ PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wro
 EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages"}
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
-BINARY_SUFFIXES = (".parquet", ".arrow")  # their text is UTF-8 by definition
+BINARY_SUFFIXES = (".parquet", ".arrow", ".pdf", ".docx", ".epub")  # they know their encoding
+ZIP_SUFFIXES = (".docx", ".epub")
 
 # Keys about formats, and the kinds of files that have no use for them: suffixes, or python-stdlib,
 # whose encoding is known. The content of a file with another suffix says what it is, so every key
 # may be of use.
-PLAIN_TEXT = TEXT_SUFFIXES | {EMBEDDED}
+PLAIN_TEXT = TEXT_SUFFIXES | {*CONVERTERS, EMBEDDED}
 UNUSED_BY = {
     "text_column": PLAIN_TEXT,
     "text_template": PLAIN_TEXT,
@@ -110,9 +112,14 @@ class Corpus:
         return all(source.local for source in (*self.train, *self.validation))
 
     @property
+    def files(self) -> list[SourceFile]:
+        """All local files."""
+        return [file for source in (*self.train, *self.validation) for file in source.files]
+
+    @property
     def size(self) -> int:
         """Bytes of all local files."""
-        return sum(f.size for source in (*self.train, *self.validation) for f in source.files)
+        return sum(file.size for file in self.files)
 
     @property
     def weights(self) -> list[float]:
@@ -264,5 +271,5 @@ def file_problem(path: Path) -> str | None:
         kind = compression_of(path)
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    is_archive = kind is not None and kind not in OPENERS
+    is_archive = kind is not None and kind not in OPENERS and plain_suffix(path) not in ZIP_SUFFIXES
     return f"{path}: is {kind}-compressed; unpack it first" if is_archive else None

@@ -55,9 +55,12 @@ def test_the_inputs_that_people_have_give_their_reports() -> None:
 
 
 def test_what_a_folder_has_beside_text_is_counted() -> None:
-    corpus = find_corpus(data_recipe(INPUTS / "mixed_folder"))
-    assert [file.path.name for file in corpus.train[0].files] == ["more.jsonl.gz", "notes.txt"]
-    assert corpus.notes == ("mixed_folder/: files that were not read: 1 .pdf, 1 .xlsx",)
+    found = scanned(data_recipe(INPUTS / "mixed_folder"))
+    first, second = found.notes
+    assert first == "mixed_folder/: files that were not read: 1 .xlsx"
+    assert second.startswith("1 files were left out; the first: ")
+    assert "mixed_folder/scan.pdf: is no readable .pdf: " in second
+    assert found.documents == 7
 
 
 @pytest.mark.parametrize("name", ["nulls.jsonl", "nulls.parquet"])

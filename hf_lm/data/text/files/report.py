@@ -18,6 +18,7 @@ class Report:
         missing: rows that have no text.
         bad_bytes: documents that are not valid in their encoding.
         control_characters: those that were kept.
+        unreadable: a line for each file that could not be converted to text.
     """
 
     found: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -26,6 +27,7 @@ class Report:
     missing: int = 0
     bad_bytes: int = 0
     control_characters: int = 0
+    unreadable: list[str] = field(default_factory=list)
 
     def problem(self, place: str, rule: str, *, count: int = 1) -> None:
         """Add a problem; the same one in another place is counted."""

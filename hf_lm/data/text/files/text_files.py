@@ -19,19 +19,24 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_text(path: Path, data: DataRecipe, columns: Columns, report: Report) -> Rows:
-    """Yield a text file as one document, or its paragraphs (between empty lines), or its lines."""
+    """Yield the documents of a text file; by lines it is not held in memory."""
     if data.sample_by == "line":
         yield from numbered_lines(path, data, report)
         return
     text = read_utf8(path, data, report)
     if text is None:
         return
+    yield from documents_of(text, str(path), data)
+
+
+def documents_of(text: str, place: str, data: DataRecipe) -> Rows:
+    """Yield a text as one document, or its paragraphs (between empty lines), or its lines."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if data.sample_by == "document":
-        yield str(path), text
+        yield place, text
         return
-    for paragraph in text.split("\n\n"):
-        yield str(path), paragraph.strip("\n")
+    for part in text.split("\n\n" if data.sample_by == "paragraph" else "\n"):
+        yield place, part.strip("\n")
 
 
 def read_jsonl(path: Path, data: DataRecipe, columns: Columns, report: Report) -> Rows:

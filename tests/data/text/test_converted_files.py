@@ -1,0 +1,168 @@
+"""Documents of office and web formats are read as their text, or counted and named."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+from texts import data_recipe, read, scan_error, scanned, write
+
+from hf_lm.data.text.documents import fingerprint
+from hf_lm.data.text.files import converted
+from hf_lm.data.text.sources import find_corpus
+
+HTML = """<html><head><title>Pump</title><style>p {color: red}</style></head><body>
+<h1>Pump log</h1><script>alert(1)</script><p>The pump was <b>checked</b> – café.</p>
+<ul><li>oil</li><li>belt</li></ul></body></html>"""
+MARKDOWN = "# Pump log\n\nThe pump was **checked** – café.\n\n* oil\n* belt"
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Pump log\n", "one line"]},
+        {"cell_type": "code", "metadata": {}, "outputs": [], "source": ["print(1)\n", "2"]},
+    ],
+    "metadata": {},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+OFFICE = "application/vnd.openxmlformats"
+WORD = f"{OFFICE}-officedocument.wordprocessingml"
+SCHEMAS = "http://schemas.openxmlformats.org"
+DOCX = {
+    "[Content_Types].xml": f'<Types xmlns="{SCHEMAS}/package/2006/content-types">'
+    f'<Default Extension="rels" ContentType="{OFFICE}-package.relationships+xml"/>'
+    f'<Override PartName="/word/document.xml" ContentType="{WORD}.document.main+xml"/></Types>',
+    "_rels/.rels": f'<Relationships xmlns="{SCHEMAS}/package/2006/relationships"><Relationship '
+    f'Id="r1" Type="{SCHEMAS}/officeDocument/2006/relationships/officeDocument" '
+    'Target="word/document.xml"/></Relationships>',
+    "word/document.xml": f'<w:document xmlns:w="{SCHEMAS}/wordprocessingml/2006/main"><w:body>'
+    "<w:p><w:r><w:t>The pump was checked – café.</w:t></w:r></w:p>"
+    "<w:p><w:r><w:t>Second one.</w:t></w:r></w:p></w:body></w:document>",
+}
+EPUB = {
+    "META-INF/container.xml": '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">'
+    '<rootfiles><rootfile full-path="book.opf"/></rootfiles></container>',
+    "book.opf": '<package xmlns="http://www.idpf.org/2007/opf" '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata><dc:title>Pumps</dc:title></metadata>'
+    '<manifest><item id="one" href="one.xhtml"/></manifest><spine><itemref idref="one"/></spine>'
+    "</package>",
+    "one.xhtml": "<html><body><p>The pump was checked – café.</p></body></html>",
+}
+
+
+def zipped(files: dict[str, str]) -> bytes:
+    """Return a ZIP file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, text in files.items():
+            file.writestr(name, text)
+    return out.getvalue()
+
+
+def pdf(text: str) -> bytes:
+    """Return a PDF file of one page."""
+    out = io.BytesIO()
+    with plt.rc_context({"pdf.fonttype": 42}):  # with the characters of its glyphs
+        figure = plt.figure(figsize=(4, 1))
+        figure.text(0.1, 0.5, text)
+        figure.savefig(out, format="pdf")
+        plt.close(figure)
+    return out.getvalue()
+
+
+FILES: dict[str, tuple[Any, str]] = {
+    "a.html": (HTML, MARKDOWN),
+    "b.htm": (HTML, MARKDOWN),
+    "c.ipynb": (json.dumps(NOTEBOOK), "# Pump log\none line\n\n```python\nprint(1)\n2\n```"),
+    "d.docx": (zipped(DOCX), "The pump was checked – café.\n\nSecond one."),
+    "e.epub": (zipped(EPUB), "**Title:** Pumps\n\nThe pump was checked – café."),
+    "f.pdf": (pdf("The pump was checked."), "The pump was checked."),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_document_is_read_as_its_text(name: str, tmp_path: Path) -> None:
+    content, expected = FILES[name]
+    path = write(tmp_path / name, content)
+    assert [text.strip() for text in read(data_recipe(path))] == [expected]
+    for source in (tmp_path, tmp_path / "*"):
+        assert [text.strip() for text in read(data_recipe(source))] == [expected]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_document_is_one_line(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, b"\x00\xff" * 100)
+    line = scan_error(data_recipe(path))
+    assert line.startswith(str(path))
+    assert "\n" not in line
+    write(tmp_path / "text.txt", "some text\nof two lines\n")
+    if path.suffix in (".pdf", ".docx", ".epub"):  # and one of many is left out
+        found = scanned(data_recipe(tmp_path, block_size=1))
+        assert [note for note in found.notes if note == f"1 files were left out; the first: {line}"]
+        assert found.documents == 1
+
+
+def test_text_depends_on_the_version_of_the_converter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.html", HTML)
+    write(tmp_path / "b.txt", "text")
+    for name, is_other in (("a.html", True), ("b.txt", False)):
+        data = data_recipe(tmp_path / name)
+        before = fingerprint(data, find_corpus(data))
+        with monkeypatch.context() as patch:
+            patch.setattr(converted, "version", lambda name: "0.1.99")
+            assert (fingerprint(data, find_corpus(data)) != before) == is_other
+
+
+def test_a_document_is_divided_as_text_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.html", HTML)
+    assert read(data_recipe(path, sample_by="paragraph")) == MARKDOWN.split("\n\n")
+    lines = [line for line in MARKDOWN.split("\n") if line]
+    assert read(data_recipe(path, sample_by="line")) == lines
+
+
+def test_pages_in_another_encoding_are_read_by_their_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.html", HTML.encode("cp1252"))
+    assert 'data.encoding to "cp1252"' in scan_error(data_recipe(path))
+    (text,) = read(data_recipe(path, encoding="cp1252"))
+    assert text.strip() == MARKDOWN
+
+
+def test_a_page_nested_beyond_reason_gives_its_text(tmp_path: Path, recwarn: Any) -> None:
+    path = write(tmp_path / "a.html", "<div>" * 3000 + "deep inside" + "</div>" * 3000)
+    (text,) = read(data_recipe(path))
+    assert text.strip() == "deep inside"
+    assert not recwarn.list
+
+
+def test_a_document_without_text_is_counted_as_empty(tmp_path: Path) -> None:
+    write(tmp_path / "scan.pdf", pdf(""))
+    write(tmp_path / "a.txt", "some text\nof two lines\n")
+    assert any("1 empty" in note for note in scanned(data_recipe(tmp_path, block_size=1)).notes)
+
+
+def test_without_the_extra_documents_are_counted_and_the_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converted, "find_spec", lambda name: None)
+    for name, (content, _) in FILES.items():
+        write(tmp_path / name, content)
+    write(tmp_path / "text.txt", "some text")
+    assert find_corpus(data_recipe(tmp_path)).notes == (
+        f"{tmp_path.name}/: files that were not read: 1 .docx, 1 .epub, 1 .htm, 1 .html, 1 .ipynb, "
+        "1 .pdf (pip install 'hf_lm[documents]' reads .docx, .epub, .htm, .html, .ipynb, .pdf)",
+    )
+    for name in FILES:
+        line = scan_error(data_recipe(tmp_path / name))
+        assert line.endswith("is read with markitdown; pip install 'hf_lm[documents]'"), line
+
+
+def test_keys_of_tables_are_refused_beside_documents(tmp_path: Path) -> None:
+    write(tmp_path / "f.pdf", FILES["f.pdf"][0])
+    for key, value in (("text_column", "body"), ("encoding", "cp1252")):
+        line = scan_error(data_recipe(tmp_path, **{key: value}))
+        assert f"data.{key}" in line
+        assert "no effect on .pdf files" in line
