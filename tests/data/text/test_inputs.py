@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import TEXT, data_recipe, read, scan_error, scanned, write, write_jsonl
 
+from hf_lm.cli import main
 from hf_lm.data.text.files.tables import find_delimiter
 from hf_lm.data.text.sources import find_corpus
-from hf_lm.run import main
 
 INPUTS = Path(__file__).parents[2] / "fixtures" / "inputs"
 
@@ -434,8 +435,62 @@ def test_the_command_line_checks_every_input(
 ) -> None:
     options = [f"data.source={INPUTS / name}", "data.block_size=16", *keys]
     path, sets = write_recipe(), [part for option in options for part in ("--set", option)]
-    assert main([str(path), "--check", *sets]) == 0
+    assert main(["check", str(path), *sets]) == 0
     rows = re.compile(r"^(?:text|validation) +(\d+) document", re.MULTILINE)
     shown = rows.findall(capsys.readouterr().out)
     halves = documents == 1  # one document is cut in two
     assert sum(map(int, shown)) == (2 if halves else documents)
+
+
+def texts_of(name: str) -> list[str]:
+    """Return the texts that an input of the folder has."""
+    raw = (INPUTS / name).read_bytes() if (INPUTS / name).is_file() else b""
+    if name == "latin.txt":
+        return [raw.decode("cp1252")]
+    if name == "one_line.txt":
+        return [raw.decode()]
+    if name.startswith("nulls"):
+        rows = [json.loads(line) for line in (INPUTS / "nulls.jsonl").read_text().splitlines()]
+        return [row["text"] for row in rows if row["text"] is not None]
+    return REPORTS
+
+
+KEYS = {"nested.jsonl": {"text_column": "data.text"}, "latin.txt": {"encoding": "cp1252"}}
+NAMES = [
+    *("tabs.tsv", "semicolon.csv", "columns.json", "reports.jsonl.gz", "nested.jsonl"),
+    *("nulls.parquet", "nulls.jsonl", "latin.txt", "one_line.txt", "saved_dataset"),
+]
+
+
+@pytest.mark.parametrize("way", ["path", "folder", "glob", "mixture", "stream"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_gives_its_texts_in_every_way(
+    name: str, way: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    expected, path = texts_of(name), tmp_path / "inputs" / name
+    path.parent.mkdir()
+    copy = shutil.copytree if (INPUTS / name).is_dir() else shutil.copy
+    copy(INPUTS / name, path)
+    source: Any = {"folder": f"{path.parent}/", "glob": f"{path.parent}/*"}.get(way, str(path))
+    if path.is_dir():  # its parent is a folder of folders, and a glob names files
+        source = str(path)
+    if way == "mixture":
+        other = write(tmp_path / "other.txt", TEXT)
+        source = [{"source": str(part), "weight": 1} for part in (path, other)]
+        expected = [*expected, TEXT]
+    keys = {**KEYS.get(name, {}), "source": source, "block_size": 8, "streaming": way == "stream"}
+    sets = [part for k, v in keys.items() for part in ("--set", f"data.{k}={json.dumps(v)}")]
+    sets += ["--set", "tokenizer.train.kind=byte", "--set", "tokenizer.train.vocab_size=null"]
+    recipe = str(write_recipe())
+
+    assert main(["inspect", recipe, "--json", *sets]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["documents"] == len(expected)
+    assert found["size"] == sum(len(text.encode()) for text in expected)
+    assert {shown["start"] for shown in found["shown"]} <= {text[:60] for text in expected}
+
+    assert main(["check", recipe, "--json", *sets]) == 0
+    splits = json.loads(capsys.readouterr().out)["text"].values()
+    is_cut = len(expected) == 1  # a single document is cut in two
+    assert sum(split["documents"] for split in splits) == (2 if is_cut else len(expected))
+    assert sum(split["bytes"] for split in splits) == pytest.approx(found["size"], abs=2)
