@@ -341,9 +341,9 @@ def main() -> None:
         small = compare(generated[args.small], folder, args.rounds)
         large = run("ours", generated[args.large], folder) if args.large else {"peak_mb": 0.0}
         others = {
-            what: run(what, generated[args.small], folder)
-            for what in ("group", "feed", "stream", "near")
+            what: run(what, generated[args.small], folder) for what in ("group", "feed", "stream")
         }
+        others["near"] = run("near", generated[args.large or args.small], folder)
         compressed = compare_compressed(generated[args.small], folder, args.rounds)
     figures = {
         **{

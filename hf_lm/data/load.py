@@ -32,6 +32,7 @@ class LoadedText(NamedTuple):
         content: a hash of everything they depend on.
         commits: the commits of the Hub datasets among the sources.
         scan: the result of the scan; None for a stream.
+        notes: what the user should know about the text.
     """
 
     corpus: Corpus
@@ -39,6 +40,7 @@ class LoadedText(NamedTuple):
     content: str
     commits: tuple[str, ...] = ()
     scan: Scan | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int | None:
@@ -50,7 +52,8 @@ class LoadedText(NamedTuple):
         fields: dict[str, Any] = {"commits": list(self.commits)}
         if self.scan:
             fields |= {"duplicates": self.scan.duplicates, "overlap": self.scan.overlap}
-            fields |= {"text_notes": list(self.scan.notes)}
+        if self.notes:
+            fields |= {"text_notes": list(self.notes)}
         return fields
 
 
@@ -73,16 +76,17 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
         from hf_lm.data.streaming.documents import StreamedDocuments
 
         streams = StreamedDocuments(data, corpus)
-        return LoadedText(
-            corpus, streams, fingerprint(data, corpus, streams.commits), streams.commits
-        )
+        content = fingerprint(data, corpus, streams.commits)
+        notes = scan.notes if scan else corpus.notes
+        return LoadedText(corpus, streams, content, streams.commits, notes=notes)
     from hf_lm.data.text.hub_datasets import hub_texts
 
     texts, commits = hub_texts(data, corpus)
     if scan is None or texts:
         scan = scan_documents(data, corpus, texts, commits=commits, keep=True)
     content = fingerprint(data, corpus, commits)
-    return LoadedText(corpus, Documents(data, corpus, texts, scan.holdout), content, commits, scan)
+    documents = Documents(data, corpus, texts, scan.holdout)
+    return LoadedText(corpus, documents, content, commits, scan, scan.notes)
 
 
 def load_blocks(

@@ -49,6 +49,11 @@ class Run(NamedTuple):
         ]
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know about the text, such as what was left out of it."""
+        return self.provenance.get("text_notes", [])
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         """The rows that have samples, the newest first."""
         return [row for row in reversed(self.rows) if row.get("samples")]

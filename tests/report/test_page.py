@@ -93,6 +93,26 @@ def test_several_runs_are_on_one_page(tiny_run: Path, tmp_path: Path, capsys: An
         write_report([tmp_path], output)
 
 
+def test_what_was_left_out_and_a_leak_are_shown(write_recipe: Any, tmp_path: Path) -> None:
+    recipe = write_recipe(data__near_duplicates="count", data__sample_by="paragraph")
+    corpus, words = tmp_path / "corpus", [f"word{number}" for number in range(50)]
+    (corpus / "table.xlsx").write_bytes(b"PK")
+    (corpus / "scan.pdf").write_bytes(b"%PDF-1.4")
+    copies = [" ".join([*words, str(number)]) for number in range(40)]
+    (corpus / "copies.txt").write_text("\n\n".join(copies))
+    shorter = ("max_steps=2", "eval_steps=2", "save_steps=2", "warmup_steps=1")
+    sets = [part for key in shorter for part in ("--set", f"training.{key}")]
+    assert main(["run", str(recipe), *sets]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    texts = Page((tmp_path / "run" / "report.html").read_text()).texts
+    assert "corpus/: files that were not read: 1 .xlsx" in texts
+    (leak,) = (text for text in texts if text.endswith("leaves them out"))
+    assert int(leak.split()[0]) >= 4  # a fifth of 40 is held out
+    (unread,) = (text for text in texts if text.startswith("1 files were left out; the first: "))
+    notes = json.loads((tmp_path / "run" / "provenance.json").read_text())["text_notes"]
+    assert {leak, unread} <= set(notes)
+
+
 def test_text_of_people_and_models_is_never_markup(tiny_run: Path, tmp_path: Path) -> None:
     run = copied(tiny_run, tmp_path / "run")
     evil = "<script>alert(1)</script>&lt;{{ 7 * 7 }}\x1b[31m"

@@ -135,7 +135,7 @@ def scan_now(
         if report:
             report(1, document.size)
     is_complete = corpus.local or bool(hub)
-    problems = reader.report.problems or ([] if count else reader.report.unreadable)
+    problems = reader.report.problems_of(count)
     if not problems and is_complete:
         problems = [*too_little(count, sum(sizes.values()), data, corpus)]
     if problems:
@@ -209,8 +209,9 @@ def scan_notes(reader: DocumentReader) -> Iterator[str]:
     """Yield what the user should know about text that was accepted."""
     report = reader.report
     yield from report.notes
-    if report.unreadable:
-        yield f"{len(report.unreadable):,} files were left out; the first: {report.unreadable[0]}"
+    if report.unreadable:  # by name: provenance.json, which is published, contains no path
+        path, rule = next(iter(report.unreadable.items()))
+        yield f"{len(report.unreadable):,} files were left out; the first: {path.name}: {rule}"
     if report.missing:
         yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:

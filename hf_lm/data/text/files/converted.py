@@ -62,7 +62,7 @@ def read_converted(path: Path, data: DataRecipe, columns: Columns, report: Repor
     try:
         text = convert(raw, suffix)
     except Exception as error:  # each converter has its own errors for a damaged file
-        report.unreadable.append(f"{path}: is no readable {suffix}: {one_line(error, limit=100)}")
+        report.unreadable[path] = f"is no readable {suffix}: {one_line(error, limit=100)}"
         return
     yield from documents_of(text, str(path), data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MAX_PROBLEMS = 20  # different ones; more say nothing new
 
@@ -18,7 +19,7 @@ class Report:
         missing: rows that have no text.
         bad_bytes: documents that are not valid in their encoding.
         control_characters: those that were kept.
-        unreadable: a line for each file that could not be converted to text.
+        unreadable: the files that could not be converted to text, and why.
     """
 
     found: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -27,7 +28,7 @@ class Report:
     missing: int = 0
     bad_bytes: int = 0
     control_characters: int = 0
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
 
     def problem(self, place: str, rule: str, *, count: int = 1) -> None:
         """Add a problem; the same one in another place is counted."""
@@ -44,6 +45,15 @@ class Report:
         return [
             f"{place}: {rule}" + (f" ({count - 1:,} more places like it)" if count > 1 else "")
             for rule, (place, count) in self.found.items()
+        ]
+
+    def problems_of(self, documents: int) -> list[str]:
+        """Return the problems of a whole corpus.
+
+        Files that cannot be converted are problems only where there is no document beside them.
+        """
+        return self.problems or [
+            f"{path}: {rule}" for path, rule in self.unreadable.items() if not documents
         ]
 
     @property
