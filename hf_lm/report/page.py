@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the text, such as what was left out of it."""
+        """Notes about the text, such as the number of files that were left out."""
         return self.provenance.get("text_notes", [])
 
     @property
