@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+LISTS = ("INSTALL", "LORA", "ONNX", "GGUF", "DEDUP", "DOCUMENTS", "TEST")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 BOUNDED = {  # packages whose private parts or file formats the package relies on
     *("accelerate", "datasets", "huggingface-hub", "peft", "tokenizers", "transformers"),
@@ -55,14 +56,14 @@ def lowest(requirement: Requirement) -> Version | None:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_tested_set_is_within_the_supported_versions(python: str) -> None:
     tested = constraints("constraints.txt", python)
-    for requirement in setup_requirements("INSTALL", "LORA", "ONNX", "TEST"):
+    for requirement in setup_requirements(*LISTS):
         version = pinned(tested[canonicalize_name(requirement.name)])
         assert version in requirement.specifier, requirement
 
 
 def test_the_oldest_set_has_the_lowest_version_of_every_package() -> None:
     oldest = constraints("constraints-oldest.txt")
-    for requirement in setup_requirements("INSTALL", "LORA", "ONNX", "TEST"):
+    for requirement in setup_requirements(*LISTS):
         name = canonicalize_name(requirement.name)
         if name != "torch" and lowest(requirement):  # see the head of that file
             assert pinned(oldest[name]) == lowest(requirement), requirement

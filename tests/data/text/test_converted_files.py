@@ -6,8 +6,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from texts import data_recipe, read, scan_error, scanned, write
 
 from hf_lm.data.text.documents import fingerprint
@@ -64,11 +65,10 @@ def zipped(files: dict[str, str]) -> bytes:
 def pdf(text: str) -> bytes:
     """Return a PDF file of one page."""
     out = io.BytesIO()
-    with plt.rc_context({"pdf.fonttype": 42}):  # with the characters of its glyphs
-        figure = plt.figure(figsize=(4, 1))
+    with rc_context({"pdf.fonttype": 42}):  # with the characters of its glyphs
+        figure = Figure(figsize=(4, 1))
         figure.text(0.1, 0.5, text)
         figure.savefig(out, format="pdf")
-        plt.close(figure)
     return out.getvalue()
 
 
