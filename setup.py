@@ -35,7 +35,10 @@ INSTALL = [
 # transformers 5.24 refuses a peft below 0.22, which is not released: LoRA keeps 5.23 until then
 LORA = ["peft>=0.21,<0.22", "transformers<5.24"]
 ONNX = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.23.2"]
-GGUF = ["gguf>=0.19", "xllamacpp>=2026.10.11549"]  # the format, and llama.cpp, which checks the file
+GGUF = [
+    "gguf>=0.19",
+    "xllamacpp>=2026.10.11549",
+]  # the format; llama.cpp checks the file
 DEDUP = ["rensa>=0.5,<0.6"]  # another version may hash in another way
 DOCUMENTS = ["markitdown[docx,pdf]>=0.1.9,<0.2"]  # another version may write other text
 TEST = [

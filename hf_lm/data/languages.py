@@ -31,7 +31,7 @@ def language_shares(texts: Iterable[str]) -> dict[str, float]:
     sizes = Counter[str]()
     for text in texts:
         for start in range(0, len(text), PIECE):
-            size = min(PIECE, len(text) - start)
-            sizes[language_of(text[start : start + min(size, LOOKED_AT)])] += size
+            language = language_of(text[start : start + LOOKED_AT])
+            sizes[language] += min(PIECE, len(text) - start)
     total = sizes.total() or 1
     return {language: size / total for language, size in sizes.most_common()}

@@ -35,7 +35,7 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
 DATA_SUFFIXES = (
     *(".txt", ".md", ".py", ".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv"),
     *(".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip"),
-    *(".pdf", ".docx", ".epub", ".html", ".ipynb"),
+    *(".pdf", ".docx", ".epub", ".html", ".htm", ".ipynb"),
 )
 
 

@@ -54,7 +54,7 @@ def rate_note(recipe: TrainingRecipe, *, step: int, before: int, total: int) -> 
     rates = " to ".join(f"{peak * rate:.2g}" for rate in (old, new))
     remedy = ""
     if recipe.schedule != "constant":
-        remedy = '; training.schedule = "wsd" keeps the rate until its last steps'
+        remedy = '; training.schedule = "wsd" keeps the rate for more steps'
     return f"more steps: the learning rate goes from {rates} at step {step:,}{remedy}"
 
 

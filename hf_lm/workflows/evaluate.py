@@ -87,13 +87,13 @@ def compare(
     names = [str(model) for model in models]
     for name in names:
         check_model_path(name)
-    text = open_text(names[0], source, overrides)
+    text = open_text(names[0], source, [*overrides, "data.block_size=1"])
 
     from hf_lm.data.load import whole_texts
     from hf_lm.evaluation.compare import compare_scores, score_documents
 
     texts = whole_texts(text.recipe.data, text.corpus)
-    sizes = [len(text.encode()) for text in texts]
+    sizes = [len(document.encode()) for document in texts]
     scores = [score_documents(*load_model(name), texts) for name in names]
     return compare_scores(names, scores, sizes)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hf_lm.data.text.columns import columns_of
 from hf_lm.data.text.files.compression import plain_suffix
-from hf_lm.data.text.files.converted import CONVERTERS, converter_version
+from hf_lm.data.text.files.converted import CONVERTERS, converter_versions
 from hf_lm.data.text.files.report import Report
 from hf_lm.data.text.formats import read_documents
 from hf_lm.data.text.holdout import Holdout, content_hash
@@ -64,7 +64,7 @@ def fingerprint(data: DataRecipe, corpus: Corpus, commits: tuple[str, ...] = ())
     if data.near_duplicates == "drop":
         how += [["near_duplicates", data.near_duplicate_threshold]]
     if any(plain_suffix(file.path) in CONVERTERS for file in corpus.files):
-        how += [["markitdown", converter_version()]]
+        how += converter_versions()
     limits = [data.max_documents, data.max_bytes, data.deduplicate, data.validation.holdout]
     content = json.dumps([files, how, limits, commits])
     return hashlib.sha256(content.encode()).hexdigest()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_lm.data.text.files.converted import CONVERTERS, INSTALL
+from hf_lm.data.text.files.converted import CONVERTERS, INSTALL, can_convert
 from hf_lm.data.text.formats import READERS, is_data_file, plain_suffix
 from hf_lm.errors import DataError
 
@@ -85,7 +85,12 @@ def matching_files(pattern: Path) -> Iterator[Path]:
 
         match = re.compile(glob_translate(str(Path(*parts)))).match
         paths = (p for p in walk(root) if match(str(p.relative_to(root))))
-    return (path for path in paths if path.is_file() and not path.name.startswith("."))
+    names_hidden = any(part.startswith(".") for part in parts)
+    return (
+        path
+        for path in paths
+        if path.is_file() and (names_hidden or not is_hidden(path.relative_to(root)))
+    )
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -120,7 +125,8 @@ def folder_files(folder: Path, split: str) -> Found:
     splits = splits_of(paths, folder)
     if not splits:
         if not paths:
-            raise DataError(f"{folder}: no data file in this folder ({KNOWN_SUFFIXES})")
+            found = "".join(f"; {note}" for note in unread_notes(folder, unread))
+            raise DataError(f"{folder}: no data file in this folder ({KNOWN_SUFFIXES}){found}")
         return Found(paths, notes)
     others = Counter({name: len(files) for name, files in splits.items() if name != split})
     if others:
@@ -133,7 +139,7 @@ def unread_notes(folder: Path, unread: Counter[str]) -> list[str]:
     if not unread:
         return []
     more = ", ".join(kind for kind in sorted(unread) if kind in CONVERTERS)
-    remedy = f" ({INSTALL} reads {more})" if more else ""
+    remedy = f" ({INSTALL} reads {more})" if more and not can_convert() else ""
     return [f"{folder.name}/: files that were not read: {counted(unread)}{remedy}"]
 
 
@@ -153,7 +159,7 @@ def splits_of(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
     for path in paths:
         parts = path.relative_to(folder).parts
         parts = parts[1:] if parts[0] == "data" and len(parts) > 1 else parts
-        is_code = plain_suffix(path) not in (*READERS, ".txt", ".text")
+        is_code = plain_suffix(path) not in (*READERS, *CONVERTERS, ".txt", ".text")
         match = None if is_code else FIRST_WORD.match(parts[0])
         split = SPLIT_OF_WORD.get(match.group().lower()) if match else None
         if split is None:

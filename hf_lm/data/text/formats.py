@@ -110,6 +110,8 @@ def find_reader(path: Path, report: Report) -> Reader:
         return read_converted
     with open_binary(path) as file:
         head = file.read(2**16)
+    if head.startswith(b"%PDF-"):
+        return read_converted
     known = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
     kind = next((kind for magic, kind in known.items() if head.startswith(magic)), None)
     if kind is None and is_json_object(head.split(b"\n")[0]):

@@ -35,6 +35,7 @@ from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 
 SCANS, FILE = "scans", "scan.json"
+SHOWN = 10  # damaged files that a note names
 FAR_FROM_GOAL = 2  # times more or less held-out text than asked is worth a note
 
 
@@ -210,8 +211,8 @@ def scan_notes(reader: DocumentReader) -> Iterator[str]:
     report = reader.report
     yield from report.notes
     if report.unreadable:  # by name: provenance.json, which is published, contains no path
-        path, rule = next(iter(report.unreadable.items()))
-        yield f"{len(report.unreadable):,} files were left out; the first: {path.name}: {rule}"
+        shown = [f"{path.name} {rule}" for path, rule in report.unreadable.items()][:SHOWN]
+        yield f"{len(report.unreadable):,} damaged files were left out: {'; '.join(shown)}"
     if report.missing:
         yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:

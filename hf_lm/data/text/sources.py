@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_lm.data.text.files.compression import OPENERS, compression_of, plain_suffix
-from hf_lm.data.text.files.converted import CONVERTERS
+from hf_lm.data.text.files.converted import CONVERTERS, ZIP_BASED
 from hf_lm.data.text.folders import Found, find_files
 from hf_lm.data.text.formats import READERS, TEXT_SUFFIXES
 from hf_lm.errors import DataError
@@ -31,7 +31,6 @@ EMBEDDED_SKIPS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 BINARY_SUFFIXES = (".parquet", ".arrow", ".pdf", ".docx", ".epub")  # they know their encoding
-ZIP_SUFFIXES = (".docx", ".epub")
 
 # Keys about formats, and the kinds of files that have no use for them: suffixes, or python-stdlib,
 # whose encoding is known. The content of a file with another suffix says what it is, so every key
@@ -43,7 +42,7 @@ UNUSED_BY = {
     "delimiter": PLAIN_TEXT | {suffix for suffix in READERS if suffix not in TABLE_SUFFIXES},
     "sample_by": frozenset(READERS),
     "encoding": frozenset((*BINARY_SUFFIXES, EMBEDDED)),
-    "on_bad_bytes": frozenset((EMBEDDED,)),
+    "on_bad_bytes": frozenset((".pdf", ".docx", ".epub", EMBEDDED)),
     "on_missing_text": PLAIN_TEXT,
 }
 
@@ -222,7 +221,7 @@ def repeated_files(sources: tuple[Source, ...], *, deduplicate: bool) -> Iterato
     for path, count in counts.items():
         if count > 1:
             once = "once (data.deduplicate)" if deduplicate else f"{count} times"
-            yield f"{path} is listed {count} times and counts {once}"
+            yield f"{path.name} is listed {count} times and counts {once}"
 
 
 def find_source(
@@ -271,5 +270,5 @@ def file_problem(path: Path) -> str | None:
         kind = compression_of(path)
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    is_archive = kind is not None and kind not in OPENERS and plain_suffix(path) not in ZIP_SUFFIXES
+    is_archive = kind is not None and kind not in OPENERS and plain_suffix(path) not in ZIP_BASED
     return f"{path}: is {kind}-compressed; unpack it first" if is_archive else None

@@ -56,7 +56,7 @@ EPUB = {
 def zipped(files: dict[str, str]) -> bytes:
     """Return a ZIP file."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
         for name, text in files.items():
             file.writestr(name, text)
     return out.getvalue()
@@ -100,10 +100,51 @@ def test_a_damaged_document_is_one_line(name: str, tmp_path: Path) -> None:
     write(tmp_path / "text.txt", "some text\nof two lines\n")
     if path.suffix in (".pdf", ".docx", ".epub"):  # and one of many is left out
         found = scanned(data_recipe(tmp_path, block_size=1))
-        assert (
-            f"1 files were left out; the first: {line.removeprefix(f'{tmp_path}/')}" in found.notes
-        )
+        named = line.removeprefix(f"{tmp_path}/").replace(": ", " ", 1)
+        assert f"1 damaged files were left out: {named}" in found.notes
         assert found.documents == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("a.ipynb", '{"worksheets": [], "nbformat": 3}', "no cells of notebook format 4"),
+        ("a.docx", zipped({**DOCX, "word/document.xml": "<w:document><w:p>"}), "ParseError"),
+        ("a.epub", zipped({**EPUB, "META-INF/encryption.xml": "<x/>"}), "it is locked"),
+        ("a.epub", zipped({**EPUB, "big.xhtml": "a" * 2**26}), "it unpacks to more than 300"),
+        ("paper", "%PDF-1.4\nno page", "PDFSyntaxError"),
+    ],
+)
+def test_what_a_converter_would_accept_in_silence_is_left_out(
+    name: str, content: Any, rule: str, tmp_path: Path
+) -> None:
+    line = scan_error(data_recipe(write(tmp_path / name, content)))
+    assert line.startswith(f"{tmp_path / name}: is not a readable .")
+    assert rule in line
+
+
+def test_text_does_not_depend_on_the_depth_of_the_stack(tmp_path: Path) -> None:
+    page = "<div>" * 311 + "<h1>Title</h1><b>deep</b>" + "</div>" * 311
+    data = data_recipe(write(tmp_path / "a.html", page))
+
+    def read_deeper(depth: int) -> list[str]:
+        return read_deeper(depth - 1) if depth else read(data)
+
+    assert read_deeper(60) == read(data)
+
+
+def test_a_folder_of_documents_alone_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converted, "find_spec", lambda name: None)
+    write(tmp_path / "a.pdf", FILES["f.pdf"][0])
+    assert "pip install 'hf_lm[documents]' reads .pdf" in scan_error(data_recipe(tmp_path))
+
+
+def test_pages_named_by_splits_are_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.html", f"<p>{split}</p>")
+    assert [text.strip() for text in read(data_recipe(tmp_path))] == ["train"]
 
 
 def test_text_depends_on_the_version_of_the_converter(
@@ -115,7 +156,7 @@ def test_text_depends_on_the_version_of_the_converter(
         data = data_recipe(tmp_path / name)
         before = fingerprint(data, find_corpus(data))
         with monkeypatch.context() as patch:
-            patch.setattr(converted, "version", lambda name: "0.1.99")
+            patch.setattr(converted, "version", lambda name: "99" if name == "lxml" else "1")
             assert (fingerprint(data, find_corpus(data)) != before) == is_other
 
 

@@ -44,7 +44,7 @@ def test_a_file_listed_twice_is_noted_and_counts_once_unless_deduplication_is_of
     assert "is listed 2 times and counts once" in scanned(data).notes[0]
     data = data_recipe([file, file], deduplicate=False)
     assert read(data) == [f"{TEXT}\n{TEXT}"] * 2
-    assert scanned(data).notes == (f"{file} is listed 2 times and counts 2 times",)
+    assert scanned(data).notes == (f"{file.name} is listed 2 times and counts 2 times",)
 
 
 def test_duplicate_documents_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def test_what_a_folder_has_beside_text_is_counted() -> None:
     found = scanned(data_recipe(INPUTS / "mixed_folder"))
     first, second = found.notes
     assert first == "mixed_folder/: files that were not read: 1 .xlsx"
-    assert second.startswith("1 files were left out; the first: scan.pdf: is no readable .pdf: ")
+    assert second.startswith(
+        "1 damaged files were left out: scan.pdf is not a readable .pdf file ("
+    )
     assert found.documents == 7
 
 

@@ -49,6 +49,11 @@ class CompressionBombError(ValueError):
     """A compressed file grows beyond what text can."""
 
 
+def max_unpacked(size: int) -> int:
+    """Return the most bytes that a file of some bytes may unpack to."""
+    return max(ALWAYS_READ, MAX_RATIO * size)
+
+
 class Unpacked(io.RawIOBase):
     """The unpacked bytes of a file, up to MAX_RATIO times its size.
 
@@ -59,7 +64,7 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, path: Path, kind: str) -> None:
         self.source = OPENERS[kind](path)
-        self.limit = max(ALWAYS_READ, MAX_RATIO * path.stat().st_size)
+        self.limit = max_unpacked(path.stat().st_size)
         self.count = 0
 
     def readable(self) -> bool:

@@ -38,7 +38,8 @@ class AsUtf8(io.RawIOBase):
         """Fill a buffer; return the number of bytes."""
         while not self.waiting:
             raw = self.source.read(CHUNK)
-            self.waiting = self.decoder.decode(raw, final=not raw).encode()
+            text = self.decoder.decode(raw, final=not raw)
+            self.waiting = text.encode("utf-8", "surrogatepass")
             if not raw:
                 break
         data, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]
