@@ -14,7 +14,7 @@ UNKNOWN = "unknown"
 
 
 @cache
-def identifier() -> Any:
+def load_identifier() -> Any:
     """Load the model, which takes a second; the package has no types."""
     langid = import_module("py3langid.langid")
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
@@ -22,7 +22,7 @@ def identifier() -> Any:
 
 def language_of(text: str) -> str:
     """Return the ISO 639-1 code of a text's language, or "unknown" if it is not sure."""
-    language, probability = identifier().classify(text)
+    language, probability = load_identifier().classify(text)
     return language if probability >= SURE else UNKNOWN
 
 

@@ -14,6 +14,7 @@ from texts import data_recipe, read, scan_error, scanned, write
 from hf_lm.data.text.documents import fingerprint
 from hf_lm.data.text.files import converted
 from hf_lm.data.text.sources import find_corpus
+from hf_lm.recipe.paths import DATA_SUFFIXES
 
 HTML = """<html><head><title>Pump</title><style>p {color: red}</style></head><body>
 <h1>Pump log</h1><script>alert(1)</script><p>The pump was <b>checked</b> – café.</p>
@@ -209,3 +210,7 @@ def test_keys_of_tables_are_refused_beside_documents(tmp_path: Path) -> None:
         line = scan_error(data_recipe(tmp_path, **{key: value}))
         assert f"data.{key}" in line
         assert "no effect on .pdf files" in line
+
+
+def test_a_name_of_a_document_is_a_path_and_no_hub_id() -> None:
+    assert set(converted.CONVERTERS) <= set(DATA_SUFFIXES)

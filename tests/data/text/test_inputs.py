@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from texts import TEXT, data_recipe, read, scan_error, scanned, write, write_jsonl
 
 from hf_lm.cli import main
+from hf_lm.data.load import load_documents
 from hf_lm.data.text.files.tables import find_delimiter
 from hf_lm.data.text.sources import find_corpus
 
@@ -495,3 +496,31 @@ def test_every_input_gives_its_texts_in_every_way(
     is_cut = len(expected) == 1  # a single document is cut in two
     assert sum(split["documents"] for split in splits) == (2 if is_cut else len(expected))
     assert sum(split["bytes"] for split in splits) == pytest.approx(found["size"], abs=2)
+
+    if way == "stream":  # what is trained on, which the two commands do not open
+        data = data_recipe(source, **{k: v for k, v in keys.items() if k != "source"})
+        text = load_documents(data, find_corpus(data))
+        streamed = [row["text"] for split in text.documents for row in text.documents[split]]
+        assert sorted(streamed) == sorted(expected)
+
+
+def test_streams_record_what_is_not_read() -> None:
+    data = data_recipe(INPUTS / "mixed_folder", streaming=True)
+    notes = load_documents(data, find_corpus(data)).provenance()["text_notes"]
+    assert notes == ["mixed_folder/: files that were not read: 1 .xlsx"]
+
+
+def test_globs_and_folders_leave_out_the_same_hidden_files(tmp_path: Path) -> None:
+    for name in (".git", "shown"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "a.txt", name)
+    for pattern in ("", "**/*.txt"):
+        assert read(data_recipe(tmp_path / pattern)) == ["shown"]
+    assert read(data_recipe(tmp_path / "**" / ".git" / "*.txt")) == [".git"]
+
+
+def test_an_encoding_that_gives_lone_surrogates_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "abc +2AA- def")
+    line = scan_error(data_recipe(path, encoding="utf-7"))
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line

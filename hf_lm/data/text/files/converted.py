@@ -112,12 +112,12 @@ def convert(raw: bytes, suffix: str) -> str:
     """Return the text of a file's bytes; text formats are in UTF-8."""
     converter = getattr(import_module("markitdown.converters"), CONVERTERS[suffix])()
     info = import_module("markitdown").StreamInfo(extension=suffix, charset="utf-8")
-    with quiet():
+    with silenced():
         return converter.convert(io.BytesIO(raw), info).markdown
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Silence what pdfminer and BeautifulSoup say about fonts, encodings and deep nesting."""
     logs = [logging.getLogger(name) for name in ("pdfminer", "bs4")]
     levels = [log.level for log in logs]
