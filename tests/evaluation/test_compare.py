@@ -164,3 +164,6 @@ def test_what_cannot_be_compared_is_one_line(tiny_run: Path, tmp_path: Path, cap
     one = write_jsonl(tmp_path / "one.jsonl", TEXTS[:1])
     found = compare([model, model], source=one)
     assert found.models[1].verdict == "one document: nothing can be said about chance"
+    # No blocks are made, so no text is too short for one.
+    again = compare([model, model], source=one, overrides=["data.block_size=512"])
+    assert again.models[0].bits_per_byte == found.models[0].bits_per_byte

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -71,6 +72,25 @@ def test_llama_cpp_has_the_ids_and_the_probabilities_of_the_model(
     fields = gguf.GGUFReader(out / "model.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
     assert fields[f"{family}.context_length"].contents() == 48
+
+
+def test_probabilities_are_compared_as_they_add_up_to_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logits = torch.linspace(-2, 2, 9)
+    rows = [  # of a server whose sum is off by a tenth
+        {"id": i, "logprob": float(value) + 0.1} for i, value in enumerate(logits.log_softmax(-1))
+    ]
+    answer = {"completion_probabilities": [{"top_logprobs": rows}]}
+    monkeypatch.setattr(llama_cpp, "ask", lambda *args: answer)
+
+    def model(input_ids: Any) -> Any:
+        return SimpleNamespace(logits=logits.expand(1, input_ids.shape[1], -1))
+
+    network: Any = model
+    assert llama_cpp.divergence(None, network, [1, 2], word=0) == pytest.approx(0, abs=1e-6)
+    rows[3]["logprob"] += 1
+    assert llama_cpp.divergence(None, network, [1, 2], word=0) > 0.01
 
 
 @pytest.mark.parametrize("kind", ["byte", "char"])

@@ -125,13 +125,27 @@ def test_what_a_converter_would_accept_in_silence_is_left_out(
 
 
 def test_text_does_not_depend_on_the_depth_of_the_stack(tmp_path: Path) -> None:
-    page = "<div>" * 311 + "<h1>Title</h1><b>deep</b>" + "</div>" * 311
-    data = data_recipe(write(tmp_path / "a.html", page))
+    for depth in range(100, 340, 8):  # one of them is where recursion ends
+        page = "<div>" * depth + "<h1>Title</h1><b>deep</b>" + "</div>" * depth
+        write(tmp_path / f"{depth}.html", page)
+    data = data_recipe(tmp_path, deduplicate=False)
 
     def read_deeper(depth: int) -> list[str]:
         return read_deeper(depth - 1) if depth else read(data)
 
     assert read_deeper(60) == read(data)
+
+
+def test_a_pdf_whose_fonts_have_no_characters_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pdf", pdf("(cid:84)(cid:104)(cid:101)"))
+    assert scan_error(data_recipe(path)).endswith("(its fonts have no characters)")
+
+
+def test_a_broken_link_does_not_ask_for_a_package_that_is_installed(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "text")
+    (tmp_path / "b.pdf").symlink_to(tmp_path / "gone.pdf")
+    (note,) = find_corpus(data_recipe(tmp_path)).notes
+    assert note == f"{tmp_path.name}/: files that were not read: 1 .pdf"
 
 
 def test_a_folder_of_documents_alone_names_the_extra(
