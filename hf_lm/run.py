@@ -61,6 +61,7 @@ def train(
     run_dir = RunDirectory(recipe.folder)
     with run_dir.lock(force=force_unlock) as lock_notes:
         publish.check_upload(recipe.hub, run_dir)  # before any work
+        recipe = run_dir.with_earlier_values(recipe)
         changes = run_dir.check_compatible(recipe, accept_changes)
         corpus, scan = stages.read_corpus(recipe.data)  # names every bad file, without torch
         if run_dir.is_complete and not changes:

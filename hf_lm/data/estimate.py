@@ -62,7 +62,7 @@ def sample_counts(data: DataRecipe, sample: Sample, tokenizer: Any) -> Mapping[s
         DataError: the sample is all text, and a split is shorter than one block.
     """
     from hf_lm.data.blocks.build import blocks_in_memory
-    from hf_lm.data.blocks.dataset import require_blocks
+    from hf_lm.data.blocks.open import require_blocks
     from hf_lm.data.blocks.prepared import open_prepared
 
     if sample.corpus.prepared:

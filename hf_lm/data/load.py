@@ -130,10 +130,11 @@ def load_blocks(
             shard=shard or StreamShard(),
         )
     from hf_lm.data.blocks.build import build_blocks
-    from hf_lm.data.blocks.dataset import open_blocks
+    from hf_lm.data.blocks.open import open_blocks
 
     folder = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
-    return open_blocks(folder, text.corpus.weights, data, seed=seed)
+    eos = tokenizer.eos_token_id
+    return open_blocks(folder, text.corpus.weights, data, eos=eos, seed=seed)
 
 
 def write_blocks(
@@ -157,11 +158,11 @@ def write_blocks(
         DataError: a split is shorter than one block, or the directory holds other files.
     """
     from hf_lm.data.blocks.build import build_blocks
-    from hf_lm.data.blocks.dataset import open_blocks
+    from hf_lm.data.blocks.open import open_blocks
     from hf_lm.data.blocks.prepared import write_prepared
 
     blocks = build_blocks(text.documents, tokenizer, data, content=text.content, report=report)
-    open_blocks(blocks, text.corpus.weights, data, seed=0)
+    open_blocks(blocks, text.corpus.weights, data, eos=None, seed=0)  # checks them
     provenance = {"content": text.content, **text.provenance()}
     weights = text.corpus.weights
     write_prepared(folder, blocks, tokenizer, data, weights=weights, provenance=provenance)
@@ -174,7 +175,7 @@ def text_blocks(data: DataRecipe, corpus: Corpus, tokenizer: Any) -> Any:
         DataError: the text is shorter than one block.
     """
     from hf_lm.data.blocks.build import blocks_in_memory
-    from hf_lm.data.blocks.dataset import require_blocks
+    from hf_lm.data.blocks.open import require_blocks
     from hf_lm.data.text.hub_datasets import hub_texts
 
     grouping = "concat" if data.train_on == "text" else data.grouping

@@ -21,7 +21,11 @@ class Order(Protocol):
         ...
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the indices of the blocks of an epoch, in order."""
+        """Return the numbers of the blocks of an epoch, in order.
+
+        They count on from one pass over the text to the next: block `index` of pass `n` has the
+        number n · len(self) + index.
+        """
         ...
 
 
@@ -42,9 +46,9 @@ class RandomOrder:
         return self.length
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the indices of the blocks of an epoch, in order."""
+        """Return the numbers of the blocks of an epoch, in order."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        return torch.randperm(self.length, generator=generator).numpy()
+        return torch.randperm(self.length, generator=generator).numpy() + epoch * self.length
 
 
 class ShareSampler(Sampler[list[int]]):

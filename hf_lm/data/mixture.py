@@ -48,7 +48,10 @@ class MixtureOrder:
         return sum(self.sizes)
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """Return the indices of the blocks of an epoch, in order."""
+        """Return the numbers of the blocks of an epoch, in order.
+
+        Block `index` of pass `n` over its source has the number n · len(self) + index.
+        """
         begin = epoch * len(self)
         sources = sources_of(np.arange(begin + len(self)), self.weights, seed=self.seed)
         order = np.empty(len(self), np.int64)
@@ -56,7 +59,9 @@ class MixtureOrder:
             before = int((sources[:begin] == source).sum())
             indices = np.flatnonzero(sources[begin:] == source)
             draws = np.arange(before, before + len(indices))
-            order[indices] = sum(self.sizes[:source]) + self.draw(source, size, draws)
+            passes = draws // size
+            blocks = sum(self.sizes[:source]) + self.draw(source, size, draws)
+            order[indices] = passes * len(self) + blocks
         return order
 
     def draw(self, source: int, size: int, draws: np.ndarray) -> np.ndarray:

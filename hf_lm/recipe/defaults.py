@@ -8,6 +8,9 @@ each matrix. benchmarks/README.md has the measurements at widths of 64, 128 and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hf_lm.recipe.sections.recipe import Recipe
 
 ADAMW_RATE = 0.46  # times 1/width
@@ -15,6 +18,19 @@ MUON_RATE = 1.28  # times 1/width: AdamW's rate for the parameters that Muon doe
 MATRIX_RATE = 0.02  # Muon
 PRETRAINED_RATE = 5e-5  # the default of transformers' TrainingArguments
 LORA_RATE = 2e-4  # for GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11)
+
+# What runs did before a key of `data` was there, if that is not its default.
+EARLIER_DATA = {"fresh_blocks": False}
+
+
+def with_earlier_values(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe.json of a run with the values of keys that its version did not have.
+
+    Args:
+        written: the recipe, with every key of the version that wrote it.
+    """
+    data = written.get("data")
+    return {**written, "data": {**EARLIER_DATA, **data}} if isinstance(data, dict) else {**written}
 
 
 def resolve_auto(recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hf_lm import __version__
 from hf_lm.errors import RecipeError
-from hf_lm.recipe.defaults import resolve_auto
+from hf_lm.recipe.defaults import resolve_auto, with_earlier_values
 from hf_lm.recipe.paths import (
     SCHEMA_FILE,
     path_problems,
@@ -79,6 +79,8 @@ def make_recipe(
     Raises:
         RecipeError: the recipe is not valid; one line per problem.
     """
+    if raw.get("hf_lm_version"):  # a run wrote it
+        raw = with_earlier_values(raw)
     resolve_paths(raw, folder)
     if pretrained:
         use_pretrained(raw, pretrained)

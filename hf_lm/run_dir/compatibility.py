@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hf_lm.errors import MismatchError
 from hf_lm.recipe import Recipe
+from hf_lm.recipe.defaults import EARLIER_DATA
 from hf_lm.recipe.published import strip_local_paths
 
 # Keys that may grow: training is extended, and a note says so.
@@ -51,7 +52,8 @@ def check_same_recipe(
     """
     old_values, new_values = flatten(before), flatten(now)
     defaults = flatten(Recipe().model_dump(mode="json", by_alias=True))
-    # A key that a later version added had its default value.
+    defaults |= flatten({"data": EARLIER_DATA})
+    # A key that a later version added had its default value, or the one that it had in effect.
     old_values = {key: defaults[key] for key in new_values if key in defaults} | old_values
     changed = {
         key: (

@@ -90,6 +90,7 @@ def check(recipe: Recipe) -> CheckResult:
     check_launcher()
     run_dir = RunDirectory(recipe.folder)
     run_dir.check_owner()
+    recipe = run_dir.with_earlier_values(recipe)
     run_dir.check_compatible(recipe, ())
     access_notes = check_access(recipe)
 

@@ -61,6 +61,7 @@ USELESS: dict[str, tuple[dict[str, Any], Any]] = {
         }.items()
     },
     "model.lora": ({}, {"r": 4}),
+    "data.fresh_blocks": ({"data.grouping": "best_fit"}, False),
     "training.matrix_learning_rate": ({"training.optimizer": "adamw"}, 0.1),
     "training.momentum": ({"training.optimizer": "adamw"}, 0.9),
     "training.betas": ({"training.optimizer": "sgd"}, [0.8, 0.9]),

@@ -42,6 +42,7 @@ REFUSED = {
                 "delimiter",
                 "near_duplicates",
                 "near_duplicate_threshold",
+                "fresh_blocks",
             ),
         )
     ),

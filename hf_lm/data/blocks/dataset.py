@@ -4,22 +4,18 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_lm.data.mixture import MixtureOrder
-from hf_lm.errors import DataError
-from hf_lm.recipe import DataRecipe
 
 COUNTS = "counts.json"
 BYTES = "validation-bytes.npy"  # if they do not follow from the ids
@@ -86,6 +82,11 @@ class BlockDataset(TorchDataset):
         self.chunks = [c.flatten().to_numpy().reshape(-1, c.type.list_size) for c in chunks]
         self.starts = [0, *accumulate(len(chunk) for chunk in self.chunks)]
 
+    @property
+    def block_size(self) -> int:
+        """T, the tokens predicted in a block."""
+        return self.chunks[0].shape[1] - 1
+
     def __reduce__(self) -> tuple[type[BlockDataset], tuple[Dataset, np.ndarray | None]]:
         """Open the files again in another process; the arrays would be copied with all tokens."""
         return BlockDataset, (self.dataset, self.block_bytes)
@@ -93,21 +94,30 @@ class BlockDataset(TorchDataset):
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def ids(self, index: int) -> np.ndarray:
+        """Return the ids [T+1] of a block."""
+        chunk = bisect_right(self.starts, index) - 1
+        return self.chunks[chunk][index - self.starts[chunk]]
+
+    def arrays(self, first: int, stop: int) -> Iterator[np.ndarray]:
+        """Yield the ids [B, T+1] of the blocks from `first` to `stop`, without copying them."""
+        for start, chunk in zip(self.starts, self.chunks, strict=False):
+            yield chunk[max(first - start, 0) : max(stop - start, 0)]
+
     def __getitem__(self, index: int) -> dict[str, object]:
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, object]]:
         """Return the rows of a batch; a DataLoader calls this once per batch.
 
-        The row of NO_BLOCK has the ids of block 0 and the number NO_BLOCK.
+        Indices count on from epoch to epoch; every epoch has the same rows. The row of NO_BLOCK has
+        the ids of block 0 and the number NO_BLOCK.
         """
         if indices[0] == NO_BLOCK:
             return [{**self[0], "number": NO_BLOCK}]
-        starts, chunks = self.starts, self.chunks
-        located = ((index, bisect_right(starts, index) - 1) for index in indices)
+        indices = [index % len(self) for index in indices]
         rows: list[dict[str, object]] = [
-            {"input_ids": chunks[chunk][index - starts[chunk]], "number": index}
-            for index, chunk in located
+            {"input_ids": self.ids(index), "number": index} for index in indices
         ]
         if self.block_bytes is not None:
             for row, index in zip(rows, indices, strict=True):
@@ -119,70 +129,3 @@ def table_of(blocks: np.ndarray) -> pa.Table:
     """Convert blocks [B, T+1] to an Arrow table with a fixed-size list column "input_ids"."""
     values = pa.array(np.ascontiguousarray(blocks).reshape(-1))
     return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(values, blocks.shape[1])})
-
-
-def open_blocks(folder: Path, weights: Sequence[float], data: DataRecipe, *, seed: int) -> Blocks:
-    """Open the blocks in a folder as memory maps.
-
-    Args:
-        folder: a folder that `build_blocks` wrote.
-        weights: the share of the training tokens of each source.
-        data: the recipe section, which error messages name.
-        seed: seeds the order of a mixture.
-
-    Returns:
-        The blocks of both splits, their counts, and the order of a mixture.
-
-    Raises:
-        DataError: a split, or a source of a mixture, does not fill one block.
-    """
-    written_counts = json.loads((folder / COUNTS).read_text())
-    counts = {split: SplitCounts(**row) for split, row in written_counts.items()}
-    require_blocks(counts, data)
-    is_mixture = len(weights) > 1
-    names = [f"train-{n}" for n in range(len(weights))] if is_mixture else ["train"]
-    sources = [Dataset.from_file(str(folder / f"{name}.arrow")) for name in names]
-    order = None
-    empty_sources = [n for n, source in enumerate(sources) if not len(source)]
-    if empty_sources:
-        raise DataError(
-            f"data.source.{empty_sources[0]}: fills no block of its own; add text or remove all "
-            "weights"
-        )
-    if is_mixture:
-        order = MixtureOrder([len(source) for source in sources], weights, seed=seed)
-    splits = {
-        "train": BlockDataset(concatenate_datasets(sources)),
-        "validation": BlockDataset(
-            Dataset.from_file(str(folder / "validation.arrow")),
-            np.load(folder / BYTES) if (folder / BYTES).is_file() else None,
-        ),
-    }
-    return Blocks(splits, counts, order)
-
-
-def require_blocks(counts: Mapping[str, SplitCounts], data: DataRecipe) -> None:
-    """Check that every split has at least one block.
-
-    Raises:
-        DataError: a split has no block; the message has one line per split.
-    """
-    problems = [
-        too_short_message(split, row, data) for split, row in counts.items() if not row.blocks
-    ]
-    if problems:
-        raise DataError(problems)
-
-
-def too_short_message(split: str, row: SplitCounts, data: DataRecipe) -> str:
-    """Explain why a split has no block, and which key to change."""
-    if data.train_on == "completion":
-        return (
-            f"{split} text: none of {row.documents:,} conversations fits a block of "
-            f"{data.block_size:,} tokens; raise data.block_size"
-        )
-    more = ", raise data.validation.holdout" if split == "validation" else ""
-    return (
-        f"{split} text: {row.tokens:,} tokens, one block needs {data.block_size + 1:,}; add text"
-        f"{more} or lower data.block_size"
-    )

@@ -16,7 +16,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_lm.data.blocks.dataset import COUNTS, Blocks, open_blocks
+from hf_lm.data.blocks.dataset import COUNTS, Blocks
+from hf_lm.data.blocks.open import open_blocks
 from hf_lm.data.text.sources import PREPARED, check_foreign_directory
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
@@ -169,7 +170,8 @@ def open_prepared(
         )
     if problems:
         raise DataError(problems)
-    return open_blocks(folder, manifest["weights"], data, seed=seed)
+    eos = tokenizer.eos_token_id
+    return open_blocks(folder, manifest["weights"], data, eos=eos, seed=seed)
 
 
 def prepared_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

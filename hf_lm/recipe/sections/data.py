@@ -124,6 +124,11 @@ class DataRecipe(Section):
         description="concat: documents are joined end to end, without padding; best_fit: documents "
         "that fit a block are not cut, and blocks are padded",
     )
+    fresh_blocks: bool = Field(
+        True,
+        description="after the first epoch, the text is cut into new blocks in every epoch, with "
+        "its documents in a new order; for data.grouping concat",
+    )
     max_documents: int | None = Field(None, gt=0, description="use only the first documents")
     max_bytes: int | None = Field(None, gt=0, description="use only the first bytes of text")
     num_proc: int | None = Field(

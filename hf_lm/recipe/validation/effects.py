@@ -78,6 +78,11 @@ EFFECTS = {
         "data.near_duplicates is off",
         "data.near_duplicates",
     ),
+    "data.fresh_blocks": Effect(
+        lambda recipe: recipe.data.grouping == "concat" and not recipe.data.streaming,
+        "it is for data.grouping concat, and a stream is cut anew anyway",
+        "data.grouping data.streaming",
+    ),
     "data.num_proc": Effect(
         lambda recipe: recipe.data.train_on == "text",
         "conversations of data.train_on completion are tokenized on one core",
