@@ -36,13 +36,16 @@ def check(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Show what a run is doing."""
-    from hf_lm.terminal.console import show_rows
-    from hf_lm.workflows.status import status_json, status_rows
+    from hf_lm.terminal.console import console, show_rows
+    from hf_lm.workflows.status import follow, status_json, status_rows
 
-    if options.json:
-        print_json(status_json(options.run))
-        return
-    show_rows(str(options.run), status_rows(options.run))
+    for _ in follow([options.run]) if options.watch else (False,):
+        if options.json:
+            print_json(status_json(options.run))
+            continue
+        if options.watch:
+            console.clear()
+        show_rows(str(options.run), status_rows(options.run))
 
 
 def report(options: argparse.Namespace) -> None:
@@ -50,11 +53,16 @@ def report(options: argparse.Namespace) -> None:
     from hf_lm.report.page import write_report
     from hf_lm.run_dir.directory import REPORT
     from hf_lm.terminal.console import short, show_rows
+    from hf_lm.workflows.status import follow
 
     folder = options.runs[0] if len(options.runs) == 1 else Path()
     path = (options.output or folder / REPORT).absolute()
-    write_report(options.runs, path)
-    show_rows("report", [("page", short(path))])
+    shown = False
+    for at_work in follow(options.runs) if options.watch else (False,):
+        write_report(options.runs, path, reload=at_work)
+        if not shown:
+            show_rows("report", [("page", short(path))])
+        shown = True
 
 
 def verify(options: argparse.Namespace) -> None:

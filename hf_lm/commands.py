@@ -39,12 +39,16 @@ def add_training_commands(commands: Commands) -> None:
     command = commands.add_parser("status", help="show what a run is doing, on one screen")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     command.add_argument("--json", action="store_true", help="print the state as JSON")
+    command.add_argument("--watch", action="store_true", help="again and again, until it ends")
     command = commands.add_parser(
         "report", help="write the curves of a run, or of several, to a page"
     )
     command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="the folder of a run")
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="the page (report.html, in RUN if there is one)"
+    )
+    command.add_argument(
+        "--watch", action="store_true", help="write it again whenever a run goes on, until all end"
     )
     command = commands.add_parser("verify", help="check every file of every checkpoint of a run")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")

@@ -19,6 +19,7 @@ from hf_lm.system.files import write_atomically
 from hf_lm.system.text import printable
 
 MILLION = 1e6
+RELOAD = 10  # seconds
 
 
 class Run(NamedTuple):
@@ -74,12 +75,13 @@ def is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def write_report(folders: Sequence[Path], path: Path) -> None:
+def write_report(folders: Sequence[Path], path: Path, *, reload: bool = False) -> None:
     """Write the report of one run or several.
 
     Args:
         folders: the output directories of the runs.
         path: the file to write, atomically.
+        reload: whether a browser loads the page again every RELOAD seconds.
 
     Raises:
         DataError: a directory holds no run.
@@ -95,6 +97,7 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
     )
     page = environment.get_template("report.html.jinja").render(
         runs=runs,
+        reload=RELOAD if reload else None,
         charts=[*charts(runs)],
         rows=[*result_rows(runs)],
         to_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),

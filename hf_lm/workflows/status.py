@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,42 @@ def last_values(run_dir: RunDirectory) -> dict[str, Any]:
     for row in run_dir.log.rows():
         last |= row
     return last
+
+
+def follow(paths: Sequence[Path], *, seconds: float = 1.0) -> Iterator[bool]:
+    """Yield at once and whenever a run has gone on, until none is at work.
+
+    Args:
+        paths: the directories of the runs.
+        seconds: the time between two looks.
+
+    Yields:
+        Whether a run is still at work.
+
+    Raises:
+        DataError: a directory does not hold a run.
+    """
+    seen: list[tuple[float, ...]] = []
+    while True:
+        runs = [started_run(path) for path in paths]
+        at_work = any(is_at_work(run_dir) for run_dir in runs)
+        times = [change_times(run_dir.path) for run_dir in runs]
+        if times != seen or not at_work:
+            yield at_work
+        if not at_work:
+            return
+        seen = times
+        time.sleep(seconds)
+
+
+def is_at_work(run_dir: RunDirectory) -> bool:
+    """Return whether a process works on a run."""
+    return run_dir.read(STATUS)["state"] in UNFINISHED and not is_killed(run_dir)
+
+
+def change_times(folder: Path) -> tuple[float, ...]:
+    """Return when the status and the log of a run were last written."""
+    return tuple(path.stat().st_mtime for path in (folder / STATUS, folder / LOG) if path.exists())
 
 
 def status_rows(path: Path) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ from hf_lm.system.files import Write, read_json, text_file, unwrap_os_errors
 from hf_lm.system.launch import use_precision
 from hf_lm.terminal.console import console, show_note
 from hf_lm.terminal.progress import ProgressBar
+from hf_lm.terminal.trouble import TroubleNotes
 from hf_lm.tokenizer import token_bytes, tokenizer_texts
 from hf_lm.training.arguments import training_arguments
 from hf_lm.training.callbacks import isolate_tracker
@@ -194,7 +195,10 @@ def make_trainer(
         hooks=hooks,
         checkpoints=store,
         notify=show_note,
-        callbacks=[ProgressBar(console)],
+        callbacks=[
+            ProgressBar(console),
+            TroubleNotes(show_note, pretrained=recipe.model.pretrained is not None),
+        ],
         model=context.model,
         train_dataset=context.blocks.splits["train"],
         eval_dataset=context.blocks.splits["validation"],

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,49 @@ def test_a_stopped_run_shows_the_reason_and_a_run_without_a_log_only_its_step(ru
     assert rows["step"] == "0"
     assert rows["checkpoints"] == "none yet"
     assert "loss" not in rows
+
+
+@pytest.fixture
+def goes_on(run: Path) -> Iterator[Path]:
+    """A run that is training, has another row after a second, and ends after two."""
+    set_state(run, "training")
+
+    def go_on() -> None:
+        """Write what a run would write."""
+        time.sleep(1)
+        with (run / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": 9, "loss": 1.25, "tokens": 9 * 128, "seconds": 9.0}))
+            log.write("\n")
+        time.sleep(1)
+        set_state(run, "done")
+
+    thread = threading.Thread(target=go_on)
+    with lock_directory(run):
+        thread.start()
+        yield run
+        thread.join()
+
+
+def test_a_run_is_watched_until_it_ends(goes_on: Path, capsys: Any) -> None:
+    assert main(["status", str(goes_on), "--json", "--watch"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    states = [(values["state"], values["last"]["step"]) for values in shown]
+    assert states == [("training", 8), ("training", 9), ("done", 9)]
+
+
+def test_the_page_of_a_run_is_written_until_it_ends(goes_on: Path) -> None:
+    pages = list[str]()
+    writer = threading.Thread(target=main, args=(["report", str(goes_on), "--watch"],))
+    writer.start()
+    while writer.is_alive():
+        if (goes_on / "report.html").exists():
+            pages.append((goes_on / "report.html").read_text())
+        time.sleep(0.05)
+    assert 'http-equiv="refresh"' in pages[0]
+    assert "9 of 8" in pages[-1]
+    final = (goes_on / "report.html").read_text()
+    assert 'http-equiv="refresh"' not in final
+    assert "<p>done</p>" in final
 
 
 def test_a_folder_without_a_run_is_rejected(tmp_path: Path, capsys: Any) -> None:
