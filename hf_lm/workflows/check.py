@@ -119,6 +119,7 @@ def plan_without_training(
     from hf_lm.data.blocks.byte_counts import bytes_note
     from hf_lm.data.estimate import sample_counts, sample_documents
     from hf_lm.model.pretrained import pretrained_notes
+    from hf_lm.planning.advice import advice
     from hf_lm.planning.hardware import detect_hardware
     from hf_lm.recipe import warnings
     from hf_lm.tokenizer import build_tokenizer
@@ -147,7 +148,8 @@ def plan_without_training(
             *summary.run_rows(recipe, plan, hardware, kernels),
         ],
         notes=[
-            *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *sample.notes),
+            *(*warnings(recipe), *advice(recipe, plan)),
+            *(*pretrained_notes(recipe.model), *scan.notes, *sample.notes),
             *bytes_note(tokenizer, recipe.data),
             *(f"not on this machine: {line}" for line in shortfalls),
         ],

@@ -39,6 +39,7 @@ def show_plan(
     """
     from hf_lm.data.blocks.byte_counts import bytes_note
     from hf_lm.model.pretrained import pretrained_notes
+    from hf_lm.planning.advice import advice
 
     recipe = context.recipe
     show_rows(
@@ -48,7 +49,8 @@ def show_plan(
             *run_rows(recipe, context.plan, context.hardware, context.kernels),
         ],
         notes=[
-            *(*warnings(recipe), *pretrained_notes(recipe.model), *scan.notes, *notes),
+            *(*warnings(recipe), *advice(recipe, context.plan)),
+            *(*pretrained_notes(recipe.model), *scan.notes, *notes),
             *bytes_note(context.tokenizer, recipe.data),
             *numerics_changes(context.run_dir.provenance, provenance),
         ],
