@@ -150,7 +150,7 @@ def inspect_text(recipe: Recipe, corpus: Corpus, hub: HubTexts) -> Inspection:
             sample.append(document.text[:SAMPLE_BYTES])
             sampled += document.size
         keep_lowest(shown, document)
-    if problems := reader.report.problems_of(len(sizes)):
+    if problems := reader.problems:
         raise DataError(problems)
     if not sizes:
         raise DataError("no text: every document is empty or has only white space")

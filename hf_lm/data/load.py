@@ -75,7 +75,7 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
     if data.streaming:
         from hf_lm.data.streaming.documents import StreamedDocuments
 
-        streams = StreamedDocuments(data, corpus)
+        streams = StreamedDocuments(data, corpus.without(scan.left_out if scan else ()))
         content = fingerprint(data, corpus, streams.commits)
         notes = scan.notes if scan else corpus.notes
         return LoadedText(corpus, streams, content, streams.commits, notes=notes)
@@ -85,7 +85,7 @@ def load_documents(data: DataRecipe, corpus: Corpus, scan: Scan | None = None) -
     if scan is None or texts:
         scan = scan_documents(data, corpus, texts, commits=commits, keep=True)
     content = fingerprint(data, corpus, commits)
-    documents = Documents(data, corpus, texts, scan.holdout)
+    documents = Documents(data, corpus.without(scan.left_out), texts, scan.holdout)
     return LoadedText(corpus, documents, content, commits, scan, scan.notes)
 
 

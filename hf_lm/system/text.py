@@ -18,6 +18,12 @@ def printable(text: object) -> str:
     )
 
 
+def on_one_line(text: object) -> str:
+    """Return a text with an arrow for each line end, and without control characters."""
+    arrow = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+    return printable(str(text).replace("\n", arrow).replace("\t", " "))
+
+
 def is_control(character: str) -> bool:
     """Return whether a character controls its surroundings, or stands for nothing."""
     kind = unicodedata.category(character)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hf_lm.data.inspection import Inspection
-from hf_lm.system.text import printable
+from hf_lm.system.text import on_one_line
 
 RARE = 0.01  # scripts and languages of a smaller share are counted together
 
@@ -37,9 +37,3 @@ def shown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
         yield f"{document.tokens:,} tokens", on_one_line(document.start)
         if document.edge:
             yield "  block ends", on_one_line(document.edge)
-
-
-def on_one_line(text: str) -> str:
-    """Return a text with an arrow for each line end, and without control characters."""
-    text = text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("\t", " ")
-    return printable(text)

@@ -43,7 +43,7 @@ def evaluate(
     """
     name = str(model)
     check_model_path(name)
-    recipe, corpus, scan, is_any_length = open_text(name, source, overrides)
+    recipe, corpus, scan, is_any_length = read_evaluation_text(name, source, overrides)
     network, tokenizer = load_model(name)
     if recipe.tokenizer.chat_template:
         tokenizer.chat_template = recipe.tokenizer.chat_template
@@ -87,7 +87,7 @@ def compare(
     names = [str(model) for model in models]
     for name in names:
         check_model_path(name)
-    text = open_text(names[0], source, [*overrides, "data.block_size=1"])
+    text = read_evaluation_text(names[0], source, [*overrides, "data.block_size=1"])
 
     from hf_lm.data.load import whole_texts
     from hf_lm.evaluation.compare import compare_scores, score_documents
@@ -114,7 +114,9 @@ class EvaluationText(NamedTuple):
     is_any_length: bool
 
 
-def open_text(model: str, source: str | Path | None, overrides: Sequence[str]) -> EvaluationText:
+def read_evaluation_text(
+    model: str, source: str | Path | None, overrides: Sequence[str]
+) -> EvaluationText:
     """Find and read the text to evaluate a model on, before a model is loaded."""
     from hf_lm.data.text.scan import scan_documents
     from hf_lm.data.text.sources import find_corpus
@@ -127,6 +129,8 @@ def open_text(model: str, source: str | Path | None, overrides: Sequence[str]) -
     scan = scan_documents(recipe.data, corpus, keep=source is None, whole=source is not None)
     if not corpus.local:
         reach_hub()
+    if source is not None:  # nothing else will scan it
+        corpus = corpus.without(scan.left_out)
     return EvaluationText(recipe, corpus, scan, is_any_length)
 
 

@@ -58,8 +58,8 @@ def local_rows(
     """
     report, part = Report(), Source(source.name, source.weight, tuple(files))
     yield from ({"text": text} for text in local_documents(part, data, report))
-    if report.problems:
-        raise DataError(report.problems)
+    if problems := report.problems_with(report.unreadable):
+        raise DataError(problems)
 
 
 class StreamedDocuments(Mapping[str, Any]):

@@ -1,7 +1,8 @@
 """Iterate over the deduplicated documents of a corpus, split into train and validation.
 
 Nothing heavy is imported and no text is stored: documents are read from their files each time they
-are needed. That takes a few percent of the time of tokenizing them, and no disk space.
+are needed. That takes a few percent of the time of tokenizing them, and no disk space. PDF and
+other documents that have to be converted are converted once in a process.
 """
 
 from __future__ import annotations
@@ -157,6 +158,14 @@ class DocumentReader:
                 self.report.problem(f"{source.name}: row {number}", rule)
 
     @property
+    def problems(self) -> list[str]:
+        """The problems of the text; a source of which no file can be converted is one, too."""
+        unreadable = self.report.unreadable
+        sources = (*self.corpus.train, *self.corpus.validation)
+        lost = [s for s in sources if s.files and all(f.path in unreadable for f in s.files)]
+        return self.report.problems_with(file.path for source in lost for file in source.files)
+
+    @property
     def overlap(self) -> int:
         """The number of validation documents that are in the training text, too."""
         return len(self.seen["train"] & self.seen["validation"])
@@ -215,8 +224,9 @@ class Documents(Mapping[str, Iterable[Mapping[str, str]]]):
         reader = DocumentReader(self.data, self.corpus, self.hub, limit=self.limit)
         for document in reader:
             yield from self.assign_split(document)
-        if reader.report.problems:
-            raise DataError(reader.report.problems)
+        # The scan has left out what cannot be converted, so a file that fails now is new.
+        if problems := reader.report.problems_with(reader.report.unreadable):
+            raise DataError(problems)
 
     def assign_split(self, document: Document) -> Iterator[Document]:
         """Yield a document with its final split; a corpus of one document is cut in two."""

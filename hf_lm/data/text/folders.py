@@ -31,7 +31,9 @@ SPLIT_WORDS = {
 SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 FIRST_WORD = re.compile(r"[A-Za-z]+(?=$|[-_.0-9 ])")
 
-SAVED_SPLITS, SAVED_STATE = "dataset_dict.json", "state.json"  # files of `save_to_disk`
+# Files that `save_to_disk` writes beside the tables.
+SAVED_SPLITS, SAVED_STATE, SAVED_INFO = "dataset_dict.json", "state.json", "dataset_info.json"
+SAVED_FILES = (SAVED_SPLITS, SAVED_STATE, SAVED_INFO)
 
 
 class Found(NamedTuple):
@@ -108,11 +110,14 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def folder_files(folder: Path, split: str) -> Found:
     """Return the data files of a folder and its subfolders, sorted by name."""
-    if (folder / SAVED_SPLITS).is_file() or (folder / SAVED_STATE).is_file():
+    if is_saved(folder):
         return saved_files(folder, split)
     everything = sorted(walk(folder))
     hidden = [path for path in everything if is_hidden(path.relative_to(folder))]
-    visible = sorted(set(everything) - set(hidden))
+    saved = {path.parent for path in everything if path.name in SAVED_FILES}
+    saved = {inner for inner in saved if is_saved(inner)}
+    about = {inner / name for inner in saved for name in SAVED_FILES}
+    visible = sorted(set(everything) - set(hidden) - about)
     paths = [path for path in visible if is_data_file(path) and path.is_file()]
     unread = Counter(plain_suffix(p) or "no suffix" for p in visible if p not in set(paths))
     notes = unread_notes(folder, unread)
@@ -178,6 +183,18 @@ def chosen_split(splits: dict[str, list[Path]], split: str, folder: Path) -> lis
         known = ", ".join(f'"{name}"' for name in splits)
         raise DataError(f'{folder}: has no split "{split}"; it has {known}')
     return splits[split]
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder."""
+    for name, key in ((SAVED_SPLITS, "splits"), (SAVED_STATE, "_data_files")):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and key in found:
+            return True
+    return False
 
 
 def saved_files(folder: Path, split: str) -> Found:

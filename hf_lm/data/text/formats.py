@@ -210,7 +210,9 @@ def valid_text(place: str, text: str, data: DataRecipe, report: Report) -> str |
         return None
     controls = len(raw) - len(raw.translate(None, CONTROL))
     if controls > BINARY_SHARE * len(text):
-        report.problem(place, f"{controls:,} control characters; this is not text")
+        hint = '; set data.encoding to "utf-16-le" or "utf-16-be" if it is UTF-16'
+        rule = f"{controls:,} control characters; this is not text"
+        report.problem(place, rule + hint * (text.count("\0") * 3 > len(text)))
         return None
     report.control_characters += controls
     return text

@@ -53,6 +53,7 @@ class Scan:
         cut: of the `Holdout`.
         notes: what the user should know about the text.
         dropped: of the `Holdout`.
+        left_out: the files that could not be converted to text.
     """
 
     documents: int
@@ -64,6 +65,7 @@ class Scan:
     cut: int | None
     notes: tuple[str, ...]
     dropped: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -108,7 +110,7 @@ def scan_documents(
     names = [file.path for file in corpus.files]
     compared = (data.near_duplicates, data.near_duplicate_threshold)
     content = (fingerprint(data, corpus, commits), hub_selection(data), whole)
-    key = key_of("scan", *content, data.block_size, names, compared)
+    key = key_of("scan-2", *content, data.block_size, names, compared)
     is_kept = is_whole(cache_root() / SCANS / key)
     # Local text is read before the cache is touched: text that is refused leaves no trace.
     found = read() if corpus.local and not is_kept else None
@@ -118,7 +120,7 @@ def scan_documents(
         (folder / FILE).write_text(json.dumps(asdict(found or read())))
 
     kept: dict[str, Any] = json.loads((build_once(SCANS, key, write) / FILE).read_text())
-    kept |= {name: tuple(kept[name]) for name in ("notes", "dropped")}
+    kept |= {name: tuple(kept[name]) for name in ("notes", "dropped", "left_out")}
     return Scan(**kept)
 
 
@@ -136,7 +138,7 @@ def scan_now(
         if report:
             report(1, document.size)
     is_complete = corpus.local or bool(hub)
-    problems = reader.report.problems_of(count)
+    problems, left_out = reader.problems, tuple(map(str, reader.report.unreadable))
     if not problems and is_complete:
         problems = [*too_little(count, sum(sizes.values()), data, corpus)]
     if problems:
@@ -147,7 +149,7 @@ def scan_now(
     notes = [*corpus.notes, *scan_notes(reader), *holdout_notes(reader, data, holdout)]
     dropped: frozenset[int] = frozenset()
     if data.near_duplicates != "off" and is_complete and not whole:
-        near = compare_splits(Documents(data, corpus, hub, holdout), data)
+        near = compare_splits(Documents(data, corpus.without(left_out), hub, holdout), data)
         notes.append(near_note(near, data))
         dropped = near.hashes if data.near_duplicates == "drop" else dropped
     return Scan(
@@ -160,6 +162,7 @@ def scan_now(
         cut=holdout.cut,
         notes=tuple(notes),
         dropped=tuple(sorted(dropped)),
+        left_out=left_out,
     )
 
 
@@ -212,7 +215,9 @@ def scan_notes(reader: DocumentReader) -> Iterator[str]:
     yield from report.notes
     if report.unreadable:  # by name: provenance.json, which is published, contains no path
         shown = [f"{path.name} {rule}" for path, rule in report.unreadable.items()][:SHOWN]
-        yield f"{len(report.unreadable):,} damaged files were left out: {'; '.join(shown)}"
+        count = len(report.unreadable)
+        files = "1 damaged file was" if count == 1 else f"{count:,} damaged files were"
+        yield f"{files} left out: {'; '.join(shown)}"
     if report.missing:
         yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:

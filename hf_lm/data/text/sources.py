@@ -10,17 +10,18 @@ import json
 import os
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_lm.data.text.files.compression import OPENERS, compression_of, plain_suffix
 from hf_lm.data.text.files.converted import CONVERTERS, ZIP_BASED
-from hf_lm.data.text.folders import Found, find_files
+from hf_lm.data.text.folders import Found, counted, find_files
 from hf_lm.data.text.formats import READERS, TEXT_SUFFIXES
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
 from hf_lm.system.files import sha256
+from hf_lm.system.text import on_one_line
 
 EMBEDDED = "python-stdlib"
 PREPARED = "blocks.json"  # the manifest in a directory that `hf-lm prepare` wrote
@@ -100,6 +101,17 @@ class Corpus:
     def tokenizer(self) -> str | None:
         """The directory of the tokenizer that belongs to prepared blocks."""
         return str(self.prepared / "tokenizer") if self.prepared else None
+
+    def without(self, paths: Collection[str]) -> Corpus:
+        """Return the corpus without some files."""
+        train, validation = (
+            tuple(
+                replace(s, files=tuple(f for f in s.files if str(f.path) not in paths))
+                for s in sources
+            )
+            for sources in (self.train, self.validation)
+        )
+        return replace(self, train=train, validation=validation)
 
     def of(self, split: str) -> tuple[Source, ...]:
         """Return the sources of "train" or "validation"."""
@@ -238,12 +250,17 @@ def find_source(
         except DataError as error:
             problems += error.problems
             return Source(name, weight)
-    file_problems = [problem for path in found.paths if (problem := file_problem(path))]
-    problems += file_problems
-    if file_problems:
+    rules = {path: rule for path in found.paths if (rule := file_problem(path))}
+    paths = [path for path in found.paths if path not in rules]
+    if rules and not (paths and found.paths != [Path(name)]):
+        problems += [f"{on_one_line(path)}: {rule}" for path, rule in rules.items()]
         return Source(name, weight)
-    files = tuple(SourceFile(path, path.stat().st_size, sha256(path)) for path in found.paths)
-    return Source(name, weight, files, tuple(found.notes), found.has_splits)
+    notes = [*found.notes]
+    if rules:  # of a folder or glob
+        counts = Counter(rule.removeprefix("is ").partition(";")[0] for rule in rules.values())
+        notes.append(f"{Path(name).name}: files that were left out: {counted(counts)}")
+    files = tuple(SourceFile(path, path.stat().st_size, sha256(path)) for path in paths)
+    return Source(name, weight, files, tuple(notes), found.has_splits)
 
 
 def embedded_files() -> list[Path]:
@@ -261,14 +278,16 @@ def embedded_files() -> list[Path]:
 def file_problem(path: Path) -> str | None:
     """Return why a file cannot be read as data; None if it can."""
     if not path.exists():
-        return f"{path}: no such file or folder (current folder: {Path.cwd()})"
+        return f"no such file or folder (current folder: {Path.cwd()})"
     if not path.is_file():
-        return f"{path}: is not a regular file"
+        return "is not a regular file"
     try:
         if path.stat().st_size == 0:
-            return f"{path}: is empty"
+            return "is empty"
         kind = compression_of(path)
     except OSError as error:
-        return f"{path}: cannot be read: {error.strerror}"
-    is_archive = kind is not None and kind not in OPENERS and plain_suffix(path) not in ZIP_BASED
-    return f"{path}: is {kind}-compressed; unpack it first" if is_archive else None
+        return f"cannot be read: {error.strerror}"
+    suffix = plain_suffix(path)
+    is_packed = kind in OPENERS and suffix in (".parquet", ".arrow")  # they are compressed inside
+    is_archive = kind is not None and kind not in OPENERS and suffix not in ZIP_BASED
+    return f"is {kind}-compressed; unpack it first" if is_archive or is_packed else None

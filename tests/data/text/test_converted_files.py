@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from texts import data_recipe, read, scan_error, scanned, write
 
+from hf_lm.data.load import load_documents
 from hf_lm.data.text.documents import fingerprint
 from hf_lm.data.text.files import converted
 from hf_lm.data.text.sources import find_corpus
+from hf_lm.errors import DataError
+from hf_lm.recipe import DataRecipe
 from hf_lm.recipe.paths import DATA_SUFFIXES
 
 HTML = """<html><head><title>Pump</title><style>p {color: red}</style></head><body>
@@ -54,7 +58,13 @@ EPUB = {
 }
 
 
-def zipped(files: dict[str, str]) -> bytes:
+def epub_with(name: str, old: str, new: str) -> dict[str, str]:
+    """Return the files of an EPUB with another text in one of them."""
+    assert old in EPUB[name]
+    return {**EPUB, name: EPUB[name].replace(old, new)}
+
+
+def zipped(files: Mapping[str, str | bytes]) -> bytes:
     """Return a ZIP file."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -102,7 +112,7 @@ def test_a_damaged_document_is_one_line(name: str, tmp_path: Path) -> None:
     if path.suffix in (".pdf", ".docx", ".epub"):  # and one of many is left out
         found = scanned(data_recipe(tmp_path, block_size=1))
         named = line.removeprefix(f"{tmp_path}/").replace(": ", " ", 1)
-        assert f"1 damaged files were left out: {named}" in found.notes
+        assert f"1 damaged file was left out: {named}" in found.notes
         assert found.documents == 1
 
 
@@ -114,6 +124,10 @@ def test_a_damaged_document_is_one_line(name: str, tmp_path: Path) -> None:
         ("a.epub", zipped({**EPUB, "META-INF/encryption.xml": "<x/>"}), "it is locked"),
         ("a.epub", zipped({**EPUB, "big.xhtml": "a" * 2**26}), "it unpacks to more than 300"),
         ("paper", "%PDF-1.4\nno page", "PDFSyntaxError"),
+        ("a.epub", zipped(epub_with("book.opf", "<itemref", "<opf:itemref")), "ExpatError"),
+        ("a.epub", zipped(epub_with("book.opf", '<itemref idref="one"/>', "")), "no chapters"),
+        ("a.epub", zipped(epub_with("book.opf", '"one"/>', '"two"/>')), 'chapter "two" is missing'),
+        ("a.epub", zipped({**EPUB, "one.xhtml": b"<p>caf\xe9</p>"}), 'chapter "one" is not UTF-8'),
     ],
 )
 def test_what_a_converter_would_accept_in_silence_is_left_out(
@@ -187,6 +201,90 @@ def test_pages_in_another_encoding_are_read_by_their_key(tmp_path: Path) -> None
     assert 'data.encoding to "cp1252"' in scan_error(data_recipe(path))
     (text,) = read(data_recipe(path, encoding="cp1252"))
     assert text.strip() == MARKDOWN
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><body><p>one</p></body></html>\n<html><head><title>x</title></head><body>two</body>",
+        "<html><body><p>one</p></body></html><p>two</p>",
+        "<BODY><p>one</p></BODY><!-- a note --> two",
+    ],
+)
+def test_a_page_is_read_to_its_end(page: str, tmp_path: Path) -> None:
+    (text,) = read(data_recipe(write(tmp_path / "a.html", page)))
+    assert text.split() == ["one", "two"]
+
+
+def test_a_comment_after_a_page_is_no_text(tmp_path: Path) -> None:
+    page = "<head><title>x</title></head><body>one</body> <!-- saved -->\n</html>"
+    assert read(data_recipe(write(tmp_path / "a.html", page))) == ["one"]
+
+
+def test_a_page_in_an_encoding_of_seven_bits_names_the_key(tmp_path: Path) -> None:
+    page = '<meta content="text/html; charset=ISO-2022-JP"><p>\u65e5\u672c</p>'
+    path = write(tmp_path / "a.html", page.encode("iso-2022-jp"))
+    assert scan_error(data_recipe(path)).endswith('set data.encoding to "iso-2022-jp"')
+    assert read(data_recipe(path, encoding="iso-2022-jp")) == ["\u65e5\u672c"]
+
+
+def test_a_file_that_fails_after_the_scan_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.txt", "some text\nof two lines\n")
+    write(tmp_path / "b.pdf", pdf("The pump"))
+    write(tmp_path / "c.pdf", b"\x00\xff" * 100)
+    data = data_recipe(tmp_path, block_size=1, validation={"holdout": 0.5})
+    corpus = find_corpus(data)
+    scan = scanned(data)
+    text = load_documents(data, corpus, scan)
+    assert len([*text.documents.all()]) == 2  # c.pdf is left out, as the scan has said
+    monkeypatch.setattr(converted, "converted", broken)
+    with pytest.raises(DataError, match=r"b\.pdf: is not a readable \.pdf file \(RuntimeError\)"):
+        [*text.documents.all()]
+    streams = load_documents(data.model_copy(update={"streaming": True}), corpus, scan)
+    with pytest.raises(DataError, match=r"b\.pdf: is not a readable"):
+        [*streams.documents["train"]]
+
+
+def broken(raw: bytes, suffix: str) -> str:
+    """Stand in for a converter that fails."""
+    raise RuntimeError("no thread can be started")
+
+
+@pytest.mark.parametrize("key", ["list", "mixture", "validation"])
+def test_a_source_that_cannot_be_read_at_all_is_an_error(key: str, tmp_path: Path) -> None:
+    text = str(write(tmp_path / "a.txt", "some text\nof two lines\n" * 9))
+    damaged = str(write(tmp_path / "b.pdf", b"\x00\xff" * 100))
+    keys: dict[str, Any] = {
+        "list": {"source": [text, damaged]},
+        "mixture": {"source": [{"source": name, "weight": 1} for name in (text, damaged)]},
+        "validation": {"source": text, "validation": {"source": damaged}},
+    }[key]
+    data = DataRecipe.model_validate_json(json.dumps({"block_size": 8, **keys}))
+    assert scan_error(data).startswith(f"{damaged}: is not a readable .pdf file")
+
+
+def test_a_document_is_converted_once_in_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    convert = converted.convert
+
+    def counted(raw: bytes, suffix: str) -> str:
+        """Convert, and note the suffix."""
+        calls.append(suffix)
+        return convert(raw, suffix)
+
+    monkeypatch.setattr(converted, "convert", counted)
+    monkeypatch.setattr(converted, "KEPT", {})
+    path = write(tmp_path / "a.pdf", pdf("The pump"))
+    assert read(data_recipe(path)) == read(data_recipe(path))
+    assert calls == [".pdf"]
+    monkeypatch.setattr(converted, "MAX_KEPT", 3)
+    converted.KEPT.clear()
+    assert read(data_recipe(path)) == read(data_recipe(path))
+    assert calls == [".pdf"] * 3
 
 
 def test_a_page_nested_beyond_reason_gives_its_text(tmp_path: Path, recwarn: Any) -> None:

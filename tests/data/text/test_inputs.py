@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -60,9 +61,7 @@ def test_what_a_folder_has_beside_text_is_counted() -> None:
     found = scanned(data_recipe(INPUTS / "mixed_folder"))
     first, second = found.notes
     assert first == "mixed_folder/: files that were not read: 1 .xlsx"
-    assert second.startswith(
-        "1 damaged files were left out: scan.pdf is not a readable .pdf file ("
-    )
+    assert second.startswith("1 damaged file was left out: scan.pdf is not a readable .pdf file (")
     assert found.documents == 7
 
 
@@ -150,6 +149,33 @@ def test_quoted_tables_give_their_delimiter(rows: list[list[str]], mark: str) ->
 def test_a_table_of_one_column_may_contain_any_mark(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text\none; two | three\nfour; five\n")
     assert read(data_recipe(path)) == ["one; two | three", "four; five"]
+
+
+def parquet_of(names: list[str], columns: list[Any]) -> bytes:
+    """Return a Parquet file with those columns."""
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(c) for c in columns], names=names), out)
+    return out.getvalue()
+
+
+def parquet(**columns: Any) -> bytes:
+    """Return a Parquet file with a column for each argument."""
+    return parquet_of([*columns], [*columns.values()])
+
+
+def arrow_of(names: list[str], columns: list[Any]) -> bytes:
+    """Return an Arrow file with those columns."""
+    out = io.BytesIO()
+    table = pa.Table.from_arrays([pa.array(c) for c in columns], names=names)
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
+def not_utf8() -> pa.Array:
+    """Return a column of text of which the second row is not UTF-8; Arrow does not check it."""
+    raw = pa.array([b"one", b"t\xff", b"three"])
+    return pa.StringArray.from_buffers(3, *raw.buffers()[1:])
 
 
 ONE_LINE: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
@@ -249,6 +275,44 @@ ONE_LINE: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
     "zip": ("a.zip", b"PK\x03\x04" + b"x" * 99, {}, "a.zip: is zip-compressed; unpack it first"),
     "binary as text": ("a.parquet", b"PAR1" + b"\x00" * 99, {}, "is not a Parquet file"),
     "arrow": ("a.arrow", b"ARROW1" + b"\x00" * 99, {}, "is not an Arrow file"),
+    "packed Parquet": (
+        "a.parquet.gz",
+        gzip.compress(b"PAR1"),
+        {},
+        "a.parquet.gz: is gzip-compressed; unpack it first",
+    ),
+    "utf-16 without a mark": (
+        "a.txt",
+        ("ab " * 99).encode("utf-16-le"),
+        {},
+        'is not text; set data.encoding to "utf-16-le" or "utf-16-be" if it is UTF-16',
+    ),
+    "text without a column after empty lines": ("a.csv", "\n\nid,body\n1,x\n", {}, '"body"'),
+    "a name of two lines": ("a\nb.txt", b"\xff", {}, "a\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}b"),
+    "a date that Python has not": (
+        "a.parquet",
+        parquet(text=pa.array([10**15], pa.timestamp("ms"))),
+        {},
+        "a.parquet: row 0 to 1 rows on: ",
+    ),
+    "a column of Parquet twice": (
+        "a.parquet",
+        parquet_of(["text", "text"], [["x"], ["y"]]),
+        {},
+        'a.parquet: has several columns "text"; rename all but one',
+    ),
+    "a column of Arrow twice": (
+        "a.arrow",
+        arrow_of(["text", "text"], [["x"], ["y"]]),
+        {},
+        'a.arrow: has several columns "text"; rename all but one',
+    ),
+    "bytes in a text column": (
+        "a.parquet",
+        parquet(text=not_utf8()),
+        {},
+        "a.parquet: row 1: line 1, byte 1: is not UTF-8",
+    ),
 }
 
 
@@ -258,6 +322,49 @@ def test_what_cannot_be_read_is_one_line_with_its_remedy(name: str, tmp_path: Pa
     error = scan_error(data_recipe(write(tmp_path / file, content), **keys))
     assert expected in error
     assert error.count("\n") == 0
+
+
+@pytest.mark.parametrize("suffix", [*COMPRESS])
+def test_bytes_after_compressed_text_are_no_silent_loss(suffix: str, tmp_path: Path) -> None:
+    raw = COMPRESS[suffix](b"one line\n" * 9)
+    path = write(tmp_path / f"a.txt{suffix}", raw + b"and more that is not packed")
+    assert "a.txt" in scan_error(data_recipe(path))
+    write(path, raw + raw)  # members follow each other
+    assert read(data_recipe(path)) == ["one line\n" * 18]
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz", ".gz"])
+def test_zeros_after_compressed_text_are_padding(suffix: str, tmp_path: Path) -> None:
+    raw = COMPRESS[suffix](b"one line\n" * 9)
+    path = write(tmp_path / f"a.txt{suffix}", raw + bytes(1024))
+    assert read(data_recipe(path)) == ["one line\n" * 9]
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("replace", "t\ufffd"), ("skip", None)])
+def test_bytes_in_a_text_column_follow_the_key(
+    choice: str, expected: str | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.parquet", parquet(text=not_utf8()))
+    texts = read(data_recipe(path, on_bad_bytes=choice))
+    assert texts == [text for text in ("one", expected, "three") if text]
+
+
+def test_empty_and_packed_files_of_a_folder_are_counted(tmp_path: Path) -> None:
+    for name, content in (("a.txt", TEXT), ("b.txt", ""), ("c.md", ""), ("d.txt", b"PK\x03\x04")):
+        write(tmp_path / name, content)
+    for source in (tmp_path, tmp_path / "*"):
+        found = scanned(data_recipe(source))
+        assert found.documents == 1
+        assert f"{source.name}: files that were left out: 2 empty, 1 zip-compressed" in found.notes
+    assert scan_error(data_recipe([tmp_path / "a.txt", tmp_path / "b.txt"])).endswith("is empty")
+
+
+def test_a_saved_dataset_inside_a_folder_is_its_tables(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "texts" / "saved")
+    write(tmp_path / "texts" / "more.txt", "three")
+    assert sorted(read(data_recipe(tmp_path / "texts"))) == ["one", "three", "two"]
+    write(tmp_path / "state.json", '{"text": "a state of mind"}')
+    assert "a state of mind" in read(data_recipe(tmp_path))
 
 
 READ: dict[str, tuple[str, str | bytes, dict[str, Any], list[str]]] = {

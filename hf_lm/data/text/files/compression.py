@@ -11,11 +11,14 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 # Text shrinks to a third or a fifth, and the most repetitive logs to a hundredth.
 MAX_RATIO, ALWAYS_READ = 300, 64 * 2**20
+
+CHUNK = 2**18  # packed bytes read at once
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 
@@ -37,10 +40,48 @@ def open_zstd(path: Path) -> BinaryIO:
     return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
 
+class Members:
+    """The unpacked bytes of a file of bzip2 or xz, which may have several members.
+
+    The classes of the standard library end without a word at bytes that are no member.
+
+    Args:
+        path: the file.
+        new_decompressor: makes a decompressor for one member.
+    """
+
+    def __init__(self, path: Path, new_decompressor: Callable[[], Any]) -> None:
+        self.file, self.new_decompressor = path.open("rb"), new_decompressor
+        self.decompressor = new_decompressor()
+
+    def read(self, size: int) -> bytes:
+        """Return at most so many bytes; none at the end.
+
+        Raises:
+            EOFError: the last member is cut off.
+            OSError: bytes after a member are no other one; `lzma.LZMAError` for xz.
+        """
+        while True:
+            raw = b""
+            if self.decompressor.eof:
+                raw = (self.decompressor.unused_data or self.file.read(CHUNK)).lstrip(b"\0")
+                if not raw and not (raw := self.file.read(CHUNK).lstrip(b"\0")):
+                    return b""  # zeros may fill the last block of a tape or disk
+                self.decompressor = self.new_decompressor()
+            elif self.decompressor.needs_input and not (raw := self.file.read(CHUNK)):
+                raise EOFError("it ends before its end marker")
+            if unpacked := self.decompressor.decompress(raw, size):
+                return unpacked
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
 OPENERS: dict[str, Callable[[Path], Any]] = {
     "gzip": gzip.GzipFile,
-    "bzip2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
+    "bzip2": partial(Members, new_decompressor=bz2.BZ2Decompressor),
+    "xz": partial(Members, new_decompressor=lzma.LZMADecompressor),
     "zstd": open_zstd,
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from hf_lm.system.text import on_one_line
 
 MAX_PROBLEMS = 20  # different ones; more say nothing new
 
@@ -32,12 +35,12 @@ class Report:
 
     def problem(self, place: str, rule: str, *, count: int = 1) -> None:
         """Add a problem; the same one in another place is counted."""
-        first, before = self.found.get(rule, (place, 0))
+        first, before = self.found.get(rule, (on_one_line(place), 0))
         self.found[rule] = first, before + count
 
     def note(self, text: str) -> None:
         """Add a note, once."""
-        self.notes[text] = None
+        self.notes[on_one_line(text)] = None
 
     @property
     def problems(self) -> list[str]:
@@ -47,13 +50,10 @@ class Report:
             for rule, (place, count) in self.found.items()
         ]
 
-    def problems_of(self, documents: int) -> list[str]:
-        """Return the problems of a whole corpus.
-
-        Files that cannot be converted are problems only where there is no document beside them.
-        """
+    def problems_with(self, unreadable: Iterable[Path]) -> list[str]:
+        """Return the problems, or else those of files that could not be converted."""
         return self.problems or [
-            f"{path}: {rule}" for path, rule in self.unreadable.items() if not documents
+            f"{path}: {self.unreadable[path]}" for path in unreadable if path in self.unreadable
         ]
 
     @property

@@ -33,7 +33,7 @@ def read_csv(path: Path, data: DataRecipe, columns: Columns, report: Report) -> 
         report.note(f"{path.name}: its columns are separated by {DELIMITERS[delimiter]}")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = next(lines, [])
+        header = next((row for row in lines if any(row)), [])  # after empty lines
         if not is_unambiguous(header, path, columns, report):
             return
         for row in lines:
@@ -96,6 +96,8 @@ def read_parquet(path: Path, data: DataRecipe, columns: Columns, report: Report)
         if missing := columns.missing([*names, *nested_names(file.schema_arrow)]):
             report.problem(str(path), missing)
             return
+        if not is_unambiguous(names, path, columns, report):
+            return
         batches = file.iter_batches(batch_size=1024, columns=[*columns.chosen(names)])
         yield from batch_rows(batches, path, data, report)
     except (pa.ArrowInvalid, OSError) as error:
@@ -120,6 +122,8 @@ def read_arrow(path: Path, data: DataRecipe, columns: Columns, report: Report) -
             if missing := columns.missing([*names, *nested_names(reader.schema)]):
                 report.problem(str(path), missing)
                 return
+            if not is_unambiguous(names, path, columns, report):
+                return
             chosen = [*columns.chosen(names)]
             yield from batch_rows((b.select(chosen) for b in batches), path, data, report)
     except pa.ArrowInvalid as error:
@@ -128,10 +132,10 @@ def read_arrow(path: Path, data: DataRecipe, columns: Columns, report: Report) -
 
 def batch_rows(batches: Iterable[Any], path: Path, data: DataRecipe, report: Report) -> Rows:
     """Yield the rows of Arrow batches; text that is stored as bytes is decoded."""
-    numbers = itertools.count()
+    start = 0
     for batch in batches:
-        for row in batch.to_pylist():
-            place = f"{path}: row {next(numbers)}"
+        for number, row in enumerate(batch_values(batch, f"{path}: row {start}", report), start):
+            place = f"{path}: row {number}"
             texts = {
                 name: decoded(value, place, data, report) if isinstance(value, bytes) else value
                 for name, value in row.items()
@@ -139,6 +143,23 @@ def batch_rows(batches: Iterable[Any], path: Path, data: DataRecipe, report: Rep
             has_bad_bytes = any(texts[name] is None and row[name] is not None for name in row)
             if not has_bad_bytes:
                 yield place, texts
+        start += batch.num_rows
+
+
+def batch_values(batch: Any, place: str, report: Report) -> list[dict[str, Any]]:
+    """Return the rows of an Arrow batch; text that is not UTF-8 stays bytes."""
+    import pyarrow as pa
+
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        texts = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+        columns = [c.cast(texts.get(c.type, c.type)) for c in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    except (ValueError, OverflowError) as error:  # a date that Python has not
+        report.problem(f"{place} to {batch.num_rows} rows on", one_line(error))
+        return []
+    return batch_values(batch, place, report)
 
 
 def nested_names(schema: Any) -> list[str]:
