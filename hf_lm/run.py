@@ -69,7 +69,7 @@ def train(
         else:
             stages.prepare_libraries(recipe, corpus)  # before they are imported
 
-            from hf_lm.workflows.train import RunContext, train_and_evaluate
+            from hf_lm.workflows.train import RunContext, limit_to_minutes, train_and_evaluate
 
             hardware = stages.require_hardware(recipe.training, run_dir)
             stages.check_model(recipe)
@@ -78,7 +78,9 @@ def train(
             model, plan, kernels = stages.plan_and_build(
                 recipe, tokenizer, blocks.counts, hardware, run_dir
             )
-            context = RunContext(recipe, run_dir, hardware, tokenizer, blocks, model, plan, kernels)
+            context = limit_to_minutes(
+                RunContext(recipe, run_dir, hardware, tokenizer, blocks, model, plan, kernels)
+            )
             provenance = stages.describe_provenance(context, text)
             summary.show_plan(
                 context, text.scan or scan, provenance, [*lock_notes, *changes.values()]

@@ -14,6 +14,7 @@ from hf_lm.model.loss import has_linear_loss
 from hf_lm.recipe import Recipe
 
 COMPILED_FLOPS = 3e13  # a shorter run (5 minutes on a CPU) does not regain the time of compiling
+COMPILED_MINUTES = 5  # the same for a run that is as long as minutes say
 
 
 class Kernels(NamedTuple):
@@ -50,6 +51,8 @@ def choose_kernels(
         recipe, model, device=device, precision=precision
     )
     model_type = model.config.model_type
+    if minutes := recipe.training.max_minutes:  # its FLOPs are not known yet
+        flops = COMPILED_FLOPS * minutes / COMPILED_MINUTES
     compiled, compile_reason = choose_compile(recipe, device, precision, model_type, flops)
     loss = "loss without logits" if has_linear_loss(model) else "loss from logits"
     return Kernels(attention, compiled, (attention_reason, compile_reason, loss))

@@ -259,12 +259,15 @@ def check_step_size(
 def count_max_steps(
     recipe: TrainingRecipe, blocks: int, block_size: int, train_blocks: int | None
 ) -> int:
-    """Return the optimizer steps of a run with a number of steps, tokens or epochs."""
+    """Return the optimizer steps of a run with a number of steps, tokens or epochs.
+
+    Those of minutes are not known before a trial on the machine, and 0 stands for them.
+    """
     if recipe.max_steps:
         return recipe.max_steps
     if recipe.max_tokens:
         return math.ceil(recipe.max_tokens / (blocks * block_size))
-    assert recipe.max_epochs, "checked with the recipe"
-    if train_blocks is None:  # only in a check, which does not download a Hub dataset
+    # A check does not download a Hub dataset, so its blocks are not known either.
+    if not recipe.max_epochs or train_blocks is None:
         return 0
     return math.ceil(recipe.max_epochs * math.ceil(train_blocks / blocks))

@@ -15,7 +15,9 @@ from hf_lm.recipe.defaults import EARLIER_DATA
 from hf_lm.recipe.published import strip_local_paths
 
 # Keys that may grow: training is extended, and a note says so.
-EXTENDABLE_KEYS = {"training.max_steps", "training.max_epochs", "training.max_tokens"}
+EXTENDABLE_KEYS = {
+    f"training.{name}" for name in ("max_steps", "max_epochs", "max_tokens", "max_minutes")
+}
 
 # Keys that cannot affect the weights: a run may be resumed with other values, without a note.
 IGNORED_KEYS = {

@@ -96,6 +96,15 @@ class RunDirectory:
         """The micro batch size that the run was started with; None before."""
         return self.provenance.get("micro_batch_size")
 
+    def steps_of(self, minutes: float) -> int | None:
+        """Return the optimizer steps that the run here has for its minutes; None if it has none."""
+        return self.provenance.get("max_steps") if self.minutes == minutes else None
+
+    @property
+    def minutes(self) -> float | None:
+        """The minutes that the run was started with; None before, or if it has another end."""
+        return self.read(RECIPE)["training"].get("max_minutes") if self.is_started else None
+
     def read(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the directory."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_lm.system.signals import Signals
+
+WARM_STEPS = 5  # before the timed ones: kernels are compiled and memory is allocated in them
+TRIAL_SECONDS = 8  # after them
+LONGEST_TRIAL = 60  # seconds, if there are steps enough by then
 
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
@@ -42,6 +48,42 @@ def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None])
 
     for name in EVENTS:
         setattr(callback, name, isolated(getattr(callback, name)))
+
+
+class StepClock(TrainerCallback):
+    """Times optimizer steps, and ends training when there are enough.
+
+    Attributes:
+        all_reduce_max: returns the highest of the numbers of all processes.
+    """
+
+    def __init__(self) -> None:
+        self.all_reduce_max: Callable[[int], int] = int
+        self.start, self.times = time.monotonic(), list[float]()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Note the time, and stop at the same step on all processes."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.monotonic())
+        is_enough = len(self.times) > WARM_STEPS and (
+            self.times[-1] - self.times[WARM_STEPS - 1] > TRIAL_SECONDS
+            or self.times[-1] - self.start > LONGEST_TRIAL
+        )
+        if self.all_reduce_max(int(is_enough)):
+            control.should_training_stop = True
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean time of a step, without the first ones."""
+        ends = self.times[WARM_STEPS - 1 :]
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
 class StopOnSignal(TrainerCallback):

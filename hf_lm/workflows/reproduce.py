@@ -58,8 +58,11 @@ class Published(NamedTuple):
 
 def reproduction_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a published model, with an output directory of its own."""
-    raw = fetch_recipe(name)
+    raw: dict[str, Any] = fetch_recipe(name)
     raw["output_dir"] = str(Path.cwd() / "runs" / f"{raw['name']}-reproduced")
+    if raw["training"].get("max_minutes"):  # on another machine they are other steps
+        provenance = json.loads(fetch_file(name, PROVENANCE).read_text(encoding="utf-8"))
+        raw["training"].update({"max_minutes": None, "max_steps": provenance["max_steps"]})
     return make_recipe(raw, Path.cwd(), name=name, overrides=overrides)
 
 

@@ -118,7 +118,7 @@ def plan_rows(plan: Plan) -> list[Row]:
     size = plan.model_size
     epochs = f", {plan.epochs:.2f} epochs" if plan.epochs else ""
     trained = f", {size.trained:,} of them trained" if size.trained < size.parameters else ""
-    steps = "as many steps as the epochs have, once the text is here"
+    steps = "as many steps as its epochs or minutes have, which is not known yet"
     if plan.max_steps:
         steps = f"{plan.max_steps:,} steps, {plan.train_tokens:,} tokens{epochs}"
     return [

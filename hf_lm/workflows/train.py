@@ -5,12 +5,17 @@ The trainer calls the other stages through `TrainerHooks` and never imports them
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hf_lm.checkpoints.manifest import TRAINER_STATE
 from hf_lm.checkpoints.store import CheckpointStore
@@ -23,6 +28,8 @@ from hf_lm.model.build import compile_blocks
 from hf_lm.model.dropout import replace_dropout
 from hf_lm.model.pretrained import load_pretrained, saved_dtype
 from hf_lm.model.saving import save_model
+from hf_lm.planning.agreement import gather
+from hf_lm.planning.budget import WRITE_SPEED, Timing, steps_in
 from hf_lm.planning.costs import flops_per_token
 from hf_lm.planning.hardware import Hardware, keep_freed_memory, peak_memory
 from hf_lm.planning.kernels import Kernels
@@ -36,12 +43,15 @@ from hf_lm.terminal.progress import ProgressBar
 from hf_lm.terminal.trouble import TroubleNotes
 from hf_lm.tokenizer import token_bytes, tokenizer_texts
 from hf_lm.training.arguments import training_arguments
-from hf_lm.training.callbacks import isolate_tracker
+from hf_lm.training.callbacks import StepClock, isolate_tracker
 from hf_lm.training.failures import explain_failures
 from hf_lm.training.optimizer import build_optimizer
 from hf_lm.training.schedule import build_lr_schedule, rate_note
 from hf_lm.training.trainer import LMTrainer, TrainerHooks, build_trainer
 from hf_lm.workflows.publish import start_background_uploads, write_card
+
+NEVER = 10**9  # steps, for a trial
+TRIAL_BLOCKS = 256  # blocks that a trial evaluates
 
 SAVED_LOSS_ERROR = 0.02  # relative; weights that are rounded to bf16 differ by less
 
@@ -75,7 +85,9 @@ def train_and_evaluate(context: RunContext) -> TrainResult:
     if checkpoint and context.hardware.is_main:
         show_extension(context, checkpoint)
     hooks = make_hooks(context)
-    trainer = make_trainer(context, hooks, store, is_new=checkpoint is None)
+    is_pretrained = context.recipe.model.pretrained is not None
+    callbacks = [ProgressBar(console), TroubleNotes(show_note, pretrained=is_pretrained)]
+    trainer = make_trainer(context, hooks, store, is_new=checkpoint is None, callbacks=callbacks)
     with explain_failures(context.plan.micro_batch_size):
         trainer.train_from(checkpoint)
     if context.hardware.is_main:
@@ -160,8 +172,71 @@ def make_hooks(context: RunContext) -> TrainerHooks:
     )
 
 
+def limit_to_minutes(context: RunContext) -> RunContext:
+    """Give a run the optimizer steps that its minutes have on this machine.
+
+    A run that continues keeps its steps, so that it ends in the bits of an uninterrupted one.
+
+    Raises:
+        RecipeError: the minutes are too short for one step.
+    """
+    minutes = context.recipe.training.max_minutes
+    if minutes is None:
+        return context
+    steps = context.run_dir.steps_of(minutes)
+    if steps is None:
+        # The slowest process counts, and all have the same number of steps.
+        timings = gather(time_parts(context), context.hardware)
+        slowest = Timing(*map(max, zip(*timings, strict=True)))
+        steps = steps_in(context.recipe.training, slowest)
+    return context._replace(plan=replace(context.plan, max_steps=steps))
+
+
+def time_parts(context: RunContext) -> Timing:
+    """Measure the parts of training on this machine, with a copy of the model that is given up.
+
+    The copy trains on the validation set, so that a stream of training text stays where it is. The
+    real trainer seeds every random generator when it is made, so the trial leaves no trace.
+    """
+    recipe, blocks = context.recipe, context.blocks.splits["validation"]
+    count = min(len(blocks), recipe.evaluation.max_blocks or len(blocks))
+    sample = min(count, TRIAL_BLOCKS)
+    trial = {"eval_steps": NEVER, "save_steps": NEVER, "logging_steps": NEVER, "report_to": "none"}
+    trial |= {"early_stopping_patience": None, "load_best_model_at_end": False}
+    sections = {
+        "training": recipe.training.model_copy(update=trial),
+        "evaluation": recipe.evaluation.model_copy(update={"max_blocks": sample}),
+    }
+    context = context._replace(
+        recipe=recipe.model_copy(update=sections),
+        model=deepcopy(context.model),
+        plan=replace(context.plan, max_steps=NEVER),
+        blocks=Blocks({"train": blocks, "validation": blocks}, {}),
+    )
+    hooks = replace(make_hooks(context), write_row=lambda row: None)
+    clock = StepClock()
+    with TemporaryDirectory() as folder, explain_failures(context.plan.micro_batch_size):
+        store = CheckpointStore(Path(folder))
+        trainer = make_trainer(context, hooks, store, is_new=False, callbacks=[clock])
+        clock.all_reduce_max = trainer.all_reduce_max
+        trainer.train()
+        trainer.evaluate()  # compiles what it needs
+        times = [time.monotonic()]
+        hooks.evaluate(trainer.model)
+        times.append(time.monotonic())
+        hooks.generate_samples(trainer.model)
+        times.append(time.monotonic())
+    evaluation = (times[1] - times[0]) * count / sample + times[2] - times[1]
+    return Timing(clock.seconds_per_step, evaluation, context.plan.checkpoint / WRITE_SPEED)
+
+
 def make_trainer(
-    context: RunContext, hooks: TrainerHooks, store: CheckpointStore, *, is_new: bool
+    context: RunContext,
+    hooks: TrainerHooks,
+    store: CheckpointStore,
+    *,
+    is_new: bool,
+    callbacks: Sequence[TrainerCallback],
 ) -> LMTrainer:
     """Build the trainer of the recipe as planned for this machine.
 
@@ -170,6 +245,7 @@ def make_trainer(
         hooks: what the trainer calls.
         store: where its checkpoints go.
         is_new: whether the run starts at step 0; pretrained weights are evaluated first then.
+        callbacks: show the progress of a run, or time its steps.
     """
     recipe = context.recipe
     if (note := use_precision(context.hardware.precision)) and context.hardware.is_main:
@@ -195,10 +271,7 @@ def make_trainer(
         hooks=hooks,
         checkpoints=store,
         notify=show_note,
-        callbacks=[
-            ProgressBar(console),
-            TroubleNotes(show_note, pretrained=recipe.model.pretrained is not None),
-        ],
+        callbacks=[*callbacks],
         model=context.model,
         train_dataset=context.blocks.splits["train"],
         eval_dataset=context.blocks.splits["validation"],

@@ -87,6 +87,17 @@ def test_several_processes_give_the_losses_of_one_over_the_ends_of_epochs(
     assert metrics[0]["train_tokens"] == metrics[1]["train_tokens"]
 
 
+def test_two_processes_agree_on_the_steps_of_their_minutes(
+    write_recipe: Callable[..., Path],
+    run_recipe: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    end = {"training__max_steps": None, "training__max_minutes": 0.1}
+    run_recipe(write_recipe(**end, training__save_steps=0.5), **processes(2))
+    steps = json.loads((tmp_path / "run" / "provenance.json").read_text())["max_steps"]
+    assert rows(tmp_path / "run")[-1]["step"] == steps > 0
+
+
 def test_a_run_of_two_processes_resumes_bit_for_bit(
     write_recipe: Callable[..., Path],
     run_recipe: Callable[..., CompletedProcess[str]],

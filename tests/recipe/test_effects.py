@@ -83,6 +83,7 @@ ALWAYS = {
     *("tokenizer.pretrained", "tokenizer.train.kind"),
     *("model.pretrained", "model.dropout", "model.save_dtype"),
     *("training.max_steps", "training.max_epochs", "training.max_tokens"),
+    "training.max_minutes",
     *("training.tokens_per_step", "training.micro_batch_size", "training.optimizer"),
     *("training.learning_rate", "training.weight_decay", "training.max_grad_norm"),
     *("training.warmup_steps", "training.schedule", "training.precision", "training.device"),

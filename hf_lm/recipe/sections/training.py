@@ -17,6 +17,12 @@ class TrainingRecipe(Section):
     max_steps: int | None = Field(None, gt=0, description="optimizer steps")
     max_epochs: float | None = Field(None, gt=0, description="passes over the training blocks")
     max_tokens: int | None = Field(None, gt=0, description="tokens to train on, repeats included")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes of training with its evaluations and checkpoints: a trial of seconds "
+        "measures how many steps they are, and the run keeps that number",
+    )
     tokens_per_step: int = Field(
         32_768, gt=0, description="tokens of one optimizer step, over all processes"
     )

@@ -40,17 +40,16 @@ def check_version(recipe: Recipe) -> Iterator[Conflict]:
         yield conflict("hf_lm_version", f"needs hf_lm >= {needed}, this is {__version__}", needed)
 
 
+END_KEYS = ("max_steps", "max_epochs", "max_tokens", "max_minutes")
+
+
 def check_length(recipe: Recipe) -> Iterator[Conflict]:
     """Check that training has one end, and that the warmup is over before it."""
     training = recipe.training
-    ends = {
-        name: value
-        for name in ("max_steps", "max_epochs", "max_tokens")
-        if (value := getattr(training, name)) is not None
-    }
-    keys = "training.max_steps training.max_epochs training.max_tokens"
+    ends = {name: value for name in END_KEYS if (value := getattr(training, name)) is not None}
+    keys = " ".join(f"training.{name}" for name in END_KEYS)
     if not ends:
-        rule = "is missing; give it, or max_epochs or max_tokens"
+        rule = "is missing; give it, or max_epochs, max_tokens or max_minutes"
         yield conflict("training.max_steps", rule, other_keys=keys)
     if len(ends) > 1:
         *first, last = ends
