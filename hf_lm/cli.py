@@ -161,6 +161,8 @@ def export(options: argparse.Namespace) -> None:
         checked = "not compared: llama.cpp is not installed (pip install xllamacpp)"
     elif options.to == "gguf":
         checked = f"llama.cpp diverges by {difference:.1e} nats at most"
+    elif options.dtype == "int8":
+        checked = f"ONNX Runtime diverges by {difference:.1e} nats at most"
     else:
         checked = f"logits within {difference:.1e} of the largest, on ONNX Runtime"
     rows = [(options.to, console.short(options.output.absolute())), ("checked", checked)]

@@ -128,7 +128,9 @@ def add_model_commands(commands: Commands) -> None:
         help="onnx: ONNX Runtime; gguf: llama.cpp, Ollama, LM Studio",
     )
     command.add_argument(
-        "--dtype", choices=("f32", "f16", "bf16", "q8_0"), help="of the matrices in GGUF (f16)"
+        "--dtype",
+        choices=("f32", "f16", "bf16", "q8_0", "int8"),
+        help="of the matrices: f32 (ONNX) or f16 (GGUF) unless you say otherwise; int8 is ONNX's",
     )
     command.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
 

@@ -122,7 +122,7 @@ def test_every_public_function_works_without_a_terminal(notebook: Any) -> None:
     assert values["evaluated_text"]["tokens"] > 0
     assert len(values["texts"]) == 2
     assert values["difference"] < 1e-4
-    assert (folder / "onnx" / "model.onnx").is_file()
+    assert (folder / "onnx" / "onnx" / "model.onnx").is_file()
     assert "USER/tiny" in values["commit"]
     assert (folder / "hub" / "models" / "USER" / "tiny" / "model.safetensors").is_file()
     assert 'training.max_stepps: unknown key; did you mean "max_steps"?' in values["refused"]

@@ -8,7 +8,12 @@ from typing import Literal
 from hf_lm.errors import RecipeError
 from hf_lm.workflows.stages import check_model_path, load_model, reach_hub
 
-Dtype = Literal["f32", "f16", "bf16", "q8_0"]
+Dtype = Literal["f32", "f16", "bf16", "q8_0", "int8"]
+
+DTYPES: dict[str, tuple[Dtype, ...]] = {  # the first is the default
+    "onnx": ("f32", "int8"),
+    "gguf": ("f16", "f32", "bf16", "q8_0"),
+}
 
 
 def export(
@@ -24,11 +29,13 @@ def export(
         model: a directory or a Hub id.
         output: the directory to make; it appears complete or not at all.
         to: "onnx" for ONNX Runtime, or "gguf" for llama.cpp, Ollama and LM Studio.
-        dtype: the type of the matrices in a GGUF file; None is "f16". ONNX is always f32.
+        dtype: the type of the matrices: "f32" (None) or "int8" in ONNX; "f16" (None), "f32", "bf16"
+            or "q8_0" in GGUF.
 
     Returns:
-        For ONNX, the largest difference between logits, as a share of the largest logit. For GGUF,
-        the largest divergence of the probabilities, in nats; None if llama.cpp is not installed.
+        For ONNX in f32, the largest difference between logits, as a share of the largest logit.
+        Otherwise the largest divergence of the probabilities, in nats; None if llama.cpp is not
+        installed.
 
     Raises:
         RecipeError: a package is missing, the directory exists, the family or the tokenizer cannot
@@ -39,16 +46,17 @@ def export(
     """
     name, output = str(model), Path(output)
     check_model_path(name)
+    dtype = dtype or DTYPES[to][0]
+    if dtype not in DTYPES[to]:
+        raise RecipeError(f"--dtype {dtype}: {to} is written as {', '.join(DTYPES[to])}")
     if to == "gguf":
-        return write_gguf(name, output, dtype or "f16")
-    if dtype is not None:
-        raise RecipeError(f"--dtype {dtype}: ONNX graphs are f32; leave it out")
+        return write_gguf(name, output, dtype)
 
     from hf_lm.exporters.onnx import check_export, export_onnx
 
     check_export(output)
     network, tokenizer = load_model(name, device="cpu")
-    return export_onnx(network, tokenizer, output)
+    return export_onnx(network, tokenizer, output, dtype=dtype)
 
 
 def write_gguf(model: str, output: Path, dtype: Dtype) -> float | None:

@@ -184,7 +184,7 @@ def test_what_cannot_be_written_is_one_line_before_any_work(
     assert "unexpected" not in error
     onnx = ["export", str(model), "--to", "onnx", "--output", str(tmp_path / "o")]
     assert main([*onnx, "--dtype", "f16"]) == 2
-    assert "--dtype f16: ONNX graphs are f32; leave it out" in capsys.readouterr().err
+    assert "--dtype f16: onnx is written as f32, int8" in capsys.readouterr().err
     monkeypatch.setattr(exporter, "find_spec", lambda name: None)
     assert export(model, tmp_path / "gguf") == 2
     assert capsys.readouterr().err == "export needs gguf; pip install 'hf_lm[gguf]'\n"
