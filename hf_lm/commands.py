@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from hf_lm import __version__
 from hf_lm.run import add_overrides, add_run_options, add_traceback_option
 
+DTYPES = ("f32", "f16", "bf16", "q8_0", "int8")  # of exported matrices
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -128,9 +130,7 @@ def add_model_commands(commands: Commands) -> None:
         help="onnx: ONNX Runtime; gguf: llama.cpp, Ollama, LM Studio",
     )
     command.add_argument(
-        "--dtype",
-        choices=("f32", "f16", "bf16", "q8_0", "int8"),
-        help="of the matrices: f32 (ONNX) or f16 (GGUF) unless you say otherwise; int8 is ONNX's",
+        "--dtype", choices=DTYPES, help="of the matrices (f32 in ONNX, f16 in GGUF; int8 is ONNX's)"
     )
     command.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
 
