@@ -80,7 +80,7 @@ class Plan:
         copy = self.checkpoint if self.device_memory.holds_copies else 0
         return state + copy + self.activations.of(self.micro_batch_size)
 
-    def largest_micro_batch(self, most: int | Literal["auto"]) -> int:
+    def largest_micro_batch_size(self, most: int | Literal["auto"]) -> int:
         """Return the largest micro-batch size up to `most`, or with "auto" that fits the memory."""
         if most != "auto":
             return next(size for size in self.micro_batch_sizes if size <= most)
@@ -228,7 +228,7 @@ def make_plan(
         checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
         device_memory=memory,
     )
-    return plan.with_micro_batch_size(plan.largest_micro_batch(recipe.micro_batch_size))
+    return plan.with_micro_batch_size(plan.largest_micro_batch_size(recipe.micro_batch_size))
 
 
 def check_step_size(

@@ -21,7 +21,7 @@ def inspection_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "scripts", shares(found.scripts) or "no letters"
     yield "languages", shares(found.languages)
     sizes = [f"{ratio:.2f} with {size:,}" for size, ratio in found.bytes_per_token.items()]
-    yield "bytes a token", f"{', '.join(sizes)} tokens of byte-level BPE"
+    yield "bytes per token", f"{', '.join(sizes)} tokens of byte-level BPE"
 
 
 def shares(found: Mapping[str, float]) -> str:

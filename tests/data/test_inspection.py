@@ -97,7 +97,7 @@ def test_the_command_prints_a_table_or_one_object(tmp_path: Path, capsys: Any) -
     source = str(INPUTS / "semicolon.csv")
     assert main(["inspect", source]) == 0
     out = capsys.readouterr().out
-    assert "documents      24 of 97 to 100 bytes\n" in out
+    assert "documents        24 of 97 to 100 bytes\n" in out
     assert "note: semicolon.csv: its columns are separated by semicolons" in out
     assert main(["inspect", source, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

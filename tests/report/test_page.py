@@ -108,7 +108,7 @@ def test_what_was_left_out_and_a_leak_are_shown(write_recipe: Any, tmp_path: Pat
     assert "corpus/: files that were not read: 1 .xlsx" in texts
     (leak,) = (text for text in texts if text.endswith("leaves them out"))
     assert int(leak.split()[0]) >= 4  # a fifth of 40 is held out
-    (unread,) = (text for text in texts if text.startswith("1 damaged files were left out: "))
+    (unread,) = (text for text in texts if text.startswith("1 damaged file was left out: "))
     provenance = (tmp_path / "run" / "provenance.json").read_text()
     assert {leak, unread} <= set(json.loads(provenance)["text_notes"])
     assert str(tmp_path) not in provenance  # it is published

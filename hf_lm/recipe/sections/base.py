@@ -15,7 +15,7 @@ class Section(BaseModel):
     @classmethod
     def default_of(cls, name: str) -> Any:
         """Return the default of a key."""
-        return cls.model_fields[name].default
+        return cls.model_fields[name].get_default(call_default_factory=True)
 
     def is_changed(self, name: str) -> bool:
         """Return whether a key has another value than its default."""
