@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_lm.checkpoints.store import CheckpointStore
+from hf_lm.data.blocks.dataset import BlockDataset, table_of
 from hf_lm.data.collator import collate
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
@@ -35,10 +36,10 @@ TRAINING = TrainingRecipe(
 )
 
 
-def make_blocks(count: int = 8 * STEPS) -> Dataset:
+def make_blocks(count: int = 8 * STEPS) -> BlockDataset:
     """Make random blocks of T+1 ids."""
     ids = np.random.default_rng(0).integers(0, V, (count, T + 1)).astype(np.uint16)
-    return Dataset.from_dict({"input_ids": list(ids)}).with_format("numpy")
+    return BlockDataset(Dataset(table_of(ids)))
 
 
 def make_model(family: Any = "gpt2") -> torch.nn.Module:
@@ -54,7 +55,7 @@ def make_trainer(
     recipe: TrainingRecipe = TRAINING,
     micro: int = 8,
     accumulation: int = 1,
-    blocks: Dataset | None = None,
+    blocks: Any = None,
     model: torch.nn.Module | None = None,
     collator: Any = collate,
     **hooks: Any,
