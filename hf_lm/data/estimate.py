@@ -48,8 +48,8 @@ def sample_documents(data: DataRecipe, corpus: Corpus, scan: Scan) -> Sample:
     if corpus.local:
         whole = scan.size <= CHECK_BYTES
         limit = None if whole else CHECK_BYTES
-        left = corpus.without(scan.left_out)
-        documents = Documents(data, left, {}, scan.holdout, limit=limit)
+        readable = corpus.without(scan.left_out)
+        documents = Documents(data, readable, {}, scan.holdout, limit=limit)
         return Sample(corpus, scan, documents, whole)
     names = [s.name for split in (corpus.train, corpus.validation) for s in split if not s.local]
     note = f"{', '.join(names)}: not looked at; a check does not download data, so none is counted"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from hf_lm import __version__
 from hf_lm.errors import RecipeError, StoppedError, one_line
 from hf_lm.recipe import Recipe, recipe_text
-from hf_lm.recipe.defaults import EARLIER_DATA, with_earlier_values
+from hf_lm.recipe.defaults import EARLIER_DATA
 from hf_lm.run_dir.compatibility import check_same_content, check_same_recipe, numerics_changes
 from hf_lm.run_dir.lock import LOCK, lock_directory
 from hf_lm.run_dir.log import TrainingLog
@@ -169,15 +169,15 @@ class RunDirectory:
             raise RecipeError(f"{key}: is not empty and holds no run of hf_lm; name a new folder")
 
     def with_earlier_values(self, recipe: Recipe) -> Recipe:
-        """Return a recipe in which keys that it does not name mean what they did to the run here.
+        """Return a recipe with what the run here did before a key that neither names was there.
 
         Args:
             recipe: the recipe to resume with.
         """
         if not self.is_started:
             return recipe
-        data = with_earlier_values(self.read(RECIPE))["data"]
-        values = {k: data[k] for k in EARLIER_DATA if k not in recipe.data.model_fields_set}
+        known = {*self.read(RECIPE)["data"], *recipe.data.model_fields_set}
+        values = {key: value for key, value in EARLIER_DATA.items() if key not in known}
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=values)})
 
     def check_compatible(self, recipe: Recipe, accepted: Sequence[str]) -> dict[str, str]:

@@ -210,9 +210,10 @@ def valid_text(place: str, text: str, data: DataRecipe, report: Report) -> str |
         return None
     controls = len(raw) - len(raw.translate(None, CONTROL))
     if controls > BINARY_SHARE * len(text):
-        hint = '; set data.encoding to "utf-16-le" or "utf-16-be" if it is UTF-16'
         rule = f"{controls:,} control characters; this is not text"
-        report.problem(place, rule + hint * (text.count("\0") * 3 > len(text)))
+        if text.count("\0") * 3 > len(text):
+            rule += '; set data.encoding to "utf-16-le" or "utf-16-be" if it is UTF-16'
+        report.problem(place, rule)
         return None
     report.control_characters += controls
     return text

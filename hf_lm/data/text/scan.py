@@ -33,6 +33,7 @@ from hf_lm.data.text.near_duplicates import NearDuplicates, check_rensa, find_ne
 from hf_lm.data.text.sources import Corpus
 from hf_lm.errors import DataError
 from hf_lm.recipe import DataRecipe
+from hf_lm.system.text import on_one_line
 
 SCANS, FILE = "scans", "scan.json"
 SHOWN = 10  # damaged files that a note names
@@ -212,12 +213,14 @@ def too_little(count: int, size: int, data: DataRecipe, corpus: Corpus) -> Itera
 def scan_notes(reader: DocumentReader) -> Iterator[str]:
     """Yield what the user should know about text that was accepted."""
     report = reader.report
-    yield from report.notes
+    yield from map(on_one_line, report.notes)
     if report.unreadable:  # by name: provenance.json, which is published, contains no path
-        shown = [f"{path.name} {rule}" for path, rule in report.unreadable.items()][:SHOWN]
+        shown = [f"{on_one_line(path.name)} {rule}" for path, rule in report.unreadable.items()][
+            :SHOWN
+        ]
         count = len(report.unreadable)
         files = "1 damaged file was" if count == 1 else f"{count:,} damaged files were"
-        yield f"{files} left out: {'; '.join(shown)}"
+        yield on_one_line(f"{files} left out: {'; '.join(shown)}")
     if report.missing:
         yield f"{report.missing:,} rows without text were left out (data.on_missing_text)"
     if report.empty:

@@ -252,7 +252,8 @@ def find_source(
             return Source(name, weight)
     rules = {path: rule for path in found.paths if (rule := file_problem(path))}
     paths = [path for path in found.paths if path not in rules]
-    if rules and not (paths and found.paths != [Path(name)]):
+    is_named = found.paths == [Path(name)]
+    if rules and (is_named or not paths):
         problems += [f"{on_one_line(path)}: {rule}" for path, rule in rules.items()]
         return Source(name, weight)
     notes = [*found.notes]

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from hf_lm.data.blocks.dataset import NO_BLOCK, BlockDataset, table_of
 from hf_lm.data.blocks.fresh import FreshBlocks
 from hf_lm.data.loader import RandomOrder
+from hf_lm.errors import MismatchError
 from hf_lm.recipe import load_recipe, make_recipe
 from hf_lm.run import train
 from hf_lm.run_dir.directory import RunDirectory
+from hf_lm.workflows.check import check
 
 EOS = 0
 
@@ -156,6 +158,11 @@ def test_a_run_of_a_version_without_the_key_keeps_its_blocks(
     chosen = run_dir.with_earlier_values(load_recipe(write_recipe(data__fresh_blocks=True)))
     assert chosen.data.fresh_blocks is True
     assert make_recipe(written, tmp_path, name="published").data.fresh_blocks is False
+    assert check(load_recipe(write_recipe())).plan.max_steps == 8  # it is not refused
+    written["data"]["fresh_blocks"] = False  # as a recipe of this version may say
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(written))
+    with pytest.raises(MismatchError, match=r"data\.fresh_blocks was false, is now true"):
+        check(load_recipe(write_recipe()))
 
 
 @pytest.mark.parametrize("append_eos", [True, False])

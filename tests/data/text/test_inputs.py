@@ -293,7 +293,7 @@ ONE_LINE: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "a.parquet",
         parquet(text=pa.array([10**15], pa.timestamp("ms"))),
         {},
-        "a.parquet: row 0 to 1 rows on: ",
+        "a.parquet: rows 0 to 0: cannot be read: ",
     ),
     "a column of Parquet twice": (
         "a.parquet",
@@ -336,17 +336,32 @@ def test_bytes_after_compressed_text_are_no_silent_loss(suffix: str, tmp_path: P
 @pytest.mark.parametrize("suffix", [".bz2", ".xz", ".gz"])
 def test_zeros_after_compressed_text_are_padding(suffix: str, tmp_path: Path) -> None:
     raw = COMPRESS[suffix](b"one line\n" * 9)
-    path = write(tmp_path / f"a.txt{suffix}", raw + bytes(1024))
+    path = write(tmp_path / f"a.txt{suffix}", raw + bytes(2**20))
     assert read(data_recipe(path)) == ["one line\n" * 9]
+    write(path, raw + bytes(2**20) + raw)  # more than is read at once
+    assert read(data_recipe(path)) == ["one line\n" * 18]
 
 
 @pytest.mark.parametrize(("choice", "expected"), [("replace", "t\ufffd"), ("skip", None)])
+@pytest.mark.parametrize("nested", [False, True])
 def test_bytes_in_a_text_column_follow_the_key(
-    choice: str, expected: str | None, tmp_path: Path
+    nested: bool, choice: str, expected: str | None, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "a.parquet", parquet(text=not_utf8()))
-    texts = read(data_recipe(path, on_bad_bytes=choice))
+    text, keys = {"text": not_utf8()}, dict[str, Any]()
+    if nested:
+        keys = {"text_column": "data.text"}
+        text = {"data": pa.StructArray.from_arrays([text["text"]], ["text"])}
+    path = write(tmp_path / "a.parquet", parquet(**text))
+    texts = read(data_recipe(path, on_bad_bytes=choice, **keys))
     assert texts == [text for text in ("one", expected, "three") if text]
+    assert "row 1: line 1, byte 1: is not UTF-8" in scan_error(data_recipe(path, **keys))
+
+
+def test_bytes_in_a_list_of_texts_are_one_line(tmp_path: Path) -> None:
+    tags = pa.ListArray.from_arrays([0, 1, 2, 3], not_utf8())
+    path = write(tmp_path / "a.parquet", parquet(text=["one", "two", "three"], tags=tags))
+    error = scan_error(data_recipe(path, text_template="{text}{tags}", on_bad_bytes="replace"))
+    assert '"tags" is list, expected a string (2 more places like it)' in error
 
 
 def test_empty_and_packed_files_of_a_folder_are_counted(tmp_path: Path) -> None:

@@ -64,14 +64,20 @@ class Members:
         while True:
             raw = b""
             if self.decompressor.eof:
-                raw = (self.decompressor.unused_data or self.file.read(CHUNK)).lstrip(b"\0")
-                if not raw and not (raw := self.file.read(CHUNK).lstrip(b"\0")):
-                    return b""  # zeros may fill the last block of a tape or disk
+                if not (raw := self.after_member()):
+                    return b""
                 self.decompressor = self.new_decompressor()
             elif self.decompressor.needs_input and not (raw := self.file.read(CHUNK)):
                 raise EOFError("it ends before its end marker")
             if unpacked := self.decompressor.decompress(raw, size):
                 return unpacked
+
+    def after_member(self) -> bytes:
+        """Return what follows a member; zeros may fill the last block of a tape or disk."""
+        raw = self.decompressor.unused_data.lstrip(b"\0")
+        while not raw and (chunk := self.file.read(CHUNK)):
+            raw = chunk.lstrip(b"\0")
+        return raw
 
     def close(self) -> None:
         """Close the file."""

@@ -35,26 +35,26 @@ class Report:
 
     def problem(self, place: str, rule: str, *, count: int = 1) -> None:
         """Add a problem; the same one in another place is counted."""
-        first, before = self.found.get(rule, (on_one_line(place), 0))
+        first, before = self.found.get(rule, (place, 0))
         self.found[rule] = first, before + count
 
     def note(self, text: str) -> None:
         """Add a note, once."""
-        self.notes[on_one_line(text)] = None
+        self.notes[text] = None
 
     @property
     def problems(self) -> list[str]:
         """One line for each problem, with its first place."""
-        return [
+        lines = (
             f"{place}: {rule}" + (f" ({count - 1:,} more places like it)" if count > 1 else "")
             for rule, (place, count) in self.found.items()
-        ]
+        )
+        return [*map(on_one_line, lines)]
 
     def problems_with(self, unreadable: Iterable[Path]) -> list[str]:
         """Return the problems, or else those of files that could not be converted."""
-        return self.problems or [
-            f"{path}: {self.unreadable[path]}" for path in unreadable if path in self.unreadable
-        ]
+        found = (path for path in unreadable if path in self.unreadable)
+        return self.problems or [on_one_line(f"{p}: {self.unreadable[p]}") for p in found]
 
     @property
     def full(self) -> bool:

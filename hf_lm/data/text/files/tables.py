@@ -7,6 +7,7 @@ import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ Rows = Iterator[tuple[str, Any]]  # a place, and a row
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 SAMPLE = 20  # rows that show the delimiter
+
+
+class InvalidTextError(ValueError):
+    """A row has bytes that are not UTF-8."""
 
 
 def read_csv(path: Path, data: DataRecipe, columns: Columns, report: Report) -> Rows:
@@ -134,32 +139,55 @@ def batch_rows(batches: Iterable[Any], path: Path, data: DataRecipe, report: Rep
     """Yield the rows of Arrow batches; text that is stored as bytes is decoded."""
     start = 0
     for batch in batches:
-        for number, row in enumerate(batch_values(batch, f"{path}: row {start}", report), start):
+        for number, row in enumerate(batch_values(batch, path, start, report), start):
             place = f"{path}: row {number}"
-            texts = {
-                name: decoded(value, place, data, report) if isinstance(value, bytes) else value
-                for name, value in row.items()
-            }
-            has_bad_bytes = any(texts[name] is None and row[name] is not None for name in row)
-            if not has_bad_bytes:
-                yield place, texts
+            with suppress(InvalidTextError):
+                yield place, with_text(row, place, data, report)
         start += batch.num_rows
 
 
-def batch_values(batch: Any, place: str, report: Report) -> list[dict[str, Any]]:
+def with_text(value: Any, place: str, data: DataRecipe, report: Report) -> Any:
+    """Return a value in which bytes are decoded.
+
+    Raises:
+        InvalidTextError: some are not UTF-8, which is reported, and must not be replaced.
+    """
+    if isinstance(value, bytes):
+        if (text := decoded(value, place, data, report)) is None:
+            raise InvalidTextError
+        return text
+    if isinstance(value, dict):
+        return {name: with_text(inner, place, data, report) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [with_text(inner, place, data, report) for inner in value]
+    return value
+
+
+def batch_values(batch: Any, path: Path, start: int, report: Report) -> list[dict[str, Any]]:
     """Return the rows of an Arrow batch; text that is not UTF-8 stays bytes."""
     import pyarrow as pa
 
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        texts = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-        columns = [c.cast(texts.get(c.type, c.type)) for c in batch.columns]
-        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    except (ValueError, OverflowError) as error:  # a date that Python has not
-        report.problem(f"{place} to {batch.num_rows} rows on", one_line(error))
+        try:
+            return batch.to_pylist()
+        except UnicodeDecodeError:
+            columns = [column.cast(as_binary(column.type)) for column in batch.columns]
+            return pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a date that Python has not
+        place = f"{path}: rows {start} to {start + batch.num_rows - 1}"
+        report.problem(place, f"cannot be read: {one_line(error)}")
         return []
-    return batch_values(batch, place, report)
+
+
+def as_binary(kind: Any) -> Any:
+    """Return an Arrow type with bytes in place of text, in structures and lists, too."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(as_binary(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(as_binary(kind.value_type)))
+    return {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
 
 
 def nested_names(schema: Any) -> list[str]:
