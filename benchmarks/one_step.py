@@ -275,17 +275,18 @@ def make_trainer(
         **hardware.arguments(),
     )
     args.eval_strategy = "no"
-    return build_trainer(
+    trainer = build_trainer(
         recipe,
         args,
         hooks=hooks,
         checkpoints=CheckpointStore(folder, limit=1),
         notify=print,
-        callbacks=[callback],
         model=model,
         train_dataset=BlockDataset(Dataset(table_of(ids))),
         data_collator=collate,
     )
+    trainer.add_callback(callback)
+    return trainer
 
 
 def step_memory(*, ours: bool) -> Figures:

@@ -57,12 +57,11 @@ def report(options: argparse.Namespace) -> None:
 
     folder = options.runs[0] if len(options.runs) == 1 else Path()
     path = (options.output or folder / REPORT).absolute()
-    shown = False
-    for at_work in follow(options.runs) if options.watch else (False,):
+    states = follow(options.runs) if options.watch else iter((False,))
+    write_report(options.runs, path, reload=next(states))
+    show_rows("report", [("page", short(path))])
+    for at_work in states:
         write_report(options.runs, path, reload=at_work)
-        if not shown:
-            show_rows("report", [("page", short(path))])
-        shown = True
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_lm import __version__
 from hf_lm.run import add_overrides, add_run_options, add_traceback_option
-
-DTYPES = ("f32", "f16", "bf16", "q8_0", "int8")  # of exported matrices
+from hf_lm.workflows.export import DTYPES
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add_training_commands(commands)
     add_data_commands(commands)
     add_model_commands(commands)
+    add_export_command(commands)
     add_hub_commands(commands)
     for command in commands.choices.values():
         add_traceback_option(command)
@@ -85,7 +86,7 @@ def add_data_commands(commands: Commands) -> None:
 
 
 def add_model_commands(commands: Commands) -> None:
-    """Add the commands about finished models: evaluate, compare, generate and export."""
+    """Add the commands about finished models: evaluate, compare and generate."""
     command = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
     command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
     command.add_argument(
@@ -121,16 +122,21 @@ def add_model_commands(commands: Commands) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
 
+
+def add_export_command(commands: Commands) -> None:
+    """Add the command that writes a model for another runtime."""
     command = commands.add_parser("export", help="write a model for another runtime, checked")
     command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
     command.add_argument(
         "--to",
-        choices=("onnx", "gguf"),
+        choices=tuple(DTYPES),
         required=True,
         help="onnx: ONNX Runtime; gguf: llama.cpp, Ollama, LM Studio",
     )
     command.add_argument(
-        "--dtype", choices=DTYPES, help="of the matrices (f32 in ONNX, f16 in GGUF; int8 is ONNX's)"
+        "--dtype",
+        choices=sorted({*chain(*DTYPES.values())}),
+        help="of the matrices (f32 in ONNX, f16 in GGUF)",
     )
     command.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="to make")
 

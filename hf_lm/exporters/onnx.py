@@ -238,13 +238,14 @@ def write_configs(model: PreTrainedModel, folder: Path, *, dtype: str, is_large:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hide the messages that the exporter prints for its developers."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # the quantizer logs there
+    logs = [logging.getLogger("torch.onnx"), logging.getLogger()]  # the quantizer uses the root
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with redirect_stdout(StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

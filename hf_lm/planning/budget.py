@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hf_lm.errors import RecipeError
 from hf_lm.recipe import TrainingRecipe
 
-WRITE_SPEED = 5e8  # bytes per second of a checkpoint, which training waits for
+COPY_SPEED = 2e9  # bytes per second; training waits until a checkpoint is copied in memory
 
 
 class Timing(NamedTuple):

@@ -14,7 +14,7 @@ from hf_lm.model.loss import has_linear_loss
 from hf_lm.recipe import Recipe
 
 COMPILED_FLOPS = 3e13  # a shorter run (5 minutes on a CPU) does not regain the time of compiling
-COMPILED_MINUTES = 5  # the same for a run that is as long as minutes say
+COMPILED_MINUTES = 5  # the same for a run of training.max_minutes
 
 
 class Kernels(NamedTuple):
@@ -51,9 +51,12 @@ def choose_kernels(
         recipe, model, device=device, precision=precision
     )
     model_type = model.config.model_type
+    is_short = flops < COMPILED_FLOPS
     if minutes := recipe.training.max_minutes:  # its FLOPs are not known yet
-        flops = COMPILED_FLOPS * minutes / COMPILED_MINUTES
-    compiled, compile_reason = choose_compile(recipe, device, precision, model_type, flops)
+        is_short = minutes < COMPILED_MINUTES
+    compiled, compile_reason = choose_compile(
+        recipe, device, precision, model_type, is_short=is_short
+    )
     loss = "loss without logits" if has_linear_loss(model) else "loss from logits"
     return Kernels(attention, compiled, (attention_reason, compile_reason, loss))
 
@@ -75,7 +78,7 @@ def choose_attention(
 
 
 def choose_compile(
-    recipe: Recipe, device: str, precision: str, model_type: str, flops: float
+    recipe: Recipe, device: str, precision: str, model_type: str, *, is_short: bool
 ) -> tuple[bool, str]:
     """Return whether to compile the blocks, and the reason.
 
@@ -92,7 +95,7 @@ def choose_compile(
     reasons_against = {
         "slower with dropout": recipe.model.dropout > 0,
         "no faster for gpt2 in fp32": model_type == "gpt2" and precision == "fp32",
-        "the run is too short": flops < COMPILED_FLOPS,
+        "the run is too short": is_short,
         "no C++ compiler": not compiler,
     }
     reason = next((reason for reason, applies in reasons_against.items() if applies), None)

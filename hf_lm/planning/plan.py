@@ -69,6 +69,10 @@ class Plan:
             self, micro_batch_size=micro_batch_size, accumulation=share // micro_batch_size
         )
 
+    def with_steps(self, steps: int, recipe: TrainingRecipe) -> Plan:
+        """Return the plan with another number of optimizer steps, and its checkpoints."""
+        return replace(self, max_steps=steps, checkpoints=count_checkpoints(recipe, steps))
+
     @property
     def needed_memory(self) -> int:
         """Estimated bytes of memory of one process, beside what it holds already.
@@ -213,7 +217,6 @@ def make_plan(
     check_step_size(recipe, blocks, block_size, train_blocks, world_size)
 
     steps = count_max_steps(recipe, blocks, block_size, train_blocks)
-    saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
     plan = Plan(
         model_size=model_size,
         activations=activations,
@@ -224,8 +227,7 @@ def make_plan(
         accumulation=1,
         max_steps=steps,
         optimizer=recipe.optimizer,
-        # The best one is kept as well, and a new one is written before the oldest is deleted.
-        checkpoints=min(saves, (recipe.save_total_limit or saves) + 1) + 1,
+        checkpoints=count_checkpoints(recipe, steps),
         device_memory=memory,
     )
     return plan.with_micro_batch_size(plan.largest_micro_batch_size(recipe.micro_batch_size))
@@ -271,3 +273,10 @@ def count_max_steps(
     if not recipe.max_epochs or train_blocks is None:
         return 0
     return math.ceil(recipe.max_epochs * math.ceil(train_blocks / blocks))
+
+
+def count_checkpoints(recipe: TrainingRecipe, steps: int) -> int:
+    """Return the number of checkpoints on the disk at one time."""
+    saves = math.ceil(steps / count_steps(recipe.save_steps, steps))
+    # The best one is kept as well, and a new one is written before the oldest is deleted.
+    return min(saves, (recipe.save_total_limit or saves) + 1) + 1

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 Rows = Sequence[Mapping[str, Any]]
 
+LOOKS = 100  # in a run, beside those after evaluations
 WINDOW = 0.1  # of the run: two of them, one after the other, are compared
 FEWEST_ROWS = 10  # of a window; the mean of fewer says little
 FLAT = 0.001  # relative; the network of small.json, 600 steps: each tenth falls by 8 % or more
@@ -28,6 +29,7 @@ class TroubleNotes(TrainerCallback):
     def __init__(self, notify: Callable[[str], None], *, pretrained: bool) -> None:
         self.notify, self.pretrained = notify, pretrained
         self.told: set[str] = set()
+        self.looks = 0
 
     def on_log(
         self,
@@ -36,9 +38,13 @@ class TroubleNotes(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Look at the log so far; only the main process does."""
+        """Look at the log so far, a hundred times in a run and after each evaluation."""
         if not state.is_world_process_zero:
             return
+        looks = LOOKS * state.global_step // state.max_steps
+        if looks == self.looks and "eval_loss" not in state.log_history[-1]:
+            return
+        self.looks = looks
         for kind, text in find_trouble(state.log_history, state.max_steps):
             if kind not in self.told and not (kind == "flat" and self.pretrained):
                 self.told.add(kind)

@@ -53,12 +53,12 @@ def isolate_tracker(callback: TrainerCallback, *, notify: Callable[[str], None])
 class StepClock(TrainerCallback):
     """Times optimizer steps, and ends training when there are enough.
 
-    Attributes:
+    Args:
         all_reduce_max: returns the highest of the numbers of all processes.
     """
 
-    def __init__(self) -> None:
-        self.all_reduce_max: Callable[[int], int] = int
+    def __init__(self, all_reduce_max: Callable[[int], int]) -> None:
+        self.all_reduce_max = all_reduce_max
         self.start, self.times = time.monotonic(), list[float]()
 
     def on_step_end(

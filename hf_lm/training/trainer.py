@@ -26,7 +26,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_lm.checkpoints.manifest import STATE_JSON
@@ -322,7 +322,6 @@ def build_trainer(
     args: TrainingArguments,
     *,
     hooks: TrainerHooks,
-    callbacks: list[TrainerCallback],
     **trainer_args: Any,
 ) -> LMTrainer:
     """Build an LMTrainer with the recipe's callbacks and without the stock console output.
@@ -331,16 +330,15 @@ def build_trainer(
         recipe: the `training` section.
         args: what `training_arguments` returned.
         hooks: what the trainer calls.
-        callbacks: in addition to early stopping.
         trainer_args: arguments of LMTrainer.
 
     Raises:
         HfLmError: the installed transformers lacks a method that LMTrainer overrides.
     """
     check_upstream()
+    trainer = LMTrainer(args=args, hooks=hooks, **trainer_args)
     if recipe.early_stopping_patience:
-        callbacks = [*callbacks, EarlyStoppingCallback(recipe.early_stopping_patience)]
-    trainer = LMTrainer(args=args, hooks=hooks, callbacks=callbacks, **trainer_args)
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

@@ -106,19 +106,20 @@ def run_rows(recipe: Recipe, plan: Plan, hardware: Hardware, kernels: Kernels) -
     threads = f", {hardware.threads} threads each" if hardware.device == "cpu" else ""
     processes = f"{hardware.world_size} × " if hardware.world_size > 1 else ""
     return [
-        *plan_rows(plan),
+        *plan_rows(recipe.training, plan),
         rate_row(recipe.training, plan.max_steps),
         ("machine", f"{processes}{hardware.name}{threads}, {hardware.precision}"),
         ("kernels", "; ".join(kernels.reasons)),
     ]
 
 
-def plan_rows(plan: Plan) -> list[Row]:
+def plan_rows(training: TrainingRecipe, plan: Plan) -> list[Row]:
     """Return the lines about the model, its steps and their cost."""
     size = plan.model_size
     epochs = f", {plan.epochs:.2f} epochs" if plan.epochs else ""
     trained = f", {size.trained:,} of them trained" if size.trained < size.parameters else ""
-    steps = "as many steps as its epochs or minutes have, which is not known yet"
+    end = f"{training.max_minutes:g} minutes" if training.max_minutes else "its epochs"
+    steps = f"as many steps as {end} have, which is not known yet"
     if plan.max_steps:
         steps = f"{plan.max_steps:,} steps, {plan.train_tokens:,} tokens{epochs}"
     return [

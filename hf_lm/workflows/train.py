@@ -5,8 +5,8 @@ The trainer calls the other stages through `TrainerHooks` and never imports them
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.checkpoints.manifest import TRAINER_STATE
 from hf_lm.checkpoints.store import CheckpointStore
 from hf_lm.data.blocks.dataset import Blocks
 from hf_lm.data.collator import make_collate
-from hf_lm.errors import HfLmError
+from hf_lm.errors import HfLmError, RecipeError
 from hf_lm.evaluation.evaluate import evaluate
 from hf_lm.evaluation.generate import generate_samples
 from hf_lm.model.build import compile_blocks
@@ -29,7 +29,7 @@ from hf_lm.model.dropout import replace_dropout
 from hf_lm.model.pretrained import load_pretrained, saved_dtype
 from hf_lm.model.saving import save_model
 from hf_lm.planning.agreement import gather
-from hf_lm.planning.budget import WRITE_SPEED, Timing, steps_in
+from hf_lm.planning.budget import COPY_SPEED, Timing, steps_in
 from hf_lm.planning.costs import flops_per_token
 from hf_lm.planning.hardware import Hardware, keep_freed_memory, peak_memory
 from hf_lm.planning.kernels import Kernels
@@ -85,9 +85,10 @@ def train_and_evaluate(context: RunContext) -> TrainResult:
     if checkpoint and context.hardware.is_main:
         show_extension(context, checkpoint)
     hooks = make_hooks(context)
+    trainer = make_trainer(context, hooks, store, is_new=checkpoint is None)
     is_pretrained = context.recipe.model.pretrained is not None
-    callbacks = [ProgressBar(console), TroubleNotes(show_note, pretrained=is_pretrained)]
-    trainer = make_trainer(context, hooks, store, is_new=checkpoint is None, callbacks=callbacks)
+    for shown in (ProgressBar(console), TroubleNotes(show_note, pretrained=is_pretrained)):
+        trainer.add_callback(shown)
     with explain_failures(context.plan.micro_batch_size):
         trainer.train_from(checkpoint)
     if context.hardware.is_main:
@@ -178,7 +179,7 @@ def limit_to_minutes(context: RunContext) -> RunContext:
     A run that continues keeps its steps, so that it ends in the bits of an uninterrupted one.
 
     Raises:
-        RecipeError: the minutes are too short for one step.
+        RecipeError: the minutes are too short for one step, or the disk for their checkpoints.
     """
     minutes = context.recipe.training.max_minutes
     if minutes is None:
@@ -187,9 +188,13 @@ def limit_to_minutes(context: RunContext) -> RunContext:
     if steps is None:
         # The slowest process counts, and all have the same number of steps.
         timings = gather(time_parts(context), context.hardware)
+        gc.collect()  # the trial's model and trainer refer to each other
         slowest = Timing(*map(max, zip(*timings, strict=True)))
         steps = steps_in(context.recipe.training, slowest)
-    return context._replace(plan=replace(context.plan, max_steps=steps))
+    plan = context.plan.with_steps(steps, context.recipe.training)
+    if shortfall := context.run_dir.disk_shortfall(plan.disk):
+        raise RecipeError(shortfall)
+    return context._replace(plan=plan)
 
 
 def time_parts(context: RunContext) -> Timing:
@@ -214,11 +219,11 @@ def time_parts(context: RunContext) -> Timing:
         blocks=Blocks({"train": blocks, "validation": blocks}, {}),
     )
     hooks = replace(make_hooks(context), write_row=lambda row: None)
-    clock = StepClock()
     with TemporaryDirectory() as folder, explain_failures(context.plan.micro_batch_size):
         store = CheckpointStore(Path(folder))
-        trainer = make_trainer(context, hooks, store, is_new=False, callbacks=[clock])
-        clock.all_reduce_max = trainer.all_reduce_max
+        trainer = make_trainer(context, hooks, store, is_new=False)
+        clock = StepClock(trainer.all_reduce_max)
+        trainer.add_callback(clock)
         trainer.train()
         trainer.evaluate()  # compiles what it needs
         times = [time.monotonic()]
@@ -227,16 +232,11 @@ def time_parts(context: RunContext) -> Timing:
         hooks.generate_samples(trainer.model)
         times.append(time.monotonic())
     evaluation = (times[1] - times[0]) * count / sample + times[2] - times[1]
-    return Timing(clock.seconds_per_step, evaluation, context.plan.checkpoint / WRITE_SPEED)
+    return Timing(clock.seconds_per_step, evaluation, context.plan.checkpoint / COPY_SPEED)
 
 
 def make_trainer(
-    context: RunContext,
-    hooks: TrainerHooks,
-    store: CheckpointStore,
-    *,
-    is_new: bool,
-    callbacks: Sequence[TrainerCallback],
+    context: RunContext, hooks: TrainerHooks, store: CheckpointStore, *, is_new: bool
 ) -> LMTrainer:
     """Build the trainer of the recipe as planned for this machine.
 
@@ -245,7 +245,6 @@ def make_trainer(
         hooks: what the trainer calls.
         store: where its checkpoints go.
         is_new: whether the run starts at step 0; pretrained weights are evaluated first then.
-        callbacks: show the progress of a run, or time its steps.
     """
     recipe = context.recipe
     if (note := use_precision(context.hardware.precision)) and context.hardware.is_main:
@@ -271,7 +270,6 @@ def make_trainer(
         hooks=hooks,
         checkpoints=store,
         notify=show_note,
-        callbacks=[*callbacks],
         model=context.model,
         train_dataset=context.blocks.splits["train"],
         eval_dataset=context.blocks.splits["validation"],

@@ -1,6 +1,7 @@
 """What is exported says what the model says, or is not there."""
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +107,14 @@ def test_weights_beyond_the_limit_of_a_file_are_in_a_second_one(
     assert names == ["model.onnx", "model.onnx_data"]
     values = json.loads((tmp_path / "onnx" / "config.json").read_text())["transformers.js_config"]
     assert values == {"dtype": "fp32", "use_external_data_format": True}
+
+
+def test_the_levels_of_logs_are_as_they_were_after_an_export() -> None:
+    logs = [logging.getLogger("torch.onnx"), logging.getLogger()]
+    before = [log.level for log in logs]
+    with export.quiet():
+        assert [log.level for log in logs] == [logging.ERROR, logging.ERROR]
+    assert [log.level for log in logs] == before
 
 
 def test_a_model_without_keys_and_values_is_refused() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hf_lm.errors import MismatchError, RecipeError
 from hf_lm.planning.budget import Timing, steps_in
 from hf_lm.recipe import TrainingRecipe, load_recipe
 from hf_lm.run import train
+from hf_lm.run_dir import directory
 from hf_lm.workflows import reproduce
 from hf_lm.workflows import train as train_workflow
 from hf_lm.workflows.check import check
@@ -147,7 +149,24 @@ def test_a_published_run_of_minutes_is_reproduced_with_its_steps(
 
 def test_a_check_says_that_a_trial_comes(write_recipe: Callable[..., Path]) -> None:
     result = check(load_recipe(write_recipe(**MINUTES)))
-    assert dict(result.rows)["training"].startswith("as many steps as its epochs or minutes have")
+    row = dict(result.rows)["training"]
+    assert row == "as many steps as 2 minutes have, which is not known yet"
+
+
+def test_a_disk_too_small_for_the_checkpoints_of_its_minutes_is_refused(
+    write_recipe: Callable[..., Path],
+    timing: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """One checkpoint and the model would fit; six checkpoints come in twelve steps."""
+    timing(10.0)
+    disk = SimpleNamespace(total=10**9, used=0, free=10**6)
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: disk)
+    keys = {"training__save_steps": 2, "training__save_total_limit": None, **MINUTES}
+    with pytest.raises(RecipeError, match=r"checkpoints and model need about 0\.0011 GB"):
+        train(load_recipe(write_recipe(**keys)))
+    assert not (tmp_path / "run" / "provenance.json").exists()
 
 
 def test_a_run_has_one_end(write_recipe: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.model.build import build_model
 from hf_lm.model.config import Vocabulary
 from hf_lm.planning import kernels
-from hf_lm.planning.kernels import COMPILED_FLOPS, Kernels, choose_kernels
+from hf_lm.planning.kernels import COMPILED_FLOPS, COMPILED_MINUTES, Kernels, choose_kernels
 from hf_lm.recipe import ModelRecipe, Recipe
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -96,6 +96,12 @@ def test_blocks_are_compiled_if_it_pays(monkeypatch: Any) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     assert not chosen().compile
     assert "no C++ compiler" in chosen().reasons[1]
+
+
+def test_a_run_of_minutes_is_compiled_if_they_are_many() -> None:
+    for minutes, compiled in ((COMPILED_MINUTES, True), (COMPILED_MINUTES - 1, False)):
+        recipe = {"training": {"max_minutes": minutes, "max_steps": None}}
+        assert chosen(recipe, flops=0).compile == compiled
 
 
 def test_every_kernel_has_a_reason() -> None:

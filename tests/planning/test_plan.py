@@ -73,6 +73,14 @@ def test_steps_follow_from_steps_tokens_or_epochs() -> None:
     assert plan(max_steps=10, blocks=None).train_tokens == 5120
 
 
+def test_other_steps_have_their_own_checkpoints() -> None:
+    keys = {"save_steps": 5, "save_total_limit": None}
+    unknown = TrainingRecipe(max_minutes=1, max_steps=None, **keys)
+    minutes = plan(**{**keys, "max_minutes": 1})
+    assert minutes.with_steps(20, unknown) == plan(**keys, max_steps=20)
+    assert minutes.with_steps(20, unknown).checkpoints == 5
+
+
 def test_micro_batches_follow_from_memory_and_processes() -> None:
     roomy = plan(max_steps=1)
     assert (roomy.micro_batch_size, roomy.accumulation) == (32, 1)

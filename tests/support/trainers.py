@@ -92,7 +92,6 @@ def make_trainer(
         notify=lambda line: None,
         hooks=TrainerHooks(**{**defaults, **hooks}),
         checkpoints=CheckpointStore(folder, limit=recipe.save_total_limit),
-        callbacks=[],
         model=model or make_model(),
         train_dataset=blocks,
         eval_dataset=blocks,

@@ -8,6 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_lm.run import main
+from hf_lm.terminal import trouble
 from hf_lm.terminal.trouble import TroubleNotes, find_trouble
 
 Row = dict[str, Any]
@@ -83,10 +84,32 @@ def test_each_kind_is_told_once_and_flat_not_of_pretrained_weights(tmp_path: Pat
         args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
         for row in history(lambda step: 5.0):
             state.log_history.append(row)
+            state.global_step = row["step"]
             callback.on_log(args, state, TrainerControl())
     assert len(notes[False]) == 1
     assert "the loss is as before since step" in notes[False][0]
     assert notes[True] == []
+
+
+def test_the_log_is_looked_at_a_hundred_times_and_after_evaluations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = list[int]()
+
+    def look(rows: list[Row], max_steps: int) -> list[tuple[str, str]]:
+        """Note the step of a look, and find nothing."""
+        steps.append(rows[-1]["step"])
+        return []
+
+    monkeypatch.setattr(trouble, "find_trouble", look)
+    callback = TroubleNotes(lambda note: None, pretrained=False)
+    state = TrainerState(max_steps=2_000)
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    for row in history(falling, steps=2_000, evaluation=falling):
+        state.log_history.append(row)
+        state.global_step = row["step"]
+        callback.on_log(args, state, TrainerControl())
+    assert steps == sorted([*range(20, 2_001, 20), *range(100, 2_001, 100)])
 
 
 def test_a_run_that_learns_its_text_by_heart_says_so(

@@ -51,8 +51,6 @@ def open_blocks(
     if is_mixture:
         order = MixtureOrder(sizes, weights, seed=seed)
     train = BlockDataset(concatenate_datasets(sources))
-    if not data.append_eos:
-        eos = None
     splits = {
         "train": FreshBlocks(train, sizes, eos=eos, seed=seed) if is_fresh(data) else train,
         "validation": BlockDataset(

@@ -115,6 +115,27 @@ def test_a_recipe_that_does_not_match_the_blocks_is_rejected(
     assert re.search(line, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_the_documents_of_a_prepared_folder_are_found_as_those_of_its_text(
+    append_eos: bool, write_recipe: Callable[..., Path]
+) -> None:
+    """The second pass over a text has its documents in a new order, wherever its blocks are."""
+    path = write_recipe(data__append_eos=append_eos)
+    from_text = blocks_of(path).splits["train"]
+    prepare(path)
+    keys = {"data__source": "prepared", "tokenizer": {}, "data__append_eos": append_eos}
+    from_folder = blocks_of(write_recipe(**keys)).splits["train"]
+    second_pass = range(len(from_text), 2 * len(from_text))
+    rows = [
+        [row["input_ids"].tolist() for row in blocks.__getitems__(second_pass)]
+        for blocks in (from_text, from_folder)
+    ]
+    assert rows[0] == rows[1]
+    assert rows[0] != rows_of(from_text)
+    documents = [len(text.document_ends) for text in from_text.texts]
+    assert (documents[0] > 1) == append_eos
+
+
 def test_a_damaged_file_is_named(
     write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

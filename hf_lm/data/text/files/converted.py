@@ -120,10 +120,9 @@ def converted(raw: bytes, suffix: str) -> str:
         check_content(raw, suffix)
         with ThreadPoolExecutor(1) as thread:  # how deep HTML is read depends on the free stack
             text = thread.submit(convert, raw, suffix).result()
-        KEPT[key] = text
-        while sum(map(len, KEPT.values())) > MAX_KEPT:
+        while KEPT and len(text) + sum(map(len, KEPT.values())) > MAX_KEPT:
             del KEPT[next(iter(KEPT))]
-        return text
+        KEPT[key] = text
     return KEPT[key]
 
 
