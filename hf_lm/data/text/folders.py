@@ -1,8 +1,8 @@
 """Find the data files that a path, a folder or a glob stands for.
 
-Folders follow the conventions of `datasets`: files named train…, validation… or test… are splits,
-README.md beside tables is the card of a dataset, and what `save_to_disk` wrote is read as such.
-What is in a folder and is not read is counted by its kind.
+Folders follow the conventions of `datasets`: "train", "validation" and "test" in the names of files
+or folders are splits, README.md beside tables or splits is the card of a dataset, and what
+`save_to_disk` wrote is read as such. What is in a folder and is not read is counted by its kind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +29,13 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-FIRST_WORD = re.compile(r"[A-Za-z]+(?=$|[-_.0-9 ])")
+# A word of a name, as in "wiki.train-00000.parquet".
+WORD = re.compile(r"(?:^|(?<=[-_.0-9 ]))[A-Za-z]+(?=$|[-_.0-9 ])")
 
 # Files that `save_to_disk` writes beside the tables.
 SAVED_SPLITS, SAVED_STATE, SAVED_INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 SAVED_FILES = (SAVED_SPLITS, SAVED_STATE, SAVED_INFO)
+ABOUT_DATA = ("README.md", SAVED_INFO, "dataset_infos.json")  # at the top of a folder of the Hub
 
 
 class Found(NamedTuple):
@@ -65,9 +67,10 @@ def find_files(pattern: Path, split: str) -> Found:
     elif os.path.lexists(pattern) or not glob.has_magic(str(pattern)):
         found = Found([pattern], [])
     else:
-        found = Found(sorted(matching_files(pattern)), [])
-        if not found.paths:
+        paths = sorted(matching_files(pattern))
+        if not paths:
             raise DataError(f"{pattern}: no file matches (current folder: {Path.cwd()})")
+        found = Found(paths, glob_notes(pattern, paths))
     if len(found.paths) > MAX_FILES:
         raise DataError(f"{pattern}: {len(found.paths):,} files, at most {MAX_FILES:,} are read")
     return found
@@ -123,19 +126,23 @@ def folder_files(folder: Path, split: str) -> Found:
     notes = unread_notes(folder, unread)
     if hidden:
         notes.append(f"{folder.name}/: hidden files that were not read: {len(hidden):,}")
-    card = folder / "README.md"
-    if card in paths and any(plain_suffix(path) in READERS for path in paths):
-        paths.remove(card)
-        notes.append(f"{folder.name}/: README.md is the card of its tables and was not read")
-    splits = splits_of(paths, folder)
+    about_data = [folder / name for name in ABOUT_DATA if folder / name in paths]
+    data_paths = [path for path in paths if path not in about_data]
+    tables = [path for path in data_paths if plain_suffix(path) in READERS]
+    splits = splits_of(tables, folder) or splits_of(data_paths, folder)
+    if tables or splits:
+        paths = data_paths
+        names = [path.name for path in about_data]
+        notes += [f"{folder.name}/: {name} is about its data and was not read" for name in names]
     if not splits:
         if not paths:
             found = "".join(f"; {note}" for note in unread_notes(folder, unread))
             raise DataError(f"{folder}: no data file in this folder ({KNOWN_SUFFIXES}){found}")
         return Found(paths, notes)
     others = Counter({name: len(files) for name, files in splits.items() if name != split})
-    if others:
-        notes.append(f"{folder.name}/: split {split}; files of others: {counted(others)}")
+    others["no split"] = len(paths) - sum(map(len, splits.values()))
+    if +others:
+        notes.append(f"{folder.name}/: split {split}; files of others: {counted(+others)}")
     return Found(chosen_split(splits, split, folder), notes, has_splits=True)
 
 
@@ -156,21 +163,34 @@ def counted(counts: Counter[str]) -> str:
 def splits_of(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
     """Return the files of each split; empty if the names say nothing about splits.
 
-    The first word of a file's name counts, or that of the folder at the top: "train-0.parquet",
-    "test/a.txt". A folder without training files has no splits, and neither has one in which a
-    file belongs to none: it is a folder of text in which somebody wrote tests.
+    The folders of a file count, from the top, then its own name: "test/a.txt", "en.train.jsonl". A
+    folder without training files has no splits, and neither has one in which a file belongs to
+    none: it is a folder of text in which somebody wrote tests.
     """
     splits: dict[str, list[Path]] = {}
     for path in paths:
-        parts = path.relative_to(folder).parts
-        parts = parts[1:] if parts[0] == "data" and len(parts) > 1 else parts
         is_code = plain_suffix(path) not in (*READERS, *CONVERTERS, ".txt", ".text")
-        match = None if is_code else FIRST_WORD.match(parts[0])
-        split = SPLIT_OF_WORD.get(match.group().lower()) if match else None
+        names = () if is_code else path.relative_to(folder).parts
+        split = next(filter(None, map(split_of_name, names)), None)
         if split is None:
             return {}
         splits.setdefault(split, []).append(path)
     return splits if "train" in splits and len(splits) > 1 else {}
+
+
+def split_of_name(name: str) -> str | None:
+    """Return the split that a name of a file or folder has; None without one or with several."""
+    words = {SPLIT_OF_WORD.get(word.lower()) for word in WORD.findall(name)} - {None}
+    return words.pop() if len(words) == 1 else None
+
+
+def glob_notes(pattern: Path, paths: Sequence[Path]) -> list[str]:
+    """Return a note if the files of a glob, all of which are read, have the names of splits."""
+    splits = splits_of(paths, Path(os.path.commonpath([path.parent for path in paths])))
+    counts = Counter({split: len(files) for split, files in splits.items()})
+    if not splits:
+        return []
+    return [f"{pattern.name}: all files that match are read, of each split: {counted(counts)}"]
 
 
 def chosen_split(splits: dict[str, list[Path]], split: str, folder: Path) -> list[Path]:

@@ -6,8 +6,6 @@ import io
 import json
 import lzma
 import os
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import TEXT, data_recipe, read, scan_error, scanned, write, write_jsonl
 
-from hf_lm.cli import main
 from hf_lm.data.load import load_documents
 from hf_lm.data.text.files.tables import find_delimiter
 from hf_lm.data.text.sources import find_corpus
@@ -490,7 +487,7 @@ def test_a_folder_like_those_of_the_hub_gives_one_split(tmp_path: Path) -> None:
     corpus = find_corpus(data_recipe(tmp_path))
     assert [file.path.name for file in corpus.train[0].files] == ["train-00000.jsonl"]
     assert corpus.notes == (
-        f"{tmp_path.name}/: README.md is the card of its tables and was not read",
+        f"{tmp_path.name}/: README.md is about its data and was not read",
         f"{tmp_path.name}/: split train; files of others: 1 test, 1 validation",
     )
     data = data_recipe(tmp_path, split="test", validation={"split": "validation"})
@@ -498,6 +495,51 @@ def test_a_folder_like_those_of_the_hub_gives_one_split(tmp_path: Path) -> None:
     assert read(data, part="validation") == [f"validation {n}" for n in range(3)]
     error = scan_error(data_recipe(tmp_path, split="dev"))
     assert error == f'{tmp_path}: has no split "dev"; it has "test", "train", "validation"'
+
+
+@pytest.mark.parametrize(
+    ("names", "read_names", "note"),
+    [
+        (["my.train.txt", "my.valid.txt", "my.test.txt", "README.md"], ["my.train.txt"], "1 test"),
+        (["en/a_train_0.txt", "en/a_test_0.txt"], ["en/a_train_0.txt"], "split train"),
+        (["en/train/test 1.txt", "en/dev/train 1.txt"], ["en/train/test 1.txt"], "1 validation"),
+        (["train.txt", "test.txt", "dataset_infos.json"], ["train.txt"], "dataset_infos.json is"),
+        (["trains.txt", "tests.txt"], ["tests.txt", "trains.txt"], None),
+        (["train.txt", "train-test.txt"], ["train-test.txt", "train.txt"], None),
+        (["train.txt", "README.md"], ["README.md", "train.txt"], None),
+        (["train.py", "test.py"], ["test.py", "train.py"], None),
+        (["test.txt", "dev.txt"], ["dev.txt", "test.txt"], None),
+    ],
+)
+def test_splits_are_told_by_the_names_of_files_and_folders(
+    names: list[str], read_names: list[str], note: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, name)
+    assert read(data_recipe(tmp_path)) == read_names
+    notes = find_corpus(data_recipe(tmp_path)).notes
+    assert any(note in line for line in notes) if note else not notes
+
+
+def test_files_beside_the_tables_of_splits_are_counted(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        write_jsonl(tmp_path / name, [name])
+    for name in ("LICENSE.txt", "notes.md", "README.md"):
+        write(tmp_path / name, name)
+    assert read(data_recipe(tmp_path)) == ["train.jsonl"]
+    note = f"{tmp_path.name}/: split train; files of others: 2 no split, 1 test"
+    assert note in find_corpus(data_recipe(tmp_path)).notes
+
+
+def test_a_glob_reads_what_it_names_and_tells_of_splits(tmp_path: Path) -> None:
+    for name in ("train-0.txt", "train-1.txt", "test.txt"):
+        write(tmp_path / name, name)
+    data = data_recipe(tmp_path / "*.txt")
+    assert read(data) == ["test.txt", "train-0.txt", "train-1.txt"]
+    (note,) = find_corpus(data).notes
+    assert note == "*.txt: all files that match are read, of each split: 1 test, 2 train"
+    assert not find_corpus(data_recipe(tmp_path / "train*")).notes
 
 
 def test_folders_of_splits_and_plain_folders_are_told_apart(tmp_path: Path) -> None:
@@ -536,94 +578,6 @@ def test_any_name_of_a_folder_may_be_used(name: str, tmp_path: Path) -> None:
     write(tmp_path / name / "a.txt", "x")
     assert read(data_recipe(tmp_path / name)) == ["x"]
     assert read(data_recipe(tmp_path / name / "*.txt")) == ["x"]
-
-
-@pytest.mark.parametrize(
-    ("name", "documents", "keys"),
-    [
-        ("tabs.tsv", 24, []),
-        ("semicolon.csv", 24, []),
-        ("columns.json", 24, []),
-        ("reports.jsonl.gz", 24, []),
-        ("saved_dataset", 24, []),
-        ("nested.jsonl", 24, ["data.text_column=data.text"]),
-        ("nulls.parquet", 20, []),
-        ("nulls.jsonl", 20, []),
-        ("mixed_folder", 7, []),
-        ("latin.txt", 1, ["data.encoding=cp1252"]),
-        ("one_line.txt", 1, []),
-    ],
-)
-def test_the_command_line_checks_every_input(
-    name: str, documents: int, keys: list[str], write_recipe: Callable[..., Path], capsys: Any
-) -> None:
-    options = [f"data.source={INPUTS / name}", "data.block_size=16", *keys]
-    path, sets = write_recipe(), [part for option in options for part in ("--set", option)]
-    assert main(["check", str(path), *sets]) == 0
-    rows = re.compile(r"^(?:text|validation) +(\d+) document", re.MULTILINE)
-    shown = rows.findall(capsys.readouterr().out)
-    halves = documents == 1  # one document is cut in two
-    assert sum(map(int, shown)) == (2 if halves else documents)
-
-
-def texts_of(name: str) -> list[str]:
-    """Return the texts that an input of the folder has."""
-    raw = (INPUTS / name).read_bytes() if (INPUTS / name).is_file() else b""
-    if name == "latin.txt":
-        return [raw.decode("cp1252")]
-    if name == "one_line.txt":
-        return [raw.decode()]
-    if name.startswith("nulls"):
-        rows = [json.loads(line) for line in (INPUTS / "nulls.jsonl").read_text().splitlines()]
-        return [row["text"] for row in rows if row["text"] is not None]
-    return REPORTS
-
-
-KEYS = {"nested.jsonl": {"text_column": "data.text"}, "latin.txt": {"encoding": "cp1252"}}
-NAMES = [
-    *("tabs.tsv", "semicolon.csv", "columns.json", "reports.jsonl.gz", "nested.jsonl"),
-    *("nulls.parquet", "nulls.jsonl", "latin.txt", "one_line.txt", "saved_dataset"),
-]
-
-
-@pytest.mark.parametrize("way", ["path", "folder", "glob", "mixture", "stream"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_input_gives_its_texts_in_every_way(
-    name: str, way: str, write_recipe: Callable[..., Path], tmp_path: Path, capsys: Any
-) -> None:
-    expected, path = texts_of(name), tmp_path / "inputs" / name
-    path.parent.mkdir()
-    copy = shutil.copytree if (INPUTS / name).is_dir() else shutil.copy
-    copy(INPUTS / name, path)
-    source: Any = {"folder": f"{path.parent}/", "glob": f"{path.parent}/*"}.get(way, str(path))
-    if path.is_dir():  # its parent is a folder of folders, and a glob names files
-        source = str(path)
-    if way == "mixture":
-        other = write(tmp_path / "other.txt", TEXT)
-        source = [{"source": str(part), "weight": 1} for part in (path, other)]
-        expected = [*expected, TEXT]
-    keys = {**KEYS.get(name, {}), "source": source, "block_size": 8, "streaming": way == "stream"}
-    sets = [part for k, v in keys.items() for part in ("--set", f"data.{k}={json.dumps(v)}")]
-    sets += ["--set", "tokenizer.train.kind=byte", "--set", "tokenizer.train.vocab_size=null"]
-    recipe = str(write_recipe())
-
-    assert main(["inspect", recipe, "--json", *sets]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["documents"] == len(expected)
-    assert found["size"] == sum(len(text.encode()) for text in expected)
-    assert {shown["start"] for shown in found["shown"]} <= {text[:60] for text in expected}
-
-    assert main(["check", recipe, "--json", *sets]) == 0
-    splits = json.loads(capsys.readouterr().out)["text"].values()
-    is_cut = len(expected) == 1  # a single document is cut in two
-    assert sum(split["documents"] for split in splits) == (2 if is_cut else len(expected))
-    assert sum(split["bytes"] for split in splits) == pytest.approx(found["size"], abs=2)
-
-    if way == "stream":  # what is trained on, which the two commands do not open
-        data = data_recipe(source, **{k: v for k, v in keys.items() if k != "source"})
-        text = load_documents(data, find_corpus(data))
-        streamed = [row["text"] for split in text.documents for row in text.documents[split]]
-        assert sorted(streamed) == sorted(expected)
 
 
 def test_streams_record_what_is_not_read() -> None:

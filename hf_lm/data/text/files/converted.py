@@ -116,14 +116,15 @@ def converted(raw: bytes, suffix: str) -> str:
         UnreadableError: the bytes are not what the suffix says; converters have other errors, too.
     """
     key = hashlib.sha256(raw).hexdigest() + suffix
-    if key not in KEPT:
+    text = KEPT.get(key)
+    if text is None:
         check_content(raw, suffix)
         with ThreadPoolExecutor(1) as thread:  # how deep HTML is read depends on the free stack
             text = thread.submit(convert, raw, suffix).result()
-        while KEPT and len(text) + sum(map(len, KEPT.values())) > MAX_KEPT:
-            del KEPT[next(iter(KEPT))]
         KEPT[key] = text
-    return KEPT[key]
+        while sum(map(len, KEPT.values())) > MAX_KEPT:
+            del KEPT[next(iter(KEPT))]
+    return text
 
 
 def check_content(raw: bytes, suffix: str) -> None:
