@@ -150,6 +150,22 @@ def generate(options: argparse.Namespace) -> None:
         SafeStream("stdout").write(f"{prompt}{separator}{text}\n")
 
 
+def chat(options: argparse.Namespace) -> None:
+    """Talk with a model on the terminal."""
+    from hf_lm.terminal.chat import hold_chat
+    from hf_lm.workflows.evaluate import start_chat
+
+    conversation = start_chat(
+        options.model,
+        write=SafeStream("stdout").write,
+        system=options.system,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+    hold_chat(conversation.say, conversation.reset)
+
+
 def export(options: argparse.Namespace) -> None:
     """Write a model for another runtime."""
     from hf_lm.terminal import console
@@ -194,7 +210,7 @@ HANDLERS = {
         handler.__name__: handler
         for handler in (
             *(check, status, report, verify, inspect, prepare, cache),
-            *(evaluate, compare, generate, export, publish, reproduce),
+            *(evaluate, compare, generate, chat, export, publish, reproduce),
         )
     },
 }

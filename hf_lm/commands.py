@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add_training_commands(commands)
     add_data_commands(commands)
     add_model_commands(commands)
+    add_writing_commands(commands)
     add_export_command(commands)
     add_hub_commands(commands)
     for command in commands.choices.values():
@@ -86,7 +87,7 @@ def add_data_commands(commands: Commands) -> None:
 
 
 def add_model_commands(commands: Commands) -> None:
-    """Add the commands about finished models: evaluate, compare and generate."""
+    """Add the commands about finished models: evaluate and compare."""
     command = commands.add_parser("evaluate", help="loss and bits per byte of a model on text")
     command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
     command.add_argument(
@@ -106,21 +107,27 @@ def add_model_commands(commands: Commands) -> None:
     add_overrides(command, "override a key of data, such as data.text_column=body")
     command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
-    command = commands.add_parser("generate", help="let a model continue a text")
-    command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
-    command.add_argument(
+
+def add_writing_commands(commands: Commands) -> None:
+    """Add the commands that let a model write: generate and chat."""
+    generate = commands.add_parser("generate", help="let a model continue a text")
+    chat = commands.add_parser("chat", help="talk with a model, or write a text with it")
+    for command in (generate, chat):
+        command.add_argument("model", metavar="MODEL", help="a folder or Hub id")
+        command.add_argument(
+            "--max-new-tokens", type=positive, default=200, metavar="N", help="tokens to add (200)"
+        )
+        command.add_argument(
+            "--temperature", type=not_negative, default=0.8, help="0: the likeliest token (0.8)"
+        )
+        command.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
+    generate.add_argument(
         "--prompt", action="append", metavar="TEXT", help="the beginning; may be given many times"
     )
-    command.add_argument(
-        "--max-new-tokens", type=positive, default=200, metavar="N", help="tokens to add (200)"
-    )
-    command.add_argument(
-        "--temperature", type=not_negative, default=0.8, help="0 takes the likeliest token (0.8)"
-    )
-    command.add_argument(
+    generate.add_argument(
         "--chat", action="store_true", help="answer each prompt, by the model's chat template"
     )
-    command.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
+    chat.add_argument("--system", metavar="TEXT", help="an instruction before the first message")
 
 
 def add_export_command(commands: Commands) -> None:

@@ -36,7 +36,7 @@ import pytest
 from recipes import TINY, merged, write_corpus
 
 # A process started by nohup, or by & in a shell, ignores these signals.
-for number in (signal.SIGHUP, signal.SIGINT):
+for number in (getattr(signal, "SIGHUP", signal.SIGINT), signal.SIGINT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 

@@ -11,6 +11,7 @@ from hf_lm.errors import RecipeError
 from hf_lm.evaluation.generate import prompt_ids
 from hf_lm.recipe import TokenizerRecipe
 from hf_lm.tokenizer import EOS, build_tokenizer, load_tokenizer, token_bytes, tokenizer_hash
+from hf_lm.vocabulary import LONGEST_WORD, train_bpe, with_short_words
 
 TEXTS = ["The cat sat on the mat.\n", "Ünïcödé \U0001f600 and\ttabs", f"spelled {EOS} out"]
 
@@ -50,6 +51,21 @@ def test_the_same_text_gives_the_same_vocabulary() -> None:
     chatty.chat_template = "{{ messages }}"
     assert tokenizer_hash(chatty) == tokenizer_hash(trained("bpe"))
     assert tokenizer_hash(chatty, chat=True) != tokenizer_hash(trained("bpe"), chat=True)
+
+
+@pytest.mark.parametrize("mark", ["x", "7", "=", " ", "_", "é", "\n"])
+def test_words_without_end_are_cut_for_training_and_no_others(mark: str) -> None:
+    """Without the cuts, training on a word of three million letters takes hours."""
+    text = "some words and 12 numbers. " * 50
+    assert list(with_short_words(text)) == [text]
+    blob = "QUJD+/0123abcXYZ" * 300  # base64: a long line of short words
+    assert list(with_short_words(f"{text}{blob}")) == [f"{text}{blob}"]
+    pieces = list(with_short_words(f"{text}{mark * 3_000_000}{text}"))
+    assert "".join(pieces) == f"{text}{mark * 3_000_000}{text}"
+    assert max(piece.count(mark) for piece in pieces[1:-1]) == LONGEST_WORD
+    backend = train_bpe([mark * 3_000_000, text], vocab_size=290)
+    assert backend.get_vocab_size() == 290
+    assert backend.decode(backend.encode(f"{text}{mark * 3}").ids) == f"{text}{mark * 3}"
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:

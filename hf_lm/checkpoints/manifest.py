@@ -25,6 +25,7 @@ REQUIRED = {WEIGHTS, OPTIMIZER, RNG_STATE, STATE_JSON, TRAINER_STATE}
 FILE = re.compile(r"[a-z][a-z0-9_-]*\.(json|safetensors|txt|jinja)")
 
 CHUNK = 2**20  # bytes hashed at once
+OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 
 
 def verify(checkpoint: Path) -> Iterator[str]:
@@ -103,7 +104,9 @@ def open_regular(path: Path) -> Any:
     Raises:
         OSError: it is missing, or is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if path.is_symlink():
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    handle = os.open(path, os.O_RDONLY | OPEN_FLAGS)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))

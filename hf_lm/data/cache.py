@@ -58,7 +58,7 @@ def sizes(folder: Path) -> dict[str, int]:
 def is_whole(folder: Path) -> bool:
     """Return whether a directory was finished and its files still have their sizes."""
     try:
-        return json.loads((folder / LIST).read_text()) == sizes(folder)
+        return json.loads((folder / LIST).read_text(encoding="utf-8")) == sizes(folder)
     except (OSError, ValueError):
         return False
 
@@ -81,7 +81,7 @@ def build_once(kind: str, key: str, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(folder)
         with replace_directory(folder, staging=root / f".{key}.{os.getpid()}") as staging:
             build(staging)
-            (staging / LIST).write_text(json.dumps(sizes(staging)))
+            (staging / LIST).write_text(json.dumps(sizes(staging)), encoding="utf-8")
     return folder
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,22 @@ from hf_lm.model.attention import FUSED, PLAIN
 from hf_lm.tokenizer import document_prefix, unknown_character
 
 TEMPERATURE, TOP_P = 0.8, 0.95  # slightly sharper than the model's own distribution
+
+
+@contextmanager
+def generation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model generate; what it needs for that is undone after."""
+    with evaluation_mode(model), eager_mode(model):
+        if model.config._attn_implementation in (FUSED, PLAIN):
+            model.set_attn_implementation("sdpa")  # ours do not support a cache
+        yield
+
+
+def sampling_options(temperature: float) -> dict[str, Any]:
+    """Return the options of `generate` for a temperature; 0 takes the likeliest token."""
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
+    return {"do_sample": False}
 
 
 def eager_mode(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -48,13 +64,9 @@ def generate_samples(
     Returns:
         A dict with "prompt" and "text" for each prompt; the text is what the model added.
     """
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": TOP_P}
+    sampling = sampling_options(temperature)
     samples = []
-    with evaluation_mode(model), eager_mode(model):
-        if model.config._attn_implementation in (FUSED, PLAIN):
-            model.set_attn_implementation("sdpa")  # ours do not support a cache
+    with generation_mode(model):
         for prompt in prompts:
             torch.manual_seed(seed)
             ids = prompt_ids(tokenizer, prompt, limit=max(1, context_length(model) - 1), chat=chat)
@@ -64,7 +76,7 @@ def generate_samples(
     return samples
 
 
-def generate_ids(model: Any, ids: list[int], *, max_new_tokens: int, **sampling: Any) -> list[int]:
+def generate_ids(model: Any, ids: list[int], *, max_new_tokens: int, **options: Any) -> list[int]:
     """Generate ids until the model ends the text or there are enough.
 
     When the context is full, generation continues from its last half: learned positions end there,
@@ -80,7 +92,7 @@ def generate_ids(model: Any, ids: list[int], *, max_new_tokens: int, **sampling:
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=count,
             use_cache=True,
-            **sampling,
+            **options,
         )
         added = output[0, len(ids) :].tolist()
         new_ids += added

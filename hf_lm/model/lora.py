@@ -80,4 +80,5 @@ def adapter_base(name: str) -> str | None:
         path = find_adapter_config_file(name)
     except Exception:  # the Hub cannot be reached, or has no such model
         return None
-    return json.loads(Path(path).read_text())["base_model_name_or_path"] if path else None
+    text = Path(path).read_text(encoding="utf-8") if path else "{}"
+    return json.loads(text).get("base_model_name_or_path")

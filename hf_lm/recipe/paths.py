@@ -1,8 +1,9 @@
 """Decide which strings of a recipe are local paths, and what they are relative to.
 
 Relative paths start at the recipe's directory, so a recipe means the same from everywhere; those
-given to `--set` start at the current directory. A string is a path if it looks like one (it starts
-with `.`, `/` or `~`, contains `*`, or ends like a data file) or exists; otherwise it is a Hub id.
+given to `--set` start at the current directory. A string is a path if it looks like one (it is
+absolute, starts with `.` or `~`, contains `*` or a backslash, or ends like a data file) or exists;
+otherwise it is a Hub id.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ DATA_SUFFIXES = (
 
 def is_path(text: str, folder: Path) -> bool:
     """Return whether a string of a recipe is a local path."""
-    if text.startswith((".", "/", "~")) or any(mark in text for mark in "*?["):
+    if Path(text).is_absolute() or text.startswith((".", "~")):
+        return True
+    if any(mark in text for mark in "*?[\\"):
         return True
     return text.lower().endswith(DATA_SUFFIXES) or os.path.lexists(folder / text)
 
@@ -147,7 +150,7 @@ def name_rule(key: tuple[str, ...], text: str) -> str | None:
         return "is a URL; download it first, or name a Hub id"
     path = Path(text)
     if key in ALWAYS_PATH:
-        shared = {Path("/"), Path.home(), Path.cwd(), *Path.cwd().parents}
+        shared = {Path(path.anchor), Path.home(), Path.cwd(), *Path.cwd().parents}
         is_own = path.resolve() not in shared and ".git" not in path.parts
         return None if is_own else "is not a folder of its own; name a new one, such as runs/NAME"
     if path.is_absolute():

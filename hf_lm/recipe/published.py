@@ -17,7 +17,7 @@ def published_recipe(recipe: Mapping[str, object]) -> dict[str, object]:
 
 def strip_local_paths(value: object) -> object:
     """Replace the local paths in a value by their last part."""
-    if isinstance(value, str) and value.startswith("/"):
+    if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     if isinstance(value, Mapping):
         return {key: strip_local_paths(item) for key, item in value.items()}

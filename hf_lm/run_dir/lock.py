@@ -1,8 +1,8 @@
 """Lock an output directory, so that only one run at a time writes there.
 
-The kernel holds the lock (POSIX, on the file `.lock`), so it ends with its process, even if that is
-killed. The text of the file names the owner for people, and for machines that share the directory
-but not the locks.
+The kernel holds the lock, on the file `.lock`, so it ends with its process, even if that is killed.
+The text of the file names the owner for people, and for machines that share the directory but not
+the locks.
 
 `filelock`, which the data cache uses, would not make this shorter: creating and removing the
 directory, naming the owner and file systems without locks remain, and its acquire without waiting
@@ -11,8 +11,6 @@ reports a file that another run has just removed as locked (filelock 4.2).
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import TextIO
 
 from hf_lm.errors import LockedError
+from hf_lm.system.file_lock import delete_locked, lock_file
 
 LOCK = ".lock"
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # the same in all containers of a machine
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # some network file systems
 
 
 @contextmanager
@@ -70,7 +68,7 @@ def hold_lock_file(path: Path, *, force: bool) -> Iterator[bool]:
         try:
             yield is_exclusive
         finally:
-            path.unlink(missing_ok=True)
+            delete_locked(file, path)
 
 
 def open_lock_file(path: Path) -> tuple[TextIO, bool]:
@@ -90,15 +88,14 @@ def open_lock_file(path: Path) -> tuple[TextIO, bool]:
             continue  # A run that ended has just removed the directory.
         file = os.fdopen(handle, "r+", encoding="utf-8")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return file, False
+            is_exclusive = lock_file(file)
+        except OSError:
             owner = parse_owner(file)
             file.close()
             raise LockedError(locked_message(path.parent, owner)) from None
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            return file, True
+        is_same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        if is_same or not is_exclusive:
+            return file, is_exclusive
         file.close()  # A run that ended has just removed the file.
 
 

@@ -34,7 +34,7 @@ class TrainingLog:
         try:
             self.step = row["step"]
             self.before_append(self.step)
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json_line(row))
         except OSError as error:  # If the disk is full, the next checkpoint raises.
             self.error = self.error or f"{self.path.name}: {error.strerror}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_lm.upstream import OS_ERROR
 
+SYNCS_FOLDERS = hasattr(os, "O_DIRECTORY")  # Windows opens no folder, and has names in a journal
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # raised by file systems without fsync
 
 Write = Callable[[Path], None]
@@ -29,7 +30,9 @@ def fsync(path: Path) -> bool:
     Raises:
         OSError: the disk is full or broken.
     """
-    handle = os.open(path, os.O_RDONLY)
+    if path.is_dir() and not SYNCS_FOLDERS:
+        return True
+    handle = os.open(path, os.O_RDONLY if SYNCS_FOLDERS else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -53,7 +56,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     staging = path.with_name(f".{path.name}")
     try:
-        staging.write_text(text, encoding="utf-8")
+        staging.write_text(text, encoding="utf-8", newline="\n")
         fsync(staging)
         staging.replace(path)
         fsync(path.parent)

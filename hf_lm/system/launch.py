@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from functools import cache
 
@@ -86,7 +87,7 @@ def end_with_launcher() -> None:
     `accelerate launch` does not forward signals, so its child process would otherwise train on
     without a parent.
     """
-    if launched() and hasattr(ctypes.CDLL(None), "prctl"):
+    if launched() and sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP))
         if os.getppid() != parent:  # The launcher died before prctl, so Linux sends no signal.

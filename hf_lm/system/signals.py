@@ -19,8 +19,10 @@ from typing import Any
 from hf_lm.errors import StoppedError
 from hf_lm.system.launch import end_with_launcher, launched
 
-# SLURM announces the end of a job with SIGUSR1; a closed terminal or launcher sends SIGHUP.
-HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# SLURM announces the end of a job with SIGUSR1. A closed terminal or launcher sends SIGHUP, or
+# SIGBREAK on Windows, which lacks the other two.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGBREAK")
+HANDLED_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 REPEATABLE_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a second one ends the process
 FORWARD_SECONDS = 2.0  # a launcher forwards a signal that its processes received themselves
 

@@ -1,8 +1,8 @@
-"""Evaluate finished models, compare them, or generate text with one."""
+"""Evaluate finished models, compare them, or let one write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hf_lm.data.text.scan import Scan
     from hf_lm.data.text.sources import Corpus
+    from hf_lm.evaluation.chat import Chat
     from hf_lm.evaluation.compare import Comparison
     from hf_lm.recipe import Recipe
 
@@ -230,3 +231,33 @@ def generate(
         chat=chat,
     )
     return [sample["text"] for sample in samples]
+
+
+def start_chat(
+    model: str | Path,
+    *,
+    write: Callable[[str], object],
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Chat:
+    """Load a model to talk with; see `Chat` for the arguments.
+
+    Raises:
+        RecipeError: there is no such model, or it has no chat template for an instruction.
+    """
+    check_model_path(str(model))
+    network, tokenizer = load_model(str(model))
+
+    from hf_lm.evaluation.chat import Chat
+
+    return Chat(
+        network,
+        tokenizer,
+        write=write,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )

@@ -291,7 +291,8 @@ def check_model_path(name: str) -> None:
     Raises:
         RecipeError: the name is plainly a path, and there is no such directory.
     """
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    is_path = Path(name).is_absolute() or name.startswith((".", "~"))
+    if is_path and not Path(name).expanduser().is_dir():
         raise RecipeError(f"{name}: no such folder (current folder: {Path.cwd()})")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from hf_lm.checkpoints.manifest import verify
 from hf_lm.checkpoints.store import CheckpointStore
@@ -151,13 +152,7 @@ def state_text(run_dir: RunDirectory) -> str:
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
     """Return whether a process of this machine still exists."""
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to another user
-        return True
-    return True
+    return psutil.pid_exists(int(owner["pid"]))
 
 
 def step_text(run_dir: RunDirectory, last: Mapping[str, Any]) -> str:

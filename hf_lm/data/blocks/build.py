@@ -200,7 +200,7 @@ def build_blocks(
             blocks = counter.counts["validation"].blocks
             np.save(folder / BYTES, count_block_bytes(texts, tokenizer, data, blocks))
         counts = {split: asdict(counts) for split, counts in counter.count_splits().items()}
-        (folder / COUNTS).write_text(json.dumps(counts))
+        (folder / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
 
     return build_once("blocks", key, build)
 

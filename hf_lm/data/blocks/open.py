@@ -34,7 +34,7 @@ def open_blocks(
     Raises:
         DataError: a split, or a source of a mixture, does not fill one block.
     """
-    written_counts = json.loads((folder / COUNTS).read_text())
+    written_counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
     counts = {split: SplitCounts(**row) for split, row in written_counts.items()}
     require_blocks(counts, data)
     is_mixture = len(weights) > 1

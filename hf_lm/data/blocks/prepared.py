@@ -93,7 +93,7 @@ def dataset_card(folder: Path, settings: Mapping[str, object]) -> str:
     train = ", ".join(f'"{file.name}"' for file in sorted(folder.glob("train*.arrow")))
     files = f"  - split: train\n    path: [{train}]\n"
     files += '  - split: validation\n    path: "validation.arrow"'
-    counts = json.loads((folder / COUNTS).read_text())
+    counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
     rows = (
         f"| {split} | {' | '.join(f'{n:,}' for n in row.values())} |"
         for split, row in counts.items()

@@ -225,12 +225,12 @@ def saved_files(folder: Path, split: str) -> Found:
     """
     try:
         if (folder / SAVED_SPLITS).is_file():
-            names = json.loads((folder / SAVED_SPLITS).read_text())["splits"]
+            names = json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
             splits = {name: saved_files(folder / name, split).paths for name in names}
             others = ", ".join(name for name in names if name != split)
             notes = [f"{folder.name}/: split {split}; not read: {others}"] if others else []
             return Found(chosen_split(splits, split, folder), notes, has_splits=True)
-        state = json.loads((folder / SAVED_STATE).read_text())
+        state = json.loads((folder / SAVED_STATE).read_text(encoding="utf-8"))
         return Found([folder / item["filename"] for item in state["_data_files"]], [])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: is a saved dataset that cannot be read: {error!r}") from None

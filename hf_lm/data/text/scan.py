@@ -118,9 +118,10 @@ def scan_documents(
 
     def write(folder: Path) -> None:
         """Write the result to a directory of the cache."""
-        (folder / FILE).write_text(json.dumps(asdict(found or read())))
+        (folder / FILE).write_text(json.dumps(asdict(found or read())), encoding="utf-8")
 
-    kept: dict[str, Any] = json.loads((build_once(SCANS, key, write) / FILE).read_text())
+    path = build_once(SCANS, key, write) / FILE
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kept |= {name: tuple(kept[name]) for name in ("notes", "dropped", "left_out")}
     return Scan(**kept)
 
