@@ -28,8 +28,14 @@ def parser() -> argparse.ArgumentParser:
     add_writing_commands(commands)
     add_export_command(commands)
     add_hub_commands(commands)
-    for command in commands.choices.values():
+    for name, command in commands.choices.items():
         add_traceback_option(command)
+        if name != "chat":
+            command.add_argument(
+                "--json",
+                action="store_true",
+                help="print the result as one JSON object, and everything else to stderr",
+            )
     return root
 
 
@@ -39,10 +45,8 @@ def add_training_commands(commands: Commands) -> None:
     add_run_options(command)
     command = commands.add_parser("check", help="check a recipe and print the plan")
     add_run_options(command)
-    command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command = commands.add_parser("status", help="show what a run is doing, on one screen")
     command.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
-    command.add_argument("--json", action="store_true", help="print the state as JSON")
     command.add_argument("--watch", action="store_true", help="again and again, until it ends")
     command = commands.add_parser(
         "report", help="write the curves of a run, or of several, to a page"
@@ -65,7 +69,6 @@ def add_data_commands(commands: Commands) -> None:
         "source", metavar="SOURCE", help="text, as data.source of a recipe; or a recipe"
     )
     add_overrides(command, "override a key of data, such as data.text_column=body")
-    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = commands.add_parser("prepare", help="write the blocks of a recipe to a folder")
     command.add_argument("recipe", metavar="RECIPE", help="a JSON file; see recipes/README.md")
@@ -97,7 +100,6 @@ def add_model_commands(commands: Commands) -> None:
         "MODEL",
     )
     add_overrides(command, "override a key of data or evaluation, such as data.text_column=body")
-    command.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
     command = commands.add_parser("compare", help="bits per byte of several models on one text")
     command.add_argument("models", metavar="MODEL", nargs="+", help="folders or Hub ids")
@@ -105,7 +107,6 @@ def add_model_commands(commands: Commands) -> None:
         "--source", required=True, metavar="SOURCE", help="text, as data.source of a recipe"
     )
     add_overrides(command, "override a key of data, such as data.text_column=body")
-    command.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def add_writing_commands(commands: Commands) -> None:

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_lm import __version__
 from hf_lm.system.launch import check_launcher
@@ -106,18 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(command, show_traceback=options.show_traceback)
 
 
-def run_from_options(options: argparse.Namespace) -> None:
-    """Check or train what the command line asks for."""
+def run_from_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Check or train what the command line asks for, and return the plan or the result."""
     from hf_lm.terminal import console
     from hf_lm.workflows.check import check
 
     recipe = recipe_from_options(options)
     if options.check:
-        result = check(recipe)
-        console.show_rows(result.title, result.rows, notes=result.notes)
-    else:
-        with unexpected_as_error(recipe.folder):
-            train(recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock)
+        plan = check(recipe)
+        console.show_rows(plan.title, plan.rows, notes=plan.notes)
+        return plan.as_json()
+    with unexpected_as_error(recipe.folder):
+        result = train(
+            recipe, accept_changes=options.accept_changes, force_unlock=options.force_unlock
+        )
+    path = str(result.model_path)
+    return {"model_path": path, "metrics": dict(result.metrics), "samples": [*result.samples]}
 
 
 def recipe_from_options(options: argparse.Namespace) -> Recipe:

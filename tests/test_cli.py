@@ -1,6 +1,7 @@
 """The sub-commands evaluate and generate with a finished model, and run and check recipes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_lm import check, load_recipe
-from hf_lm.cli import main
+from hf_lm.cli import HANDLERS, main
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
@@ -91,3 +92,63 @@ def test_run_and_check_work_as_sub_commands(
     assert plan["notes"] == check(load_recipe(write_recipe())).notes
     assert main(["run", str(write_recipe(training__max_steps=2))]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+JSON_PAGE = Path(__file__).parents[1] / "docs" / "json.md"
+
+
+def documented_fields(command: str) -> set[str]:
+    """The fields of a command in docs/json.md, without those in parentheses."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", JSON_PAGE.read_text(), re.MULTILINE)
+    text = re.sub(r"\([^()]*\)|;.*", "", dict(rows)[command])
+    return set(re.findall(r"`(\w+)`", text))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["check", "status", "report", "verify", "inspect", "prepare", "cache", "evaluate", "generate"],
+)
+def test_stdout_has_one_object_with_the_documented_fields(
+    command: str, tiny_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, capfd: Any
+) -> None:
+    recipe, model = str(write_recipe()), str(tiny_run / "model")
+    arguments = {
+        "check": [recipe],
+        "status": [str(tiny_run)],
+        "report": [str(tiny_run), "--output", str(tmp_path / "report.html")],
+        "verify": [str(tiny_run)],
+        "inspect": [str(tmp_path / "corpus")],
+        "prepare": [recipe, "--output", str(tmp_path / "blocks")],
+        "cache": [],
+        "evaluate": [model],
+        "generate": [model, "--prompt", "The "],
+    }
+    assert main([command, *arguments[command], "--json"]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line).keys() == documented_fields(command)
+
+
+def test_a_run_gives_its_result_as_one_object(
+    write_recipe: Callable[..., Path], tmp_path: Path, capfd: Any
+) -> None:
+    path = str(write_recipe())
+    assert main(["run", path, "--json"]) == 0
+    shown = capfd.readouterr()
+    (line,) = shown.out.splitlines()
+    result = json.loads(line)
+    assert result.keys() == documented_fields("run")
+    assert result["metrics"] == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "step 8  validation" in shown.err
+    assert main(["run", path, "--json", "--check"]) == 0
+    assert json.loads(capfd.readouterr().out).keys() == documented_fields("check")
+    assert main(["run", path, "--json", "--set", "training.max_stepps=3"]) == 2
+    assert capfd.readouterr().out == ""
+
+
+def test_every_command_has_json_but_chat(capsys: Any) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", JSON_PAGE.read_text(), re.MULTILINE)
+    assert {*rows, "chat"} == HANDLERS.keys()
+    for name in HANDLERS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert ("--json" in capsys.readouterr().out) == (name != "chat")

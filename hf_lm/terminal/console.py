@@ -29,6 +29,18 @@ console = Console(
 )
 
 
+@contextmanager
+def shown_on_stderr() -> Iterator[None]:
+    """Show everything on stderr, so that stdout has the result of a command alone."""
+    file, no_color = console.file, console.no_color
+    console.file = cast("TextIO", SafeStream("stderr"))
+    console.no_color = no_color or not console.is_terminal
+    try:
+        yield
+    finally:
+        console.file, console.no_color = file, no_color
+
+
 def quiet_libraries() -> None:
     """Let the libraries print errors only, and turn off their progress bars."""
     import transformers

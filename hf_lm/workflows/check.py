@@ -45,7 +45,7 @@ class CheckResult(NamedTuple):
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as values that JSON can hold; docs/resume.md lists them."""
+        """Return the plan as values that JSON can hold; docs/json.md lists them."""
         plan, size = self.plan, self.plan.model_size
         return {
             "text": {split: asdict(counts) for split, counts in self.counts.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_lm.errors import DataError, RecipeError
 from hf_lm.workflows.stages import load_text, prepare_libraries
@@ -60,11 +60,15 @@ def prepare(recipe: Recipe, output: str | Path, *, push: str | None = None) -> s
     return url
 
 
-def show_cache(*, prune_days: float | None = None) -> None:
+def show_cache(*, prune_days: float | None = None) -> dict[str, Any]:
     """Show the prepared data in the cache, after deleting what was not used for some days.
 
     Args:
         prune_days: delete entries that were not used for so many days; 0 deletes all.
+
+    Returns:
+        The folder, "removed_bytes", and "kind", "key", "bytes" and "days" since the last use of
+        each of the "entries" that are left.
     """
     from hf_lm.data.cache import cache_root, entries, prune
     from hf_lm.terminal import console
@@ -82,6 +86,11 @@ def show_cache(*, prune_days: float | None = None) -> None:
     if prune_days is not None:
         total += f"; {removed / 1e6:,.1f} MB removed"
     console.show_rows("prepared text", [*rows, ("all", total)])
+    left = [
+        {"kind": entry.kind, "key": entry.key, "bytes": entry.size, "days": entry.age}
+        for entry in remaining
+    ]
+    return {"folder": str(cache_root()), "removed_bytes": removed, "entries": left}
 
 
 def push_prepared(directory: Path, name: str) -> str:

@@ -66,27 +66,50 @@ def reproduction_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     return make_recipe(raw, Path.cwd(), name=name, overrides=overrides)
 
 
-def compare(published: Published, run: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Compare a published model with the model of a run.
+class Reproduction(NamedTuple):
+    """A published model beside the model of a run.
 
-    Returns:
-        Rows of a name and both results, and notes on differences in data, versions or machine.
+    Attributes:
+        metrics: the published result of each metric, and that of the run.
+        same_weights: whether both have the same bits.
+        notes: differences in data, versions or machine.
     """
+
+    metrics: Mapping[str, tuple[float, float]]
+    same_weights: bool
+    notes: Sequence[str]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The name of each metric with both results, and a row about the weights."""
+        rows = [(name, compare_metric(*both)) for name, both in self.metrics.items()]
+        return [*rows, ("weights", "the same bits" if self.same_weights else "other bits")]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as values that JSON can hold."""
+        metrics = {
+            name: dict(zip(("published", "here"), both, strict=True))
+            for name, both in self.metrics.items()
+        }
+        return {"metrics": metrics, "same_weights": self.same_weights, "notes": [*self.notes]}
+
+
+def compare(published: Published, run: Path) -> Reproduction:
+    """Compare a published model with the model of a run."""
     run_dir = RunDirectory(run)
     metrics = run_dir.read(METRICS)
-    rows = [
-        (name, compare_metric(float(published.metrics[name]), float(metrics[name])))
+    both = {
+        name: (float(published.metrics[name]), float(metrics[name]))
         for name in evaluation_metrics.METRICS
-    ]
-    is_same = published.digest == sha256(run_dir.model / published.weights)
-    rows.append(("weights", "the same bits" if is_same else "other bits"))
+    }
+    same_weights = published.digest == sha256(run_dir.model / published.weights)
     old, new = flatten(published.provenance), flatten(run_dir.provenance)
     notes = [
         f"{key} was {old.get(key)}, is {new.get(key)} here"
         for key in sorted({*old, *new})
         if key.split(".")[0] in CAUSES and old.get(key) != new.get(key)
     ]
-    return rows, notes
+    return Reproduction(both, same_weights, notes)
 
 
 def compare_metric(published: float, here: float) -> str:

@@ -20,8 +20,11 @@ from hf_lm.terminal.console import duration, show_rows
 UNFINISHED = ("preparing", "training")
 
 
-def verify_run(path: Path) -> None:
+def verify_run(path: Path) -> dict[str, list[str]]:
     """Verify every file of every checkpoint of a run and show the result.
+
+    Returns:
+        The problems of each checkpoint, none of which has one.
 
     Raises:
         DataError: the directory does not hold a checkpoint.
@@ -36,6 +39,7 @@ def verify_run(path: Path) -> None:
     damaged = [f"{path / name}: {lines[0]}" for name, lines in problems.items() if lines]
     if damaged:
         raise CheckpointError([*damaged, "a run continues from the newest valid checkpoint"])
+    return problems
 
 
 def started_run(path: Path) -> RunDirectory:

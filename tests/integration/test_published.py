@@ -374,8 +374,15 @@ def test_reproduced_run_has_the_same_bits(
     assert done.stdout.count("here: equal") == 4
     assert "weights        the same bits" in done.stdout
     other_seed = [*here[:2], *("--set", f"output_dir={tmp_path / 'other'}"), *("--set", "seed=1")]
-    done = reproduce(*other_seed, **hub.environment)
-    assert "weights        other bits" in done.stdout
+    done = reproduce(*other_seed, "--json", **hub.environment)
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result.keys() == {"run", "metrics", "same_weights", "notes"}
+    assert (result["run"], result["same_weights"]) == (str(tmp_path / "other"), False)
+    loss = json.loads((tmp_path / "other" / "metrics.json").read_text())["loss"]
+    assert result["metrics"]["loss"]["here"] == loss != result["metrics"]["loss"]["published"]
+    publish = partial(run_recipe, "publish", tmp_path / "run", "--json", module="hf_lm.cli")
+    assert "/commit/" in json.loads(publish(**hub.environment).stdout)["url"]
     fine_tune = [*("--set", data), *("--set", f"output_dir={tmp_path / 'tuned'}")]
     run_recipe("hub:USER/tiny", "--from", "USER/tiny", *fine_tune, **hub.environment)
     tuned, first = (

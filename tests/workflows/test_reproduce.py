@@ -32,7 +32,8 @@ def published(folder: Path, metrics: dict[str, Any]) -> Published:
 def test_equal_results_are_reported_as_equal_also_if_infinite(tmp_path: Path) -> None:
     metrics = {**METRICS, "perplexity": "Infinity"}
     run = run_of(tmp_path / "run", metrics, {**PROVENANCE, "seconds": 5})
-    rows, notes = compare(published(run, metrics), run)
+    found = compare(published(run, metrics), run)
+    rows, notes = found.rows, found.notes
     assert rows == [
         ("loss", "3.5 published, 3.5 here: equal"),
         ("perplexity", "inf published, inf here: equal"),
@@ -47,7 +48,8 @@ def test_different_results_are_reported_with_possible_causes(tmp_path: Path) -> 
     provenance = {"data": "b2", "packages": {"torch": "2.14.0"}, "threads": 2}
     run = run_of(tmp_path / "run", {**METRICS, "loss": 3.75}, provenance)
     original = published(run, METRICS)._replace(digest="0")
-    rows, notes = compare(original, run)
+    found = compare(original, run)
+    rows, notes = found.rows, found.notes
     assert rows[0] == ("loss", "3.5 published, 3.75 here: 0.25 apart")
     assert rows[-1] == ("weights", "other bits")
     assert notes == [
