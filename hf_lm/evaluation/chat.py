@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hf_lm.errors import RecipeError
@@ -96,12 +97,11 @@ class Chat:
         """Return the ids of a conversation, without its oldest messages if it is too long.
 
         Raises:
-            RecipeError: the newest message alone is too long.
+            RecipeError: the newest message alone is too long, or the template refuses one.
         """
         first = 1 if self.system else 0
         while True:
-            rendered: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-            ids = rendered["input_ids"]
+            ids = self.rendered_ids(messages)
             if len(ids) <= self.limit:
                 return ids
             if len(messages) <= first + 1:
@@ -110,6 +110,18 @@ class Chat:
                     f"{self.limit:,} for it; shorten it"
                 )
             del messages[first : first + 2]  # a user's and the answer to it
+
+    def rendered_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Return the ids of messages by the chat template.
+
+        Raises:
+            RecipeError: the template refuses them, as some do an instruction.
+        """
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise RecipeError(f"the chat template refuses the messages: {error}") from None
+        return rendered["input_ids"]
 
 
 class PieceStreamer(TextStreamer):

@@ -51,4 +51,5 @@ def typed_texts() -> Iterator[str]:
             if text.strip():
                 yield text
     except EOFError:
-        return
+        if sys.stdin.isatty():
+            SafeStream("stdout").write("\n")

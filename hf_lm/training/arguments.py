@@ -40,8 +40,8 @@ def training_arguments(recipe: TrainingRecipe, **others: Any) -> TrainingArgumen
         save_strategy="steps",
         save_steps=save,
         load_best_model_at_end=recipe.load_best_model_at_end,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{recipe.best_metric}",
+        greater_is_better=recipe.best_metric == "accuracy",
         restore_callback_states_from_checkpoint=True,
         ddp_find_unused_parameters=False,  # every parameter is used; searching costs time
         report_to=recipe.report_to if isinstance(recipe.report_to, str) else [*recipe.report_to],

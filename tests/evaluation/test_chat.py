@@ -98,6 +98,15 @@ def test_the_oldest_messages_are_left_out_where_the_context_is_full() -> None:
     assert chat.messages == [{"role": "system", "content": "S"}]
 
 
+def test_a_template_that_refuses_an_instruction_is_one_line() -> None:
+    model, tokenizer = conversing()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refusal + TEMPLATE
+    assert chat_of(model, tokenizer)[0].say("Hello.")
+    with pytest.raises(RecipeError, match=r"the chat template refuses the messages: no system"):
+        chat_of(model, tokenizer, system="Be brief.")[0].say("Hello.")
+
+
 def test_the_command_reads_lines_and_texts_of_several_lines(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

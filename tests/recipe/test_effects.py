@@ -90,7 +90,7 @@ ALWAYS = {
     *("training.compile", "training.activation_checkpointing", "training.dataloader_num_workers"),
     *("training.logging_steps", "training.eval_steps", "training.save_steps"),
     *("training.save_total_limit", "training.early_stopping_patience"),
-    *("training.load_best_model_at_end", "training.skip_nonfinite_steps"),
+    *("training.load_best_model_at_end", "training.skip_nonfinite_steps", "training.best_metric"),
     *("training.skip_loss_spikes", "training.report_to", "training.extra_args"),
     *("evaluation.prompts", "evaluation.max_blocks", "evaluation.batch_size"),
     # `hf-lm publish` uses them after a run that does not publish by itself.

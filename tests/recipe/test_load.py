@@ -161,7 +161,7 @@ SINGLE = {
     ),
     "30 metric": (
         {"training.extra_args": {"metric_for_best_model": "los"}},
-        r"metric_for_best_model: is not allowed: .* lowest eval_loss",
+        r"metric_for_best_model: is not allowed: use training\.best_metric",
     ),
     "32": (
         {"training.device": "cuda:7"},

@@ -64,7 +64,7 @@ REFUSED = {
             *("matrix_learning_rate", "betas", "momentum", "eps", "weight_decay", "max_grad_norm"),
             *("warmup_steps", "schedule", "decay_steps", "min_lr_ratio", "precision", "device"),
             *("compile", "activation_checkpointing", "eval_steps", "early_stopping_patience"),
-            *("load_best_model_at_end", "skip_loss_spikes", "extra_args"),
+            *("load_best_model_at_end", "best_metric", "skip_loss_spikes", "extra_args"),
         )
     ),
     "evaluation.max_blocks",

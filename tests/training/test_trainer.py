@@ -276,12 +276,17 @@ def test_use_cache_is_true_in_checkpoints_and_false_in_training(tmp_path: Path) 
     assert model.config.use_cache is False
 
 
-def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> None:
-    losses = iter([3.0, 2.0, 4.0, 5.0, 6.0, 7.0])
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "accuracy", "bits_per_byte"])
+def test_early_stopping_stops_and_the_best_model_is_loaded(metric: str, tmp_path: Path) -> None:
+    values = [3.0, 2.0, 4.0, 5.0, 6.0, 7.0]
+    if metric == "accuracy":  # the only one of which the highest is the best
+        values = [0.3, 0.4, 0.2, 0.1, 0.0, 0.0]
+    results = iter(values)
     rows: list[dict[str, Any]] = []
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        return dict.fromkeys(("loss", "perplexity", "accuracy", "bits_per_byte"), next(losses))
+        others = {"loss": 9 - len(rows) / 9, "perplexity": 1.0, "accuracy": 0.5}
+        return {**others, "bits_per_byte": 1.0, metric: next(results)}
 
     recipe = TRAINING.model_copy(
         update={
@@ -290,6 +295,7 @@ def test_early_stopping_stops_and_the_best_model_is_loaded(tmp_path: Path) -> No
             "early_stopping_patience": 2,
             "load_best_model_at_end": True,
             "save_total_limit": None,
+            "best_metric": metric,
         }
     )
     trainer = make_trainer(tmp_path, rows, recipe=recipe, evaluate=evaluate)

@@ -90,10 +90,13 @@ class TrainingRecipe(Section):
         2, gt=0, description="number of newest checkpoints to keep; null: all"
     )
     early_stopping_patience: int | None = Field(
-        None, gt=0, description="evaluations without a better loss before training stops"
+        None, gt=0, description="evaluations without a better one before training stops"
     )
     load_best_model_at_end: bool = Field(
-        False, description="use the checkpoint with the lowest eval_loss, not the last one"
+        False, description="use the checkpoint of the best evaluation, not the last one"
+    )
+    best_metric: Literal["loss", "perplexity", "accuracy", "bits_per_byte"] = Field(
+        "loss", description="what makes an evaluation the best: the highest accuracy, or the lowest"
     )
     skip_nonfinite_steps: int = Field(
         0, ge=0, description="number of non-finite steps that are skipped; one more ends the run"

@@ -55,6 +55,7 @@ ALIASES = {
     "eval_interval": "eval_steps",
     "save_interval": "save_steps",
     "patience": "early_stopping_patience",
+    "metric_for_best_model": "best_metric",
     "dataset": "source",
     "dataset_name": "source",
     "dataset_config_name": "config",
